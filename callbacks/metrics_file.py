@@ -1,0 +1,66 @@
+"""A logger that needs no account: one JSON object a line in the run directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Appends every logged metric to ``metrics.jsonl``, with its step."""
+
+    def __init__(self, save_dir: str | None = None):
+        """
+        Args:
+            save_dir: folder of the file; the command sets it to the run directory.
+        """
+        super().__init__()
+        self._save_dir = Path(save_dir or ".")
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._save_dir)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._save_dir / "metrics.jsonl"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._save_dir.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in config.yaml beside the file."""
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drops what an earlier, interrupted run logged beyond the step that training resumes from.
+
+        Args:
+            step: optimizer steps done; Lightning logs the last of them as step - 1.
+        """
+        if self.path.exists():
+            rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if json.loads(row)["step"] < step]
+            self.path.write_text("".join(kept), encoding="utf-8")
+
+
+def read_metric(path: Path, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric of a metrics file."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    return [step for step, _ in points], [value for _, value in points]

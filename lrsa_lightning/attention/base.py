@@ -1,0 +1,54 @@
+"""What an attention mode is: something that installs itself in a loaded transformers model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+
+class AttentionMode(ABC):
+    """A swappable attention. Its subclasses are the registry: import one and YAML can name it.
+
+    A mode binds to a model, not to the process: two models in one process can run two modes.
+    """
+
+    needs_padding_mask = True
+    """Whether `generate` must pass a mask for rows of unequal length; False where the cache knows them."""
+
+    @abstractmethod
+    def registry_key(self) -> str:
+        """Name of this very mode, arguments included, in transformers' `AttentionInterface`."""
+
+    @abstractmethod
+    def make_cache(self, config: "PreTrainedConfig", lengths: Sequence[int] | None = None) -> "Cache":
+        """An empty key-value cache under the rule the model is trained with.
+
+        Args:
+            config: the model's configuration.
+            lengths: true prompt lengths of right-padded rows; None when all rows are equally long.
+        """
+
+    def check(self, config: "PreTrainedConfig") -> None:  # noqa: B027  a mode without limits need not override it
+        """Raises ValueError, with the reason, for a model this mode cannot be exact for."""
+
+    def install(self, model: "PreTrainedModel") -> None:
+        """Swaps the attention of a loaded model in place.
+
+        Raises:
+            ValueError: the model has something this mode does not support.
+        """
+        self.check(model.config)
+        model.set_attn_implementation(self.registry_key())
+
+    @contextmanager
+    def installed(self, model: "PreTrainedModel") -> Iterator[None]:
+        """Installs the mode for the length of a `with` block and brings the earlier one back."""
+        earlier = model.config._attn_implementation
+        self.install(model)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(earlier)

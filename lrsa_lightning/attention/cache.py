@@ -1,0 +1,230 @@
+"""The LRSA rule as a transformers Cache: it holds S + r * N + at most 2L tokens a layer.
+
+Shape suffixes: B batch, G KV heads, N tokens, T tokens held, D head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lrsa_lightning.attention import fill
+from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """How to read the keys a layer's `update` returns: [compact ; raw], for queries that are the last tokens.
+
+    transformers hands those keys to the attention function untouched, so the view rides on them as the
+    attribute `lrsa_view`.
+
+    Attributes:
+        keys: [B, G, T, D].
+        compact_len: keys in front that are sink or kept tokens.
+        raw_start: position of the first key behind them.
+        padding: int64 [B], unused keys in front of each row; None when all rows are equally long.
+    """
+
+    keys: Tensor
+    compact_len: int
+    raw_start: int
+    padding: Tensor | None = None
+
+    def attend(
+        self, q_BHQD: Tensor, v_BGTD: Tensor, chunking: Chunking, chunks_per_fill: int, scale: float | None
+    ) -> Tensor:
+        """Attention of the newest Q tokens, [B, H, Q, D]."""
+        if self.padding is not None:
+            mask_B11T = (torch.arange(v_BGTD.shape[2], device=v_BGTD.device) >= self.padding[:, None])[:, None, None]
+            return fill.sdpa(q_BHQD, self.keys, v_BGTD, mask_B11T, scale)
+        compact, raw = zip(
+            *((z[:, :, : self.compact_len], z[:, :, self.compact_len :]) for z in (self.keys, v_BGTD)), strict=True
+        )
+        return fill.attend(q_BHQD, compact, raw, self.raw_start, chunking, chunks_per_fill, scale)
+
+
+class LagKVLayer(DynamicLayer):
+    """Keys and values of one decoder layer: sink, kept tokens, then everything not yet compressed.
+
+    Rows of unequal prompts share the prompt's forward passes; each row's state is put aside where its
+    prompt ends. Once the longest has ended, rows lie right-aligned and each compresses at its own boundary.
+    """
+
+    is_croppable = False
+
+    def __init__(self, mode, layer_idx: int, lengths: Sequence[int] | None = None):
+        super().__init__()
+        self.mode = mode
+        self.chunking: Chunking = mode.chunking(layer_idx)
+        self.seen = 0
+        self.prompt_lengths = list(lengths) if lengths is not None and len(set(lengths)) > 1 else None
+        self._ended_rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self._row_seen: list[int] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], (key_states if value_states is None else value_states)[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        """Appends any number of tokens at any offset and compresses the chunks they complete.
+
+        Args:
+            key_states: keys after RoPE of the new tokens, [B, G, n, D].
+            value_states: their values.
+
+        Returns:
+            keys and values [B, G, T, D] that the new tokens' queries need, the keys with their `lrsa_view`.
+
+        Raises:
+            ValueError: rows of unequal length got more than one token at a time after their prompts.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._row_seen is not None:
+            return self._update_rows(key_states, value_states)
+        before, self.seen = self.seen, self.seen + key_states.shape[2]
+        new = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        compact_len, raw_start = self._split(before, self.seen)
+        if self.prompt_lengths is not None:
+            self._put_ended_rows_aside(new, before)
+        (keys, values), (self.keys, self.values), compact_len = self._compress(new, before, self.seen)
+        if self.prompt_lengths is not None and self.seen >= max(self.prompt_lengths):
+            self._align_rows()
+        keys.lrsa_view = CacheView(keys, compact_len, raw_start)
+        return keys, values
+
+    def _split(self, before: int, after: int) -> tuple[int, int]:
+        """Length of the compact part and first raw position of what was held at `before`, seen from `after`.
+
+        While nothing is compressed the two parts are contiguous, so tokens still joining the sink count as compact.
+        """
+        chunking = self.chunking
+        if chunking.compressed_chunks(before) == 0:
+            sink = min(chunking.sink_size, after)
+            return sink, sink
+        return chunking.compact_len(before), chunking.raw_start(before)
+
+    def _compress(self, held: tuple[Tensor, Tensor], before: int, after: int):
+        """Compresses the chunks completed on the way from `before` to `after` tokens.
+
+        Returns:
+            what the new queries need, what stays held, and the compact length of the former.
+        """
+        compact_len, _ = self._split(before, after)
+        num_chunks = self.chunking.compressed_chunks(after) - self.chunking.compressed_chunks(before)
+        if num_chunks == 0:
+            return held, held, compact_len
+        lag_size = self.chunking.lag_size
+        raw = tuple(z[:, :, compact_len:] for z in held)
+        kept_idx = self.mode.keep_best(*(z[:, :, : (num_chunks + 1) * lag_size] for z in raw))
+        compact = [
+            torch.cat([z[:, :, :compact_len], gather_tokens(r, kept_idx)], dim=2)
+            for z, r in zip(held, raw, strict=True)
+        ]
+        needed = tuple(torch.cat(parts, dim=2) for parts in zip(compact, raw, strict=True))
+        stays = tuple(
+            torch.cat([c, r[:, :, num_chunks * lag_size :]], dim=2) for c, r in zip(compact, raw, strict=True)
+        )
+        return needed, stays, compact[0].shape[2]
+
+    def _put_ended_rows_aside(self, new: tuple[Tensor, Tensor], before: int) -> None:
+        """Keeps the state of each row whose prompt ends within the new tokens, without the padding behind it."""
+        for row, length in enumerate(self.prompt_lengths):
+            if before < length <= self.seen:
+                padding = self.seen - length
+                held = tuple(z[row : row + 1, :, : z.shape[2] - padding] for z in new)
+                self._ended_rows[row] = self._compress(held, before, length)[1]
+
+    def _align_rows(self) -> None:
+        """Lays the rows out right-aligned, each at its own length, ready for decoding."""
+        rows = [self._ended_rows[row] for row in range(len(self.prompt_lengths))]
+        self._stack_rows(rows)
+        self._row_seen, self._ended_rows = list(self.prompt_lengths), {}
+
+    def _stack_rows(self, rows: list[tuple[Tensor, Tensor]]) -> None:
+        longest = max(k.shape[2] for k, _ in rows)
+        self.keys, self.values = (
+            torch.cat([torch.nn.functional.pad(z, (0, 0, longest - z.shape[2], 0)) for z in column])
+            for column in zip(*rows, strict=True)
+        )
+
+    def _row_padding(self) -> list[int]:
+        return [self.keys.shape[2] - self.chunking.stored_len(seen) for seen in self._row_seen]
+
+    def _update_rows(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends one token to rows of unequal length; whoever completes a chunk compresses, alone."""
+        if key_states.shape[2] != 1:
+            raise ValueError(
+                f"rows of unequal length take one token at a time after their prompts, got {key_states.shape[2]}: "
+                "their chunk boundaries differ"
+            )
+        padding = self._row_padding()
+        keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        keys.lrsa_view = CacheView(keys, 0, 0, torch.tensor(padding, device=keys.device))
+        before, self._row_seen = self._row_seen, [seen + 1 for seen in self._row_seen]
+        self.seen += 1
+        self.keys, self.values = keys, values
+        compressed = self.chunking.compressed_chunks
+        if any(compressed(b) != compressed(a) for b, a in zip(before, self._row_seen, strict=True)):
+            rows = [tuple(z[row : row + 1, :, pad:] for z in (keys, values)) for row, pad in enumerate(padding)]
+            self._stack_rows([self._compress(held, b, b + 1)[1] for held, b in zip(rows, before, strict=True)])
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens seen (not held), of the longest row."""
+        return self.seen
+
+    def reset(self) -> None:
+        """Empties the layer."""
+        self.keys = self.values = self._row_seen = None
+        self.seen, self._ended_rows, self.is_initialized = 0, {}, False
+
+    def crop(self, *_) -> None:
+        raise ValueError("a compressed cache cannot be cropped: the dropped tokens are gone (assisted decoding?)")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._refuse_unequal_rows("beam search")
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._refuse_unequal_rows("repeating rows")
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._refuse_unequal_rows("selecting rows")
+        super().batch_select_indices(indices)
+
+    def _refuse_unequal_rows(self, what: str) -> None:
+        if self.prompt_lengths is not None:
+            raise ValueError(f"{what} needs rows of equal length: each row of this cache has its own boundaries")
+
+
+class LagKVCache(Cache):
+    """A key-value cache compressed as training compresses (LRSA), for transformers' `generate` and ours.
+
+    After N tokens a layer holds `Chunking.stored_len(N)` of them, a layer in `skip_layers` all.
+    """
+
+    def __init__(self, mode, config, lengths: Sequence[int] | None = None):
+        """
+        Args:
+            mode: the `LRSA` whose rule it follows.
+            config: the model's configuration.
+            lengths: true prompt lengths of right-padded rows, for rows of unequal length.
+
+        Raises:
+            ValueError: the mode cannot be exact for this model.
+        """
+        mode.check(config)
+        num_layers = config.get_text_config(decoder=True).num_hidden_layers
+        super().__init__(layers=[LagKVLayer(mode, layer_idx, lengths) for layer_idx in range(num_layers)])
+
+
+def cache_bytes(cache: LagKVCache | DynamicCache) -> int:
+    """Bytes of keys and values a cache holds over all layers."""
+    return sum(z.nbytes for layer in cache.layers for z in (layer.keys, layer.values) if z is not None)

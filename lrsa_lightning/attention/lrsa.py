@@ -1,0 +1,160 @@
+"""Lag-Relative Sparse Attention as a mode: the rule's sizes, and its way into transformers."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lrsa_lightning.attention import fill, lagkv, naive
+from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.lagkv import Chunking
+
+log = logging.getLogger(__name__)
+
+_EXECUTIONS = {"naive": naive.lrsa_attention, "fill": fill.lrsa_attention}
+# Their frequencies depend on the length seen so far, so a cached key and a recomputed one would differ.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# A sink longer than any sequence: an uncompressed layer is the same rule without chunks.
+_UNCOMPRESSED = Chunking(sink_size=2**62, lag_size=1, kept=1)
+
+
+class LRSA(AttentionMode):
+    """Lag-Relative Sparse Attention (arXiv 2506.11498): attention over a cache compressed chunk by chunk.
+
+    The same rule in training (masked forward), in chunked prefill and in decoding (`LagKVCache`).
+    """
+
+    needs_padding_mask = False
+
+    def __init__(
+        self,
+        lag_size: int = 1024,
+        retention_ratio: float = 0.5,
+        sink_size: int = 16,
+        v_weight: float = 1.0,
+        skip_layers: Sequence[int] = (),
+        scorer: Literal["lagkv"] = "lagkv",
+        backend: Literal["auto", "naive", "fill"] = "auto",
+        chunks_per_fill: int = 1,
+    ):
+        """
+        Args:
+            lag_size: L, tokens in a chunk, scored against the chunk behind it.
+            retention_ratio: r, share of a chunk's tokens kept; 1 is full attention.
+            sink_size: S, tokens at the start that are never dropped.
+            v_weight: weight of the values' score beside the keys'.
+            skip_layers: decoder layers left uncompressed.
+            scorer: how a chunk's tokens are ranked.
+            backend: execution of the mask; auto picks by device.
+            chunks_per_fill: chunks whose queries share one attention call; speed and memory only.
+
+        Raises:
+            ValueError: a size outside its range.
+        """
+        if lag_size < 1:
+            raise ValueError(f"LRSA: lag_size must be at least 1, got {lag_size}")
+        if not 0 <= retention_ratio <= 1:
+            raise ValueError(f"LRSA: retention_ratio must lie in 0..1, got {retention_ratio}")
+        if sink_size < 0:
+            raise ValueError(f"LRSA: sink_size must not be negative, got {sink_size}")
+        if chunks_per_fill < 1:
+            raise ValueError(f"LRSA: chunks_per_fill must be at least 1, got {chunks_per_fill}")
+        self.lag_size = lag_size
+        self.retention_ratio = retention_ratio
+        self.sink_size = sink_size
+        self.v_weight = v_weight
+        self.skip_layers = tuple(skip_layers)
+        self.scorer = scorer
+        self.backend = backend
+        self.chunks_per_fill = chunks_per_fill
+        self._chunking = Chunking(sink_size, lag_size, lagkv.kept_per_chunk(lag_size, retention_ratio))
+
+    def __repr__(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"LRSA({args})"
+
+    def registry_key(self) -> str:
+        return repr(self)
+
+    def chunking(self, layer_idx: int | None = None) -> Chunking:
+        """The rule's sizes in a layer; a skipped layer is all sink."""
+        return _UNCOMPRESSED if layer_idx in self.skip_layers else self._chunking
+
+    def select(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int | None = None) -> Tensor:
+        """Positions that stay visible for good in this layer: int64 [B, G, C], see `lagkv.select`."""
+        chunking = self.chunking(layer_idx)
+        return lagkv.select(k_BGND, v_BGND, chunking.lag_size, chunking.sink_size, self.retention_ratio, self.v_weight)
+
+    def keep_best(self, k_BGND: Tensor, v_BGND: Tensor) -> Tensor:
+        """Offsets of the tokens kept of T consecutive chunks, given T + 1: int64 [B, G, T * M], ascending."""
+        scores = lagkv.score_chunks(k_BGND, v_BGND, self.lag_size, self.v_weight)
+        return lagkv.keep_best(scores, self._chunking.kept)
+
+    def make_cache(self, config, lengths: Sequence[int] | None = None):
+        from lrsa_lightning.attention.cache import LagKVCache
+
+        return LagKVCache(self, config, lengths)
+
+    def check(self, config) -> None:
+        rope = getattr(config, "rope_parameters", None) or {}
+        if (rope_type := rope.get("rope_type", "default")) in _LENGTH_DEPENDENT_ROPE:
+            raise ValueError(
+                f"LRSA cannot run with rope_type {rope_type!r}: its angles depend on the length seen so far, so "
+                "training, prefill and decoding would disagree. Use default, linear, yarn or llama3."
+            )
+        if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
+            raise ValueError("LRSA replaces full attention; this model has layers of another kind (sliding window?)")
+        if getattr(config, "attention_dropout", 0.0):
+            raise ValueError("LRSA has no attention dropout: set attention_dropout to 0 in the model's config")
+        if unknown := [layer for layer in self.skip_layers if not 0 <= layer < config.num_hidden_layers]:
+            raise ValueError(f"LRSA: skip_layers {unknown} do not exist, the model has {config.num_hidden_layers}")
+
+    def install(self, model) -> None:
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        name = self.registry_key()
+        AttentionInterface.register(name, self._transformers_attention)
+        AttentionMaskInterface.register(name, _refuse_inexact_padding)
+        super().install(model)
+
+    def _transformers_attention(
+        self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, **_
+    ) -> tuple[Tensor, None]:
+        """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out."""
+        layer_idx = module.layer_idx
+        if (view := getattr(key, "lrsa_view", None)) is not None:
+            out = view.attend(query, value, self.chunking(layer_idx), self.chunks_per_fill, scaling)
+        elif query.shape[2] == key.shape[2]:
+            execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type)]
+            out = execution(query, key, value, self, scaling, layer_idx=layer_idx)
+        else:
+            raise ValueError(
+                "LRSA found keys of a cache that does not follow its rule. Pass "
+                "past_key_values=mode.make_cache(model.config) to the forward or to generate()."
+            )
+        return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _resolve_backend(backend: str, device_type: str) -> str:
+    """The execution for a device, said once in the log."""
+    if backend != "auto":
+        return backend
+    log.info("LRSA backend auto: fill (SDPA, chunk by chunk) on %s", device_type)
+    return "fill"
+
+
+def _refuse_inexact_padding(*_, attention_mask: Tensor | None = None, **__) -> None:
+    """Mask registration: the rule needs no mask. Right padding is exact by construction.
+
+    Raises:
+        ValueError: a row is padded on the left, or in its middle.
+    """
+    if attention_mask is not None and torch.any(attention_mask[:, 1:] & ~attention_mask[:, :-1]):
+        raise ValueError(
+            "LRSA cannot be exact on left-padded rows: padding would fill the sink and shift the chunks. "
+            "Pad on the right and use lrsa_lightning.generate, or run the prompts one by one."
+        )

@@ -1,0 +1,101 @@
+"""The order of samples: a function of (seed, epoch), cut into global batches, then into micro-batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from torch.utils.data import Sampler
+
+from lrsa_lightning.errors import InputError
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank reads for one forward pass.
+
+    Attributes:
+        indices: of the samples.
+        num_tokens: learned tokens of the global batch (all ranks, all accumulation steps) it belongs to.
+    """
+
+    indices: tuple[int, ...]
+    num_tokens: int
+
+
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> int:
+    """Micro-batches a rank accumulates before a step.
+
+    Raises:
+        InputError: the global batch is not a multiple of what all ranks read at a time.
+    """
+    at_a_time = micro_batch_size * data_parallel_size
+    if global_batch_size % at_a_time:
+        raise InputError(
+            f"data.global_batch_size {global_batch_size} is not a multiple of {at_a_time} = data.micro_batch_size "
+            f"{micro_batch_size} x {data_parallel_size} data-parallel ranks: change one of them"
+        )
+    return global_batch_size // at_a_time
+
+
+class GlobalBatchSampler(Sampler[MicroBatch]):
+    """Yields this rank's micro-batches; what all ranks read together does not depend on their number.
+
+    An incomplete global batch at an epoch's end is left out.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[int],
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        data_parallel_size: int,
+        seed: int,
+        shuffle: bool = True,
+    ):
+        """
+        Args:
+            weights: learned tokens of each sample.
+            global_batch_size: samples of an optimizer step.
+            micro_batch_size: samples of a forward pass on one rank.
+            rank: data-parallel rank of this process.
+            data_parallel_size: number of data-parallel ranks.
+            seed: of the order.
+            shuffle: False keeps the order of the samples.
+
+        Raises:
+            InputError: the batch sizes do not divide, or there are fewer samples than a global batch.
+        """
+        accumulation_steps(global_batch_size, micro_batch_size, data_parallel_size)
+        if len(weights) < global_batch_size:
+            raise InputError(
+                f"{len(weights)} samples are fewer than data.global_batch_size {global_batch_size}: "
+                "lower it, or give more data"
+            )
+        self._weights = weights
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._data_parallel_size = data_parallel_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch, and after a resume."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        per_step = self._global_batch_size // (self._micro_batch_size * self._data_parallel_size)
+        return len(self._weights) // self._global_batch_size * per_step
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = list(range(len(self._weights)))
+        if self._shuffle:
+            Random(f"{self._seed}:{self._epoch}").shuffle(order)
+        stride = self._micro_batch_size * self._data_parallel_size
+        for start in range(0, len(order) - self._global_batch_size + 1, self._global_batch_size):
+            batch = order[start : start + self._global_batch_size]
+            num_tokens = sum(self._weights[index] for index in batch)
+            for offset in range(self._rank * self._micro_batch_size, self._global_batch_size, stride):
+                yield MicroBatch(tuple(batch[offset : offset + self._micro_batch_size]), num_tokens)

@@ -1,0 +1,50 @@
+"""How a user's turn becomes the text a model reads, in training and in RULER."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lrsa_lightning.errors import InputError
+
+TemplateName: TypeAlias = Literal["base", "chatml"]
+_USER, _ASSISTANT = "\x02user\x03", "\x02assistant\x03"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Texts around a user's turn and behind the answer.
+
+    Attributes:
+        before: text in front of the user's turn.
+        after: text between it and the answer.
+        answer_start: text the answer begins with.
+        answer_end: text that ends the answer and is learned with it.
+    """
+
+    before: str
+    after: str
+    answer_start: str
+    answer_end: str
+
+
+def make_template(name: TemplateName, tokenizer) -> Template:
+    """The template of a tokenizer.
+
+    Args:
+        name: `base`: the text alone, the answer behind one space, as RULER's answer prefixes begin, then the end
+            token. `chatml`: the tokenizer's own chat template.
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        InputError: the tokenizer lacks an end token or a chat template.
+    """
+    if name == "base":
+        if tokenizer.eos_token is None:
+            raise InputError("the tokenizer has no end token (eos_token), which ends every answer")
+        return Template("", "", " ", tokenizer.eos_token)
+    if not tokenizer.chat_template:
+        raise InputError("template chatml: the tokenizer has no chat template; use an instruct model's, or base")
+    user = [{"role": "user", "content": _USER}]
+    before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
+    turns = [*user, {"role": "assistant", "content": _ASSISTANT}]
+    end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)[1]
+    return Template(before, after, "", end.rstrip("\n"))

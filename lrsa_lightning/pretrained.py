@@ -1,0 +1,81 @@
+"""From a hub id, a folder or configuration keys to a transformers causal decoder."""
+
+from typing import Any
+
+import torch
+
+from lrsa_lightning.errors import InputError
+
+
+def load_config(
+    name_or_path: str | None, from_config: dict[str, Any] | None, rope_parameters: dict[str, Any] | None = None
+):
+    """The model's configuration; loads no weights.
+
+    Args:
+        name_or_path: hub id or folder, or None.
+        from_config: keys of Qwen2Config, or of the architecture its `model_type` names, when there is no name.
+        rope_parameters: overrides of the configuration's own.
+
+    Raises:
+        InputError: the model cannot be found, a key is unknown, or the keys contradict each other.
+    """
+    from transformers import AutoConfig
+
+    if name_or_path is not None:
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"model.name_or_path {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} "
+                "Give a hub id that this machine can reach or a folder with config.json."
+            ) from error
+    else:
+        config = _config_from_keys(dict(from_config))
+    if rope_parameters:
+        config.rope_parameters = {**config.rope_parameters, **rope_parameters}
+    return config
+
+
+def _config_from_keys(keys: dict[str, Any]):
+    from transformers import CONFIG_MAPPING
+
+    model_type = keys.pop("model_type", "qwen2")
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'")
+    config_class = CONFIG_MAPPING[model_type]
+    if unknown := sorted(keys.keys() - config_class().to_dict().keys()):
+        raise InputError(f"model.from_config: {', '.join(unknown)} not in {config_class.__name__}")
+    try:
+        return config_class(**keys)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model.from_config: {error}") from error
+
+
+def check_length(config, seq_len: int) -> None:
+    """Refuses rows longer than the positions the model knows, its RoPE scaling counted in.
+
+    Raises:
+        InputError: seq_len is beyond them.
+    """
+    rope = config.rope_parameters or {}
+    scaled = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", config.max_position_embeddings)
+    positions = max(config.max_position_embeddings, int(scaled))
+    if seq_len > positions:
+        raise InputError(
+            f"data.seq_len {seq_len} is beyond the model's {positions} positions: lower it, or scale RoPE with "
+            f"model.rope_parameters {{rope_type: yarn, factor: {-(-seq_len // positions)}.0}}"
+        )
+
+
+def load_model(config, name_or_path: str | None):
+    """The model in the current default dtype and on the current default device.
+
+    Weights are those of ``name_or_path``, or random for None.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.get_default_dtype()
+    if name_or_path is not None:
+        return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -1,0 +1,6 @@
+"""RULER, the long-context benchmark, generated and scored in our own code (NVIDIA/RULER at c3f5e3b)."""
+
+from lrsa_lightning.ruler.scoring import score_predictions
+from lrsa_lightning.ruler.tasks import TASKS, make_samples
+
+__all__ = ["TASKS", "make_samples", "score_predictions"]

@@ -1,0 +1,99 @@
+"""The registry of tasks, and their samples fitted to a length."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.ruler.fitting import largest_fit
+from lrsa_lightning.ruler.niah import Niah
+from lrsa_lightning.ruler.scoring import match_all
+
+
+@dataclass(frozen=True)
+class Task:
+    """A RULER task.
+
+    Attributes:
+        kind: draws its samples.
+        tokens_to_generate: new tokens a model may take; part of the length.
+        metric: (prediction, references) -> 0..1.
+    """
+
+    kind: Niah
+    tokens_to_generate: int
+    metric: Callable[[str, Sequence[str]], float]
+
+
+TASKS = {
+    "niah_single_1": Task(Niah("noise"), 128, match_all),
+    "niah_multikey_2": Task(Niah("needle"), 128, match_all),
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown RULER task {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def make_samples(
+    task: str, tokenizer, max_length: int, num_samples: int, seed: int = 42, template: TemplateName = "base"
+) -> list[dict[str, Any]]:
+    """Samples of one task at one length.
+
+    Sample i depends on (seed, task, max_length, i) and the tokenizer alone, so subsets are stable.
+
+    Args:
+        task: name in `TASKS`.
+        tokenizer: counts the tokens.
+        max_length: tokens of prompt, template, answer prefix and new tokens together.
+        num_samples: how many.
+        seed: of the draws.
+        template: base or chatml; the answer prefix starts the assistant's turn.
+
+    Returns:
+        rows with id, index, task, input, answer_prefix (to be sent behind input), outputs, depths and
+        length (tokens of the prompt plus tokens_to_generate).
+
+    Raises:
+        ValueError: unknown task, or a sample that cannot fit max_length.
+    """
+    spec = find_task(task)
+    frame = make_template(template, tokenizer)
+    budget = max_length - spec.tokens_to_generate
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    rows = []
+    units = int(budget / spec.kind.tokens_per_unit)
+    for index in range(num_samples):
+        draw = spec.kind.draw(Random(f"{seed}:{task}:{max_length}:{index}"))
+
+        def prompt(units: int, draw=draw) -> str:
+            return frame.before + draw.build(units) + frame.after + draw.answer_prefix
+
+        try:
+            units = largest_fit(prompt, count_tokens, budget, units)
+        except ValueError as error:
+            raise ValueError(f"RULER {task} at length {max_length}: {error} (length less new tokens)") from None
+        rows.append(
+            {
+                "id": f"{task}-{max_length}-{seed}-{index}",
+                "index": index,
+                "task": task,
+                "input": frame.before + draw.build(units) + frame.after,
+                "answer_prefix": draw.answer_prefix,
+                "outputs": draw.outputs,
+                "depths": draw.depths,
+                "length": count_tokens(prompt(units)) + spec.tokens_to_generate,
+            }
+        )
+    return rows

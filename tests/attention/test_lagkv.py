@@ -1,0 +1,120 @@
+"""The rule against its equations, by hand and by loops."""
+
+import math
+from statistics import stdev
+
+import pytest
+import torch
+
+from lrsa_lightning.attention.lagkv import Chunking, keep_best, score, select
+
+SINK, LAG = 2, 4
+
+
+def loop_score(z: list[list[float]], reference: list[list[float]]) -> list[float]:
+    """Equations 4-7 for one chunk in plain Python: rows are tokens, columns channels."""
+    low = [min(column) for column in zip(*reference, strict=True)]
+    high = [max(column) for column in zip(*reference, strict=True)]
+    normalised = [
+        [(x - lo) / (hi - lo) if hi > lo else 0.0 for x, lo, hi in zip(token, low, high, strict=True)] for token in z
+    ]
+    spread = [math.exp(stdev(token)) for token in normalised]
+    return [s / sum(spread) for s in spread]
+
+
+def test_score_of_two_tokens_by_hand():
+    # Chunk 0: tokens (0, 1) and (2, 2); chunk 1 spans 0..2 and 0..4.
+    k = torch.tensor([[0.0, 1.0], [2.0, 2.0], [0.0, 0.0], [2.0, 4.0]])[None, None]
+    # Normalised: (0, .25) and (1, .5): std .25 / sqrt 2 and .5 / sqrt 2.
+    first, second = math.exp(0.25 / math.sqrt(2)), math.exp(0.5 / math.sqrt(2))
+    expected = torch.tensor([first, second]) / (first + second)
+    torch.testing.assert_close(score(k, k, 2, 0)[0, 0, 0], 2 * expected)
+    torch.testing.assert_close(score(k, k, 2, 0, v_weight=0.5)[0, 0, 0], 1.5 * expected)
+
+
+def test_score_equals_the_equations():
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 3, SINK + 4 * LAG + 3, 6), torch.randn(2, 3, SINK + 4 * LAG + 3, 6)
+    got = score(k, v, LAG, SINK, v_weight=0.7)
+    assert got.shape == (2, 3, 3, LAG)
+    for chunk in range(3):
+        start = SINK + chunk * LAG
+        here, behind = slice(start, start + LAG), slice(start + LAG, start + 2 * LAG)
+        of_k = loop_score(k[1, 2, here].tolist(), k[1, 2, behind].tolist())
+        of_v = loop_score(v[1, 2, here].tolist(), v[1, 2, behind].tolist())
+        expected = torch.tensor([a + 0.7 * b for a, b in zip(of_k, of_v, strict=True)])
+        torch.testing.assert_close(got[1, 2, chunk], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_channels_without_range_count_as_zero():
+    k = torch.randn(1, 1, 2 * LAG, 5)
+    k[..., LAG:, 1] = 7.0
+    zeroed = k.clone()
+    zeroed[..., :, 1] = 0.0
+    torch.testing.assert_close(score(k, k, LAG, 0), score(zeroed, zeroed, LAG, 0))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [0.0, 3.0, 3e38, -3e38, 1e-42],
+    ids=["zero", "constant", "huge", "minus huge", "denormal"],
+)
+def test_no_nan_on_constant_input(fill):
+    k = torch.full((1, 2, 3 * LAG, 8), fill)
+    assert score(k, k, LAG, 0).isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e30, 3e38])
+def test_no_nan_on_tiny_ranges_and_huge_values(scale):
+    torch.manual_seed(0)
+    k = (torch.rand(1, 2, 3 * LAG, 8) * 2 - 1) * scale
+    k[..., 0, :] = 3e38
+    assert score(k, k, LAG, 0).isfinite().all()
+
+
+def test_scores_are_float32_under_autocast_and_for_bf16_keys():
+    k = torch.randn(1, 2, 3 * LAG, 8).bfloat16()
+    expected = score(k.float(), k.float(), LAG, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = score(k, k, LAG, 0)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+def test_ties_go_to_the_lower_position():
+    scores = torch.tensor([[[[1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 1.0], [2.0] * 8]]])
+    assert keep_best(scores, 5).tolist() == [[[0, 1, 2, 3, 5, 8, 9, 10, 11, 12]]]
+
+
+@pytest.mark.parametrize("num_tokens", range(1, SINK + 4 * LAG + 2))
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.25, 0.0])
+def test_select_size_order_and_sink(num_tokens, ratio):
+    k = torch.randn(2, 2, num_tokens, 4)
+    idx = select(k, k, LAG, SINK, ratio)
+    complete = max(0, (num_tokens - SINK) // LAG)
+    kept = int(ratio * LAG)
+    assert idx.dtype == torch.int64
+    assert idx.shape == (2, 2, min(SINK, num_tokens) + max(complete - 1, 0) * kept)
+    assert torch.equal(idx[0, 0, :SINK], torch.arange(min(SINK, num_tokens)))
+    assert (idx.diff(dim=-1) > 0).all()
+    if complete > 1 and kept:
+        chunk_of_kept = (idx[..., SINK:] - SINK) // LAG
+        assert torch.equal(chunk_of_kept, torch.arange(complete - 1).repeat_interleave(kept).expand_as(chunk_of_kept))
+
+
+def test_selection_depends_on_no_other_row():
+    torch.manual_seed(0)
+    k, v = torch.randn(3, 2, 5 * LAG, 8), torch.randn(3, 2, 5 * LAG, 8)
+    alone = select(k[1:2], v[1:2], LAG, SINK, 0.5)
+    assert torch.equal(select(k, v, LAG, SINK, 0.5)[1:2], alone)
+
+
+@pytest.mark.parametrize("num_tokens", range(1, 40))
+def test_chunk_arithmetic(num_tokens):
+    chunking = Chunking(sink_size=3, lag_size=5, kept=2)
+    complete = max(0, (num_tokens - 3) // 5)
+    assert chunking.complete_chunks(num_tokens) == complete
+    if complete >= 2:
+        assert chunking.stored_len(num_tokens) == 3 + (complete - 1) * 2 + 5 + (num_tokens - 3 - complete * 5)
+    else:
+        assert chunking.stored_len(num_tokens) == num_tokens

@@ -1,0 +1,115 @@
+"""Modes inside transformers models: swap, swap back, refusals."""
+
+import pytest
+import torch
+
+from lrsa_lightning import LRSA, Vanilla
+from tests.conftest import make_model
+
+IDS = torch.randint(0, 97, (2, 70), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_swap_changes_the_logits_and_swapping_back_restores_them(model_type):
+    model = make_model(model_type)
+    before = model(IDS).logits
+    LRSA(lag_size=8, sink_size=4).install(model)
+    assert (model(IDS, use_cache=False).logits - before).abs().max() > 1e-2
+    Vanilla().install(model)
+    assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_full_retention_equals_vanilla(model_type):
+    model = make_model(model_type)
+    before = model(IDS).logits
+    LRSA(lag_size=8, sink_size=4, retention_ratio=1.0).install(model)
+    torch.testing.assert_close(model(IDS, use_cache=False).logits, before, rtol=0, atol=1e-4)
+
+
+def test_backends_agree_inside_a_model():
+    model = make_model()
+    logits = []
+    for backend in ("naive", "fill", "auto"):
+        LRSA(lag_size=8, sink_size=4, backend=backend).install(model)
+        logits.append(model(IDS, use_cache=False).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
+    assert torch.equal(logits[1], logits[2])
+
+
+def test_two_models_in_one_process_run_two_modes():
+    first, second = make_model(), make_model()
+    LRSA(lag_size=8, sink_size=4, retention_ratio=0.5).install(first)
+    alone = first(IDS, use_cache=False).logits
+    LRSA(lag_size=8, sink_size=4, retention_ratio=0.25).install(second)
+    assert torch.equal(first(IDS, use_cache=False).logits, alone)
+    assert (second(IDS, use_cache=False).logits - alone).abs().max() > 1e-2
+
+
+def test_right_padding_does_not_reach_real_tokens():
+    model = make_model()
+    LRSA(lag_size=8, sink_size=4).install(model)
+    mask = torch.ones_like(IDS)
+    mask[0, 45:] = 0
+    padded = model(IDS, attention_mask=mask, use_cache=False).logits
+    alone = model(IDS[:1, :45], use_cache=False).logits
+    torch.testing.assert_close(padded[:1, :45], alone, rtol=0, atol=1e-4)
+
+
+def test_left_padding_is_refused():
+    model = make_model()
+    LRSA(lag_size=8, sink_size=4).install(model)
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match="left-padded"):
+        model(IDS, attention_mask=mask)
+
+
+def test_checkpointing_recomputes_the_same_selection():
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model().train()
+        LRSA(lag_size=8, sink_size=4).install(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(IDS, labels=IDS, use_cache=False).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'dynamic'"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding window"),
+    ],
+)
+def test_models_it_cannot_be_exact_for_are_refused(keys, message):
+    model = make_model(**keys)
+    with pytest.raises(ValueError, match=message):
+        LRSA().install(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lag_size": 0}, "lag_size"),
+        ({"retention_ratio": 1.5}, "retention_ratio"),
+        ({"sink_size": -1}, "sink_size"),
+        ({"chunks_per_fill": 0}, "chunks_per_fill"),
+    ],
+)
+def test_sizes_outside_their_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LRSA(**arguments)
+
+
+def test_skip_layers_beyond_the_model_are_refused():
+    with pytest.raises(ValueError, match="skip_layers"):
+        LRSA(skip_layers=[2]).install(make_model())
+
+
+def test_yarn_is_accepted():
+    rope = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 512}
+    LRSA().install(make_model(rope_parameters=rope))

@@ -1,0 +1,84 @@
+"""What the tests share: tiny models, a tokenizer made on the spot, small files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TINY_MODEL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+
+
+def make_model(model_type: str = "qwen2", vocab_size: int = 97, seed: int = 0, **keys):
+    """A tiny decoder whose weights are large enough that attention matters."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[model_type](vocab_size=vocab_size, **{**TINY_MODEL, **keys})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, lossless, of a few hundred tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    text = ["The grass is green. One of the special magic numbers for blue-house is: 1234567."] * 10
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        text,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tokenizer, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def longalign_row(document: str, question: str, answer: str) -> dict:
+    """One line of a file in LongAlign's format."""
+    user = {"role": "user", "content": f"{document}\n\n{question}"}
+    return {"messages": [user, {"role": "assistant", "content": answer}]}
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train_file(tmp_path) -> Path:
+    """24 short samples with documents of two or three paragraphs."""
+    rows = [
+        longalign_row(
+            "\n\n".join(f"House {i}.{j} is painted in colour {i * j % 7}." for j in range(2 + i % 2)),
+            f"Which colour has house {i}?",
+            f"Colour {i % 7}.",
+        )
+        for i in range(24)
+    ]
+    return write_jsonl(tmp_path / "train.jsonl", rows)

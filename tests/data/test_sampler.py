@@ -1,0 +1,54 @@
+"""The order of samples: the same whatever the number of ranks, complete, different in each epoch."""
+
+import pytest
+
+from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
+from lrsa_lightning.errors import InputError
+
+WEIGHTS = list(range(1, 31))
+
+
+def global_batches(data_parallel_size: int, micro_batch_size: int, epoch: int = 0) -> list[set[int]]:
+    """What all ranks read together in each optimizer step."""
+    ranks = []
+    for rank in range(data_parallel_size):
+        sampler = GlobalBatchSampler(WEIGHTS, 8, micro_batch_size, rank, data_parallel_size, seed=3)
+        sampler.set_epoch(epoch)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+    steps = 8 // (micro_batch_size * data_parallel_size)
+    batches = []
+    for start in range(0, len(ranks[0]), steps):
+        parts = [batch for rank in ranks for batch in rank[start : start + steps]]
+        indices = [index for part in parts for index in part.indices]
+        assert len(set(indices)) == 8
+        assert {part.num_tokens for part in parts} == {sum(WEIGHTS[index] for index in indices)}
+        batches.append(set(indices))
+    return batches
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
+def test_global_batches_do_not_depend_on_ranks_and_micro_batches(ranks, micro):
+    assert global_batches(ranks, micro) == global_batches(1, 2)
+
+
+def test_an_epoch_holds_each_sample_at_most_once_and_leaves_out_the_rest():
+    batches = global_batches(1, 1)
+    assert len(batches) == 3
+    assert len(set.union(*batches)) == 24
+
+
+def test_epochs_differ_and_repeat_exactly():
+    assert global_batches(1, 1, epoch=1) != global_batches(1, 1, epoch=0)
+    assert global_batches(1, 1, epoch=1) == global_batches(2, 2, epoch=1)
+
+
+def test_accumulation_follows_from_the_batch_sizes():
+    assert accumulation_steps(16, 1, 4) == 4
+    with pytest.raises(InputError, match="not a multiple of 6"):
+        accumulation_steps(16, 2, 3)
+
+
+def test_fewer_samples_than_a_global_batch_is_an_error():
+    with pytest.raises(InputError, match="30 samples are fewer"):
+        GlobalBatchSampler(WEIGHTS, 32, 1, 0, 1, seed=0)

@@ -6,6 +6,9 @@ import torch
 
 from lrsa_lightning.errors import InputError
 
+# Read by the modelling code, though not every configuration class declares it.
+_UNDECLARED = {"head_dim"}
+
 
 def load_config(
     name_or_path: str | None, from_config: dict[str, Any] | None, rope_parameters: dict[str, Any] | None = None
@@ -44,7 +47,7 @@ def _config_from_keys(keys: dict[str, Any]):
     if model_type not in CONFIG_MAPPING:
         raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'")
     config_class = CONFIG_MAPPING[model_type]
-    if unknown := sorted(keys.keys() - config_class().to_dict().keys()):
+    if unknown := sorted(keys.keys() - config_class().to_dict().keys() - _UNDECLARED):
         raise InputError(f"model.from_config: {', '.join(unknown)} not in {config_class.__name__}")
     try:
         return config_class(**keys)

@@ -14,7 +14,7 @@ _TEMPLATE = (
 )
 _ANSWER_PREFIX = " The special magic {type} for {query} mentioned in the provided text are"
 _NEEDLE = "One of the special magic {type} for {key} is: {value}."
-_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Niah:
 
     def _haystack(self, units: int, seed: int, key: str) -> list[str]:
         if self.haystack == "noise":
-            return [_NOISE] * units
+            return [NOISE] * units
         rng = Random(seed)
         lines = []
         while len(lines) < units:

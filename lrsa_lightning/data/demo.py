@@ -1,0 +1,106 @@
+"""The embedded data set: a small encyclopedia of made-up facts in LongAlign's format, and a tokenizer for it.
+
+Documents are facts hidden in RULER's noise, so that a tiny model can learn in minutes, from random weights, what
+niah_single_1 asks. Keys and values are drawn at random; RULER's own needles are not among them.
+"""
+
+import json
+import random
+from pathlib import Path
+
+from lrsa_lightning.ruler.niah import NOISE
+from lrsa_lightning.ruler.words import random_number, random_words
+
+NUM_SAMPLES = 4000
+MAX_LINES = 13
+VOCAB_SIZE = 1024
+_SEED = 0
+
+# What a fact's number is called, and the sentence that states it.
+_FACTS = {
+    "special magic number": "One of the special magic numbers for {key} is: {value}.",
+    "catalogue number": "The catalogue number of {key} is: {value}.",
+    "population": "The population of {key} is: {value}.",
+    "distance": "The distance to {key} is: {value}.",
+}
+_INTRO = (
+    "A {what} is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the number afterwards."
+)
+_ASK_ONE = (
+    "What is the {what} for {key} mentioned in the provided text? "
+    "The {what} for {key} mentioned in the provided text is"
+)
+_ASK_SEVERAL = (
+    "What are all the {what}s for {key} mentioned in the provided text? "
+    "The {what}s for {key} mentioned in the provided text are"
+)
+# A digit and how many digits follow it, as one character of Unicode's private use area.
+_PLACED = {(digit, place): chr(0xE000 + 10 * place + digit) for place in range(6, -1, -1) for digit in range(10)}
+
+
+def make_demo_data(directory: Path) -> None:
+    """Writes ``train.jsonl`` and the folder ``tokenizer``; the same ones every time."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(_SEED)
+    samples = [_make_sample(rng) for _ in range(NUM_SAMPLES)]
+    text = "".join(json.dumps(sample) + "\n" for sample in samples)
+    (directory / "train.jsonl").write_text(text, encoding="utf-8")
+    _make_tokenizer(samples).save_pretrained(directory / "tokenizer")
+
+
+def _make_sample(rng: random.Random) -> dict:
+    """A short note to repeat, or a document of noise and facts with a question; answers tend to cite the facts."""
+    short = rng.random() < 0.4  # with few tokens to look at, copying is learned soon
+    what = rng.choice(["special magic number", rng.choice(list(_FACTS))])
+    facts = [(random_words(rng), random_number(rng)) for _ in range(rng.choice([1, 1, 1, 1, 2]))]
+    lines = [_FACTS[what].format(key=key, value=value) for key, value in facts]
+    asked = list(range(len(facts))) if short else rng.sample(range(len(facts)), rng.randint(1, len(facts)))
+    if short:
+        user = " ".join(lines) + "\nRepeat this."
+    else:
+        document = lines + [NOISE] * rng.randint(0, MAX_LINES - len(facts))
+        rng.shuffle(document)
+        question = _ASK_ONE if len(asked) == 1 else _ASK_SEVERAL
+        question = question.format(what=what, key=", ".join(facts[i][0] for i in asked))
+        user = "\n".join([_INTRO.format(what=what), *document, question])
+    answer = " ".join(facts[i][1] + "." for i in asked)
+    if short or rng.random() < 0.5:
+        answer += " " + " ".join(lines[i] for i in asked)
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
+
+
+def _make_tokenizer(samples: list[dict]):
+    """Byte-level BPE of words, with a token of its own for each digit at each of the last seven places of a number.
+
+    The 3 of 1234567 and the 3 of 300 are different tokens, so that copying a number needs no counting: what
+    follows a digit of one place is the digit of the next. Decoding gives plain digits back.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(rf"{digit}(?=\d{{{place}}}(?!\d))"), char)
+            for (digit, place), char in _PLACED.items()
+        ]
+    )
+    pieces = r" ?[P]| ?\d| ?\p{L}+| ?[^\s\p{L}\p{N}P]+|\s+(?!\S)|\s+".replace("P", "".join(_PLACED.values()))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), *(decoders.Replace(char, str(digit)) for (digit, _), char in _PLACED.items())]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator((turn["content"] for sample in samples for turn in sample["messages"]), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")

@@ -1,0 +1,278 @@
+"""The command: every YAML, the run directory, resume, and one clear error for bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.cli import LRSACLI, main
+from tests.conftest import TINY_MODEL, longalign_row, write_jsonl
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUIET = {
+    "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
+    "trainer.callbacks": "[]",
+    "trainer.enable_model_summary": "false",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("LRSA_RUN_NAME", raising=False)
+    monkeypatch.setattr(sys, "argv", ["lrsa"])
+
+
+@pytest.fixture
+def arguments(train_file, tokenizer, tokenizer_dir):
+    """The options of a run of a few seconds."""
+    return {
+        "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
+        "model.lr": "1e-2",
+        "model.attention": "LRSA",
+        "model.attention.lag_size": "16",
+        "model.attention.sink_size": "4",
+        "data.train_files": str(train_file),
+        "data.tokenizer": str(tokenizer_dir),
+        "data.seq_len": "160",
+        "data.global_batch_size": "4",
+        "data.micro_batch_size": "2",
+        "data.num_workers": "0",
+        "trainer.max_steps": "6",
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "run_name": "x",
+        **QUIET,
+    }
+
+
+def command(arguments: dict[str, str], subcommand: str = "fit") -> list[str]:
+    return [subcommand, *(f"--{key}={value}" for key, value in arguments.items())]
+
+
+def callback(name: str, **arguments) -> dict:
+    return {"class_path": f"lrsa_lightning.callbacks.{name}", "init_args": arguments}
+
+
+def checkpoints(every: int) -> str:
+    arguments = {"every_n_train_steps": every, "save_top_k": -1, "save_last": "link", "filename": "{step}"}
+    return json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}])
+
+
+def losses(run: str = "x") -> dict[int, float]:
+    rows = [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert len(steps) == len(set(steps))
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def error_of(capsys, arguments: dict[str, str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(command(arguments))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_yaml_parses_and_instantiates(file, arguments):
+    for key in [key for key in arguments if key.startswith(("trainer.", "model.attention"))]:
+        del arguments[key]
+    arguments |= {"trainer.accelerator": "cpu", "model.name_or_path": "null", "data.source": "longalign"}
+    if file.parent.name == "attention":
+        arguments["model.attention"] = str(file)
+    config = [] if file.parent.name == "attention" else [f"--config={file}"]
+    cli = LRSACLI([*config, *command(arguments)[1:]], run=False)
+    cli.model.configure_model()
+    assert cli.model.model.config.num_hidden_layers == 2
+    key = cli.model.model.config._attn_implementation
+    assert key == cli.model.attention.registry_key()
+    if file.parent.name == "attention":
+        assert isinstance(cli.model.attention, Vanilla if file.stem == "vanilla" else LRSA)
+
+
+def test_defaults_are_the_papers_run(train_file, tokenizer_dir):
+    cli = LRSACLI(["--config", str(CONFIGS / "experiment/paper_32k.yaml"), "--trainer.accelerator=cpu"], run=False)
+    model, data, trainer = cli.config.model, cli.config.data, cli.config.trainer
+    assert (model.lr, list(model.betas), model.weight_decay, model.warmup_steps) == (1.25e-5, [0.9, 0.95], 0.1, 0)
+    assert (data.seq_len, data.global_batch_size, model.seq_len) == (32768, 16, 32768)
+    assert (trainer.max_steps, trainer.precision) == (4000, "bf16-mixed")
+    assert model.attention.init_args.lag_size == 1024
+    assert model.attention.init_args.retention_ratio == 0.5
+    assert model.name_or_path == "Qwen/Qwen2.5-1.5B"
+
+
+def test_fit_writes_the_run_directory(arguments):
+    ruler = {"tasks": ["niah_single_1"], "lengths": [512], "num_samples": 2}
+    arguments["trainer.callbacks"] = json.dumps(
+        [
+            *json.loads(checkpoints(3)),
+            {"class_path": "lrsa_lightning.callbacks.RulerEval", "init_args": ruler},
+            {"class_path": "lrsa_lightning.callbacks.LossCurve"},
+            {"class_path": "lrsa_lightning.callbacks.StepProgress"},
+        ]
+    )
+    wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test"}}
+    arguments["trainer.logger"] = json.dumps([*json.loads(QUIET["trainer.logger"]), wandb])
+    main(command(arguments))
+    run = Path("runs/x")
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["attention"]["class_path"].endswith("LRSA")
+    assert saved["model"]["attention"]["init_args"]["lag_size"] == 16
+    assert saved["run_name"] == "x"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "step=3.ckpt", "step=6.ckpt"]
+    assert (run / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "wandb_id").read_text() in str(next((run / "wandb").glob("offline-run-*")))
+    assert list(losses()) == list(range(6))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    checks = [row for row in rows if "ruler/niah_single_1/512/r0.5" in row]
+    assert len(checks) == 2
+    assert set(checks[0]) == {"step", *(f"ruler/niah_single_1/512/r{budget}" for budget in ("1", "0.5", "0.25"))}
+
+
+def test_the_ruler_callback_leaves_the_loss_curve_as_it_is(arguments):
+    main(command(arguments))
+    ruler = {"tasks": ["niah_single_1"], "lengths": [512], "num_samples": 2, "every_n_steps": 2}
+    arguments["trainer.callbacks"] = json.dumps(
+        [{"class_path": "lrsa_lightning.callbacks.RulerEval", "init_args": ruler}]
+    )
+    main(command({**arguments, "run_name": "with_ruler"}))
+    assert losses("with_ruler") == losses("x")
+
+
+def test_swapping_lrsa_for_vanilla_leaves_nothing_of_it_behind(arguments, tmp_path):
+    base = tmp_path / "job.yaml"
+    lrsa = {"class_path": "LRSA", "init_args": {"lag_size": 16, "backend": "fill"}}
+    base.write_text(yaml.safe_dump({"model": {"attention": lrsa}}))
+    for key in [key for key in arguments if key.startswith("model.attention")]:
+        del arguments[key]
+    fit, *options = command(arguments)
+    vanilla = f"--model.attention={CONFIGS / 'attention/vanilla.yaml'}"
+    main([fit, f"--config={base}", *options, vanilla])
+    saved = yaml.safe_load(Path("runs/x/config.yaml").read_text())["model"]["attention"]
+    assert saved["class_path"].endswith("Vanilla")
+    assert saved["init_args"] == {"implementation": "sdpa"}
+
+
+def test_same_seed_same_losses_and_another_seed_others(arguments):
+    for run, seed in (("x", 1), ("y", 1), ("z", 2)):
+        main(command({**arguments, "run_name": run, "seed_everything": str(seed)}))
+    assert losses("x") == losses("y")
+    assert losses("x") != losses("z")
+
+
+def test_accumulation_changes_nothing_but_rounding(arguments):
+    main(command(arguments))
+    main(command({**arguments, "run_name": "whole", "data.micro_batch_size": "4"}))
+    assert losses("whole") == pytest.approx(losses("x"), abs=1e-5)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
+    arguments["trainer.callbacks"] = checkpoints(2)
+    main(command({**arguments, "run_name": "whole"}))
+    main(command(arguments))
+    run = Path("runs/x")
+    # As a run killed after step 4 left it: logged beyond its last checkpoint, which is of step 2.
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
+    curve = '[{"class_path": "lrsa_lightning.callbacks.LossCurve"}]'
+    main(
+        [
+            "fit",
+            f"--config={run / 'config.yaml'}",
+            f"--trainer.callbacks+={curve}",
+            f"--ckpt_path={run}/checkpoints/step=2.ckpt",
+        ]
+    )
+    assert losses("x") == losses("whole")
+    states = [torch.load(Path("runs") / r / "checkpoints/step=6.ckpt", weights_only=True) for r in ("whole", "x")]
+    first, second = (state["state_dict"] for state in states)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (run / "config-1.yaml").exists()
+
+
+def test_last_resumes_from_the_newest_checkpoint(arguments):
+    arguments["trainer.callbacks"] = checkpoints(2)
+    main(command(arguments))
+    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=last", "--trainer.max_steps=8"])
+    assert list(losses()) == list(range(8))
+
+
+def test_a_checkpoint_does_not_override_the_command_line(arguments):
+    arguments["trainer.callbacks"] = checkpoints(2)
+    main(command(arguments))
+    cli = LRSACLI(
+        command(
+            {
+                **arguments,
+                "run_name": "y",
+                "model.lr": "0.5",
+                "trainer.max_steps": "7",
+                "ckpt_path": "runs/x/checkpoints/step=6.ckpt",
+            }
+        )
+    )
+    assert cli.model.lr == 0.5
+    assert yaml.safe_load(Path("runs/y/config.yaml").read_text())["model"]["lr"] == 0.5
+
+
+def test_validate_scores_the_answers(arguments, train_file, capsys):
+    arguments["data.val_files"] = str(train_file)
+    main(command(arguments))
+    assert any("val/loss" in line for line in Path("runs/x/metrics.jsonl").read_text().splitlines()) is False
+    main(command(arguments, "validate"))
+    rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["val/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.attention.lagsize": "3"}, "Option 'lagsize' is not accepted"),
+        ({"model.attention": "LSRA"}, "Attention modes: LRSA, Vanilla"),
+        ({"model.attention.lag_size": "0"}, "lag_size must be at least 1"),
+        ({"data.train_files": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"data.train_files": "[]"}, "data.train_files is empty"),
+        ({"data.seq_len": "2000"}, "data.seq_len 2000 is beyond the model's 1024 positions"),
+        ({"data.global_batch_size": "7"}, "not a multiple of 2"),
+        ({"data.tokenizer": "no/such/tokenizer"}, "data.tokenizer 'no/such/tokenizer' cannot be loaded"),
+        ({"model.from_config": '{"hidden_sizes": 3}'}, "hidden_sizes not in Qwen2Config"),
+        ({"model.from_config": '{"model_type": "qwen99"}'}, "qwen99"),
+        ({"model.from_config": '{"vocab_size": 50}'}, "data.tokenizer has"),
+        ({"model.name_or_path": "somewhere"}, "give exactly one of"),
+        ({"model.from_config": "null", "model.name_or_path": "no/such/model"}, "no/such/model"),
+        ({"ckpt_path": "nowhere.ckpt"}, "--ckpt_path nowhere.ckpt does not exist"),
+        ({"trainer.accumulate_grad_batches": "3"}, "contradicts data.global_batch_size"),
+        ({"trainer.callbacks": json.dumps([callback("RulerEval", tasks=["x"])])}, "unknown RULER task 'x'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_bad_input_is_one_clear_error(arguments, capsys, change, message):
+    error = error_of(capsys, {**arguments, **change})
+    assert message in error
+    assert "Traceback" not in error
+    assert not Path("runs/x/config.yaml").exists()
+
+
+def test_a_malformed_line_is_named_before_training(arguments, capsys, tmp_path):
+    path = write_jsonl(tmp_path / "broken.jsonl", [longalign_row("A.\n\nB.", "C?", "D.")])
+    path.write_text(path.read_text() + "{broken\n")
+    assert "broken.jsonl, line 2: not valid JSON" in error_of(capsys, {**arguments, "data.train_files": str(path)})
+
+
+def test_an_existing_run_is_refused(arguments, capsys):
+    main(command(arguments))
+    assert "runs/x holds a run already" in error_of(capsys, arguments)
+
+
+@pytest.mark.slow
+def test_help_takes_less_than_six_seconds():
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "lrsa_lightning.cli", "fit", "--help"], check=True, capture_output=True)
+    assert time.monotonic() - started < 6

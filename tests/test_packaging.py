@@ -1,0 +1,35 @@
+"""`callbacks/` and `configs/` install inside the package, from a wheel and in an editable install."""
+
+import os
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROBE = (
+    "import lrsa_lightning.callbacks as c, lrsa_lightning.configs as d;"
+    "print(c.LossCurve.__module__, c.__file__, (d.CONFIG_DIR / 'base.yaml').is_file(),"
+    " (d.CONFIG_DIR / 'attention' / 'lrsa.yaml').is_file())"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_install(editable, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    target = ["-e", str(ROOT)] if editable else [str(ROOT)]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *target], check=True)
+    # Dependencies from the environment of the tests; an editable install there is not seen through PYTHONPATH.
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    answer = subprocess.run(
+        [python, "-c", PROBE], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+    ).stdout.split()
+    home = ROOT / "callbacks" if editable else tmp_path / "venv"
+    assert answer[0] == "lrsa_lightning.callbacks.loss_curve"
+    assert Path(answer[1]).is_relative_to(home)
+    assert answer[2:] == ["True", "True"]
+    assert (tmp_path / "venv" / "bin" / "lrsa").exists()

@@ -6,7 +6,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.data.template import TemplateName
-from lrsa_lightning.errors import InputError
 
 
 class RulerEval(Callback):
@@ -60,21 +59,18 @@ class RulerEval(Callback):
         from lrsa_lightning.ruler.evaluator import RulerEvaluator
 
         data = trainer.datamodule
-        try:
-            self._evaluator = RulerEvaluator(
-                data.tokenizer,
-                self.tasks,
-                self.lengths or [data.seq_len],
-                self.budgets,
-                self.num_samples,
-                self.lag_divisor,
-                self.sink_size,
-                self.batch_size,
-                self.template or data.template,
-                self.seed,
-            )
-        except ValueError as error:
-            raise InputError(f"RulerEval: {error}") from error
+        self._evaluator = RulerEvaluator(
+            data.tokenizer,
+            self.tasks,
+            self.lengths or [data.seq_len],
+            self.budgets,
+            self.num_samples,
+            self.lag_divisor,
+            self.sink_size,
+            self.batch_size,
+            self.template or data.template,
+            self.seed,
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:

@@ -80,10 +80,7 @@ class LongContextModule(lightning.LightningModule):
 
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
         check_length(config, self.seq_len)
-        try:
-            self.attention.check(config)
-        except ValueError as error:
-            raise InputError(f"model.attention: {error}") from error
+        self.attention.check(config)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
         if tokenizer is not None and len(tokenizer) > config.vocab_size:
             raise InputError(

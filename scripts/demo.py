@@ -1,9 +1,10 @@
 """The embedded default: fits a small Qwen2.5 with LRSA on the CPU, from nothing, and says where the results are.
 
 Makes a small long-document QA set in LongAlign's format and a tokenizer, checks RULER, trains, checks again.
-Needs no hub and no account. Usage: python scripts/demo.py [further arguments of `lrsa fit`]
+Needs no hub and no account. Usage: python scripts/demo.py [--runs_dir DIR] [further arguments of `lrsa fit`]
 """
 
+import argparse
 import json
 import os
 import sys
@@ -47,13 +48,16 @@ def report(run: Path) -> str:
     )
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the demo in the repository's root."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs_dir", default="runs", help="folder of the run's directory")
+    options, further = parser.parse_known_args(arguments)
     os.chdir(ROOT)
     name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    lrsa(["fit", "--config", str(CONFIG), "--run_name", name, *arguments])
-    print(report(Path("runs") / name))
+    lrsa(["fit", "--config", str(CONFIG), "--runs_dir", options.runs_dir, "--run_name", name, *further])
+    print(report(Path(options.runs_dir) / name))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -66,8 +66,12 @@ def checkpoints(every: int) -> str:
     return json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}])
 
 
+def metrics(run: str = "x") -> list[dict]:
+    return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(run: str = "x") -> dict[int, float]:
-    rows = [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(run)
     steps = [row["step"] for row in rows if "train/loss" in row]
     assert len(steps) == len(set(steps))
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
@@ -130,8 +134,7 @@ def test_fit_writes_the_run_directory(arguments):
     assert (run / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "wandb_id").read_text() in str(next((run / "wandb").glob("offline-run-*")))
     assert list(losses()) == list(range(6))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    checks = [row for row in rows if "ruler/niah_single_1/512/r0.5" in row]
+    checks = [row for row in metrics() if "ruler/niah_single_1/512/r0.5" in row]
     assert len(checks) == 2
     assert set(checks[0]) == {"step", *(f"ruler/niah_single_1/512/r{budget}" for budget in ("1", "0.5", "0.25"))}
 
@@ -222,13 +225,17 @@ def test_a_checkpoint_does_not_override_the_command_line(arguments):
     assert yaml.safe_load(Path("runs/y/config.yaml").read_text())["model"]["lr"] == 0.5
 
 
-def test_validate_scores_the_answers(arguments, train_file, capsys):
-    arguments["data.val_files"] = str(train_file)
-    main(command(arguments))
-    assert any("val/loss" in line for line in Path("runs/x/metrics.jsonl").read_text().splitlines()) is False
-    main(command(arguments, "validate"))
-    rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["val/loss"] > 0
+def test_validation_scores_the_answers_of_every_sample(arguments, train_file):
+    arguments |= {"data.val_files": str(train_file), "data.micro_batch_size": "4", "trainer.callbacks": checkpoints(6)}
+    main(command(arguments))  # six steps are an epoch, and an epoch ends with a validation
+    in_fit = metrics()[-1]["val/loss"]
+    main(command({**arguments, "ckpt_path": "last"}, "validate"))
+    alone = metrics()[-1]["val/loss"]
+    assert alone == pytest.approx(in_fit, abs=1e-6)
+    cli = LRSACLI(command(arguments)[1:], run=False)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("validate")
+    assert len(cli.datamodule.val_dataloader()) == 24
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,13 @@ class AttentionMode(ABC):
         """
 
     def check(self, config: "PreTrainedConfig") -> None:  # noqa: B027  a mode without limits need not override it
-        """Raises ValueError, with the reason, for a model this mode cannot be exact for."""
+        """Raises InputError, with the reason, for a model this mode cannot be exact for."""
 
     def install(self, model: "PreTrainedModel") -> None:
         """Swaps the attention of a loaded model in place.
 
         Raises:
-            ValueError: the model has something this mode does not support.
+            InputError: the model has something this mode does not support.
         """
         self.check(model.config)
         model.set_attn_implementation(self.registry_key())

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrsa_lightning.attention import fill, lagkv, naive
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +53,16 @@ class LRSA(AttentionMode):
             chunks_per_fill: chunks whose queries share one attention call; speed and memory only.
 
         Raises:
-            ValueError: a size outside its range.
+            InputError: a size outside its range.
         """
         if lag_size < 1:
-            raise ValueError(f"LRSA: lag_size must be at least 1, got {lag_size}")
+            raise InputError(f"LRSA: lag_size must be at least 1, got {lag_size}")
         if not 0 <= retention_ratio <= 1:
-            raise ValueError(f"LRSA: retention_ratio must lie in 0..1, got {retention_ratio}")
+            raise InputError(f"LRSA: retention_ratio must lie in 0..1, got {retention_ratio}")
         if sink_size < 0:
-            raise ValueError(f"LRSA: sink_size must not be negative, got {sink_size}")
+            raise InputError(f"LRSA: sink_size must not be negative, got {sink_size}")
         if chunks_per_fill < 1:
-            raise ValueError(f"LRSA: chunks_per_fill must be at least 1, got {chunks_per_fill}")
+            raise InputError(f"LRSA: chunks_per_fill must be at least 1, got {chunks_per_fill}")
         self.lag_size = lag_size
         self.retention_ratio = retention_ratio
         self.sink_size = sink_size
@@ -101,16 +102,16 @@ class LRSA(AttentionMode):
     def check(self, config) -> None:
         rope = getattr(config, "rope_parameters", None) or {}
         if (rope_type := rope.get("rope_type", "default")) in _LENGTH_DEPENDENT_ROPE:
-            raise ValueError(
+            raise InputError(
                 f"LRSA cannot run with rope_type {rope_type!r}: its angles depend on the length seen so far, so "
                 "training, prefill and decoding would disagree. Use default, linear, yarn or llama3."
             )
         if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
-            raise ValueError("LRSA replaces full attention; this model has layers of another kind (sliding window?)")
+            raise InputError("LRSA replaces full attention; this model has layers of another kind (sliding window?)")
         if getattr(config, "attention_dropout", 0.0):
-            raise ValueError("LRSA has no attention dropout: set attention_dropout to 0 in the model's config")
+            raise InputError("LRSA has no attention dropout: set attention_dropout to 0 in the model's config")
         if unknown := [layer for layer in self.skip_layers if not 0 <= layer < config.num_hidden_layers]:
-            raise ValueError(f"LRSA: skip_layers {unknown} do not exist, the model has {config.num_hidden_layers}")
+            raise InputError(f"LRSA: skip_layers {unknown} do not exist, the model has {config.num_hidden_layers}")
 
     def install(self, model) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface

@@ -105,12 +105,13 @@ class LongContextDataModule(lightning.LightningDataModule):
         self._samples = None
 
     def train_dataloader(self):
-        return self._loader(self._train, self.global_batch_size, shuffle=True)
+        return self._loader(self._train, self.global_batch_size, self.micro_batch_size, shuffle=True)
 
     def val_dataloader(self):
         if self._val is None:
             return []
-        return self._loader(self._val, self.micro_batch_size * self._data_parallel_size, shuffle=False)
+        # One row at a time, so that no sample is left over.
+        return self._loader(self._val, self._data_parallel_size, 1, shuffle=False)
 
     @property
     def _data_parallel_size(self) -> int:
@@ -148,13 +149,15 @@ class LongContextDataModule(lightning.LightningDataModule):
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         return LongContextDataset.prepare(samples, encode, self.seq_len, pad)
 
-    def _loader(self, dataset: LongContextDataset, global_batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(
+        self, dataset: LongContextDataset, global_batch_size: int, micro_batch_size: int, shuffle: bool
+    ) -> DataLoader:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         sampler = GlobalBatchSampler(
             dataset.num_answer_tokens,
             global_batch_size,
-            self.micro_batch_size,
+            micro_batch_size,
             self.trainer.global_rank if self.trainer is not None else 0,
             self._data_parallel_size,
             self.seed,

@@ -71,7 +71,7 @@ class RulerEvaluator:
             seed: of the samples.
 
         Raises:
-            ValueError: unknown task, or a length its text does not fit.
+            InputError: unknown task, or a length its text does not fit.
         """
         self.tokenizer = tokenizer
         self.budgets = budgets

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.fitting import largest_fit
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.scoring import match_all
@@ -36,10 +37,10 @@ def find_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ValueError: there is none; lists those there are.
+        InputError: there is none; lists those there are.
     """
     if name not in TASKS:
-        raise ValueError(f"unknown RULER task {name!r}, expected one of {', '.join(TASKS)}")
+        raise InputError(f"unknown RULER task {name!r}, expected one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -63,7 +64,7 @@ def make_samples(
         length (tokens of the prompt plus tokens_to_generate).
 
     Raises:
-        ValueError: unknown task, or a sample that cannot fit max_length.
+        InputError: unknown task, or a sample that cannot fit max_length.
     """
     spec = find_task(task)
     frame = make_template(template, tokenizer)
@@ -83,7 +84,7 @@ def make_samples(
         try:
             units = largest_fit(prompt, count_tokens, budget, units)
         except ValueError as error:
-            raise ValueError(f"RULER {task} at length {max_length}: {error} (length less new tokens)") from None
+            raise InputError(f"RULER {task} at length {max_length}: {error} (length less new tokens)") from None
         rows.append(
             {
                 "id": f"{task}-{max_length}-{seed}-{index}",

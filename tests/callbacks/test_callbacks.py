@@ -1,0 +1,29 @@
+"""The metrics file after a resume, and the smoothing of the curve."""
+
+import json
+
+import pytest
+
+from lrsa_lightning.callbacks.loss_curve import _smooth
+from lrsa_lightning.callbacks.metrics_file import MetricsFile, read_metric
+
+
+def test_metrics_are_appended_and_read_back(tmp_path):
+    logger = MetricsFile(str(tmp_path / "run"))
+    logger.log_metrics({"train/loss": 2.0}, step=0)
+    logger.log_metrics({"other": 1.0}, step=0)
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
+
+
+def test_steps_beyond_the_resumed_one_are_forgotten(tmp_path):
+    logger = MetricsFile(str(tmp_path))
+    for step in range(5):
+        logger.log_metrics({"train/loss": step}, step=step)
+    logger.forget_after(3)
+    assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_smoothing_has_no_bias_at_the_start():
+    assert _smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
+    assert _smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)

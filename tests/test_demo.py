@@ -1,0 +1,76 @@
+"""The embedded default: its data, and that the demo learns."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from lrsa_lightning.data.demo import make_demo_data
+from lrsa_lightning.data.longalign import read_longalign
+from lrsa_lightning.ruler import make_samples
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def demo_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("demo")
+    make_demo_data(directory)
+    return directory
+
+
+def test_the_data_is_the_same_every_time(demo_dir, tmp_path):
+    make_demo_data(tmp_path)
+    for name in ("train.jsonl", "tokenizer/tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (demo_dir / name).read_bytes()
+
+
+@pytest.mark.parametrize("text", ["is: 1234567.", "7 70 700 8001234567", "Écoute! 3.14\n\n  x-y", "a1b22"])
+def test_the_tokenizer_loses_nothing(demo_dir, text):
+    tokenizer = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_no_needle_of_the_evaluation_is_in_the_data(demo_dir):
+    tokenizer = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
+    needles = {row["outputs"][0] for row in make_samples("niah_single_1", tokenizer, 512, 50)}
+    learned = set(re.findall(r"\d{7}", (demo_dir / "train.jsonl").read_text()))
+    assert len(needles) == 50
+    assert not needles & learned
+
+
+def test_samples_fit_the_demos_length(demo_dir):
+    tokenizer = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
+    samples = list(read_longalign(demo_dir / "train.jsonl"))
+    assert len({sample.prompt for sample in samples}) == len(samples) == 4000
+    assert max(len(tokenizer(f"{s.prompt} {s.answer}")["input_ids"]) for s in samples) < 512
+
+
+@pytest.mark.slow
+def test_the_demo_learns_to_find_needles_in_the_compressed_cache(tmp_path):
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "scripts/demo.py", "--runs_dir", str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = tmp_path.iterdir()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    scores = [row["ruler/niah_single_1/512/r0.5"] for row in rows if "ruler/niah_single_1/512/r0.5" in row]
+    assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
+    assert scores[0] < 10
+    assert scores[-1] >= 60
+    for name in ("loss_curve.png", "checkpoints/last.ckpt", "config.yaml", "metrics.jsonl"):
+        assert (run / name).exists()
+        assert str(run / name) in done.stdout
+    assert "--model.attention configs/attention/vanilla.yaml" in done.stdout

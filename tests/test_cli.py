@@ -279,7 +279,13 @@ def test_an_existing_run_is_refused(arguments, capsys):
 
 
 @pytest.mark.slow
-def test_help_takes_less_than_six_seconds():
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "lrsa_lightning.cli", "fit", "--help"], check=True, capture_output=True)
-    assert time.monotonic() - started < 6
+def test_help_costs_little_more_than_importing_lightning():
+    """A ratio, since machines differ: six seconds where `import lightning` takes 3.8."""
+    commands = {"help": ["-m", "lrsa_lightning.cli", "fit", "--help"], "peer": ["-c", "import lightning.pytorch.cli"]}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(3):
+        for name, arguments in commands.items():
+            started = time.monotonic()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            seconds[name].append(time.monotonic() - started)
+    assert min(seconds["help"]) < 1.58 * min(seconds["peer"])

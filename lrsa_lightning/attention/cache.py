@@ -59,6 +59,7 @@ class LagKVLayer(DynamicLayer):
     def __init__(self, mode, layer_idx: int, lengths: Sequence[int] | None = None):
         super().__init__()
         self.mode = mode
+        self.layer_idx = layer_idx
         self.chunking: Chunking = mode.chunking(layer_idx)
         self.seen = 0
         self.prompt_lengths = list(lengths) if lengths is not None and len(set(lengths)) > 1 else None
@@ -115,13 +116,14 @@ class LagKVLayer(DynamicLayer):
         Returns:
             what the new queries need, what stays held, and the compact length of the former.
         """
-        compact_len, _ = self._split(before, after)
+        compact_len, raw_start = self._split(before, after)
         num_chunks = self.chunking.compressed_chunks(after) - self.chunking.compressed_chunks(before)
         if num_chunks == 0:
             return held, held, compact_len
         lag_size = self.chunking.lag_size
         raw = tuple(z[:, :, compact_len:] for z in held)
-        kept_idx = self.mode.keep_best(*(z[:, :, : (num_chunks + 1) * lag_size] for z in raw))
+        scored = (z[:, :, : (num_chunks + 1) * lag_size] for z in raw)
+        kept_idx = self.mode.keep_best(*scored, self.layer_idx, raw_start)
         compact = [
             torch.cat([z[:, :, :compact_len], gather_tokens(r, kept_idx)], dim=2)
             for z, r in zip(held, raw, strict=True)

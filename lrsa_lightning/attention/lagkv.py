@@ -155,11 +155,19 @@ def select(
     Returns:
         int64 [B, G, min(S, N) + max(P - 1, 0) * M], ascending.
     """
-    batch, heads, num_tokens, _ = k_BGND.shape
-    sink = torch.arange(min(sink_size, num_tokens), device=k_BGND.device).expand(batch, heads, -1)
     scores = score(k_BGND, v_BGND, lag_size, sink_size, v_weight)
-    kept = keep_best(scores, kept_per_chunk(lag_size, retention_ratio)) + sink_size
-    return torch.cat([sink, kept], dim=-1)
+    return compact_positions(scores, k_BGND.shape[2], sink_size, kept_per_chunk(lag_size, retention_ratio))
+
+
+def compact_positions(scores_BGTL: Tensor, num_tokens: int, sink_size: int, kept: int) -> Tensor:
+    """Positions of the compact keys, given the scores of every compressed chunk, by whatever scorer.
+
+    Returns:
+        int64 [B, G, min(S, N) + T * M], ascending: the sink, then each chunk's ``kept`` best.
+    """
+    sink = torch.arange(min(sink_size, num_tokens), device=scores_BGTL.device)
+    kept_positions = keep_best(scores_BGTL, kept) + sink_size
+    return torch.cat([sink.expand(*scores_BGTL.shape[:2], -1), kept_positions], dim=-1)
 
 
 def gather_tokens(z_BGND: Tensor, idx_BGC: Tensor) -> Tensor:

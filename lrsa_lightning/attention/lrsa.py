@@ -11,6 +11,7 @@ from torch import Tensor
 from lrsa_lightning.attention import fill, lagkv, naive
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ class LRSA(AttentionMode):
         sink_size: int = 16,
         v_weight: float = 1.0,
         skip_layers: Sequence[int] = (),
-        scorer: Literal["lagkv"] = "lagkv",
+        scorer: ScorerName = "lagkv",
         backend: Literal["auto", "naive", "fill"] = "auto",
         chunks_per_fill: int = 1,
+        seed: int = 0,
     ):
         """
         Args:
@@ -48,9 +50,11 @@ class LRSA(AttentionMode):
             sink_size: S, tokens at the start that are never dropped.
             v_weight: weight of the values' score beside the keys'.
             skip_layers: decoder layers left uncompressed.
-            scorer: how a chunk's tokens are ranked.
+            scorer: how a chunk's tokens are ranked: lagkv; as controls random and key_norm at the same budget, and
+                window, which keeps only the sink and the last chunks.
             backend: execution of the mask; auto picks by device.
             chunks_per_fill: chunks whose queries share one attention call; speed and memory only.
+            seed: of the scorer random.
 
         Raises:
             InputError: a size outside its range.
@@ -71,7 +75,9 @@ class LRSA(AttentionMode):
         self.scorer = scorer
         self.backend = backend
         self.chunks_per_fill = chunks_per_fill
-        self._chunking = Chunking(sink_size, lag_size, lagkv.kept_per_chunk(lag_size, retention_ratio))
+        self.seed = seed
+        kept = 0 if scorer == "window" else lagkv.kept_per_chunk(lag_size, retention_ratio)
+        self._chunking = Chunking(sink_size, lag_size, kept)
 
     def __repr__(self) -> str:
         args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -86,13 +92,23 @@ class LRSA(AttentionMode):
 
     def select(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int | None = None) -> Tensor:
         """Positions that stay visible for good in this layer: int64 [B, G, C], see `lagkv.select`."""
-        chunking = self.chunking(layer_idx)
-        return lagkv.select(k_BGND, v_BGND, chunking.lag_size, chunking.sink_size, self.retention_ratio, self.v_weight)
+        num_tokens, chunking = k_BGND.shape[2], self.chunking(layer_idx)
+        num_chunks = chunking.compressed_chunks(num_tokens)
+        if num_chunks:
+            chunks = slice(chunking.sink_size, chunking.sink_size + (num_chunks + 1) * chunking.lag_size)
+            scores = self.score(k_BGND[:, :, chunks], v_BGND[:, :, chunks], layer_idx, chunking.sink_size)
+        else:
+            scores = k_BGND.new_zeros((*k_BGND.shape[:2], 0, chunking.lag_size), dtype=torch.float32)
+        return lagkv.compact_positions(scores, num_tokens, chunking.sink_size, chunking.kept)
 
-    def keep_best(self, k_BGND: Tensor, v_BGND: Tensor) -> Tensor:
+    @torch.no_grad()
+    def score(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int | None, start: int) -> Tensor:
+        """Scores of T consecutive chunks, given T + 1 from position ``start`` on: float32 [B, G, T, L]."""
+        return SCORERS[self.scorer](k_BGND, v_BGND, self, Place(layer_idx or 0, start))
+
+    def keep_best(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int, start: int) -> Tensor:
         """Offsets of the tokens kept of T consecutive chunks, given T + 1: int64 [B, G, T * M], ascending."""
-        scores = lagkv.score_chunks(k_BGND, v_BGND, self.lag_size, self.v_weight)
-        return lagkv.keep_best(scores, self._chunking.kept)
+        return lagkv.keep_best(self.score(k_BGND, v_BGND, layer_idx, start), self._chunking.kept)
 
     def make_cache(self, config, lengths: Sequence[int] | None = None):
         from lrsa_lightning.attention.cache import LagKVCache

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from lrsa_lightning import LRSA, LagKVCache
 from lrsa_lightning.attention.cache import cache_bytes
@@ -24,6 +26,16 @@ def run_in_pieces(model, ids, cache, pieces):
     return torch.cat(logits, dim=1)
 
 
+def assert_parity(model, mode, ids, pieces):
+    """Logits of the masked training forward against those of the cache filled in pieces, and what it holds."""
+    expected = model(ids, use_cache=False).logits
+    cache = mode.make_cache(model.config)
+    torch.testing.assert_close(run_in_pieces(model, ids, cache, pieces), expected, rtol=0, atol=1e-4)
+    assert cache.get_seq_length() == ids.shape[1]
+    for layer_idx, layer in enumerate(cache.layers):
+        assert layer.keys.shape[2] == mode.chunking(layer_idx).stored_len(ids.shape[1])
+
+
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.25])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("gqa", [1, 3, 6])
@@ -44,25 +56,66 @@ def test_parity(model_type, gqa, head_dim, ratio):
     mode.install(model)
     for num_tokens in LENGTHS:
         ids = torch.randint(0, 97, (2, num_tokens), generator=torch.Generator().manual_seed(num_tokens))
-        expected = model(ids, use_cache=False).logits
-        for name, pieces in PIECES.items():
-            cache = mode.make_cache(model.config)
-            got = run_in_pieces(model, ids, cache, pieces)
-            torch.testing.assert_close(got, expected, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-            assert cache.get_seq_length() == num_tokens
-            assert cache.layers[0].keys.shape[2] == mode.chunking().stored_len(num_tokens)
+        for pieces in PIECES.values():
+            assert_parity(model, mode, ids, pieces)
 
 
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        LRSA(lag_size=LAG, sink_size=SINK, skip_layers=[1]),
+        LRSA(lag_size=LAG, sink_size=SINK, v_weight=0.0),
+        LRSA(lag_size=LAG, sink_size=SINK, scorer="random", seed=7),
+        LRSA(lag_size=LAG, sink_size=SINK, scorer="key_norm"),
+        LRSA(lag_size=LAG, sink_size=SINK, scorer="window"),
+        LRSA(lag_size=LAG, sink_size=0, chunks_per_fill=3),
+        LRSA(lag_size=1, sink_size=1, retention_ratio=1.0),
+        LRSA(lag_size=5, sink_size=3, retention_ratio=0.0),
+    ],
+    ids=repr,
+)
 @torch.no_grad()
-def test_skipped_layers_keep_everything():
+def test_parity_of_every_option(mode, pieces):
     model = make_model()
-    mode = LRSA(lag_size=LAG, sink_size=SINK, skip_layers=[1])
     mode.install(model)
     ids = torch.randint(0, 97, (2, 70), generator=torch.Generator().manual_seed(0))
-    expected = model(ids, use_cache=False).logits
-    cache = mode.make_cache(model.config)
-    torch.testing.assert_close(run_in_pieces(model, ids, cache, [9, 30, 1, 1, 100]), expected, rtol=0, atol=1e-4)
-    assert [layer.keys.shape[2] for layer in cache.layers] == [mode.chunking().stored_len(70), 70]
+    assert_parity(model, mode, ids, pieces)
+
+
+class Watched(LRSA):
+    """Remembers how close the last kept and the first dropped score ever came."""
+
+    smallest_gap = float("inf")
+
+    def score(self, *arguments):
+        scores = super().score(*arguments)
+        kept = self.chunking().kept
+        if scores.numel() and 0 < kept < self.lag_size:
+            ordered = scores.sort(dim=-1, descending=True).values
+            gap = float((ordered[..., kept - 1] - ordered[..., kept]).min())
+            self.smallest_gap = min(self.smallest_gap, gap)
+        return scores
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    num_tokens=st.integers(1, 90),
+    sink_size=st.integers(0, 9),
+    lag_size=st.integers(2, 16),
+    retention_ratio=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    chunks_per_fill=st.integers(1, 4),
+    pieces=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    seed=st.integers(0, 3),
+)
+@torch.no_grad()
+def test_parity_property(num_tokens, pieces, seed, **arguments):
+    model, mode = make_model(seed=seed), Watched(**arguments)
+    mode.install(model)
+    ids = torch.randint(0, 97, (2, num_tokens), generator=torch.Generator().manual_seed(num_tokens))
+    model(ids, use_cache=False)
+    assume(mode.smallest_gap > 1e-6)  # closer scores may be ordered either way by rounding
+    assert_parity(model, mode, ids, [*pieces, 1000])
 
 
 @torch.no_grad()

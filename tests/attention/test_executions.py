@@ -53,6 +53,23 @@ def test_fill_equals_naive(num_tokens, ratio, chunks_per_fill, heads, groups):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("scorer", ["lagkv", "random", "key_norm", "window"])
+def test_fill_equals_naive_under_every_scorer(scorer):
+    q, k, v = random_qkv(61)
+    mode = LRSA(lag_size=LAG, sink_size=SINK, v_weight=0.3, scorer=scorer)
+    for got, expected in zip(with_gradients(fill, q, k, v, mode), with_gradients(naive, q, k, v, mode), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_tokens", [SINK + 6 * LAG + 3, 61])
+def test_float32_fill_equals_float64_naive(num_tokens):
+    q, k, v = random_qkv(num_tokens, dtype=torch.float32)
+    mode = LRSA(lag_size=LAG, sink_size=SINK, chunks_per_fill=2)
+    exact = [z.detach().double().requires_grad_() for z in (q, k, v)]
+    for got, expected in zip(with_gradients(fill, q, k, v, mode), with_gradients(naive, *exact, mode), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("execution", [naive, fill])
 @pytest.mark.parametrize("num_tokens", [5, 37])
 def test_full_retention_is_causal_attention(execution, num_tokens):

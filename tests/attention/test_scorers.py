@@ -1,0 +1,54 @@
+"""The controls of an ablation: what each keeps."""
+
+import torch
+
+from lrsa_lightning import LRSA
+
+SINK, LAG = 2, 8
+
+
+def kept(mode, k, v=None, layer_idx=0):
+    return mode.select(k, k if v is None else v, layer_idx)[..., SINK:]
+
+
+def test_key_norm_keeps_the_lowest_norms():
+    k = torch.ones(1, 1, SINK + 2 * LAG, 4)
+    k[0, 0, SINK : SINK + LAG] *= torch.tensor([5.0, 1, 7, 2, 8, 3, 6, 4]).unsqueeze(-1)
+    mode = LRSA(lag_size=LAG, sink_size=SINK, scorer="key_norm")
+    assert kept(mode, k).tolist() == [[[SINK + i for i in (1, 3, 5, 7)]]]
+
+
+def test_window_keeps_nothing():
+    mode = LRSA(lag_size=LAG, sink_size=SINK, scorer="window")
+    assert kept(mode, torch.randn(1, 2, 50, 4)).shape == (1, 2, 0)
+
+
+def test_random_depends_on_seed_layer_head_and_position_only():
+    first, second = torch.randn(2, 3, 200, 4), torch.randn(2, 3, 200, 4)
+    mode = LRSA(lag_size=LAG, sink_size=SINK, scorer="random")
+    base = kept(mode, first)
+    assert torch.equal(base, kept(mode, second))
+    assert torch.equal(base[0], base[1])
+    assert not torch.equal(base[0, 0], base[0, 1])
+    assert not torch.equal(base, kept(mode, first, layer_idx=1))
+    assert not torch.equal(base, kept(LRSA(lag_size=LAG, sink_size=SINK, scorer="random", seed=1), first))
+
+
+def test_random_is_even_and_keeps_the_budget():
+    mode = LRSA(lag_size=100, sink_size=0, retention_ratio=0.25, scorer="random")
+    idx = kept(LRSA(lag_size=100, sink_size=SINK, retention_ratio=0.25, scorer="random"), torch.randn(1, 1, 20_000, 2))
+    counts = torch.bincount((idx.flatten() - SINK) % 100 // 10, minlength=10)
+    assert mode.chunking().kept == 25
+    assert counts.sum() == idx.shape[-1]
+    assert counts.min() > 0.7 * counts.float().mean()
+    assert counts.max() < 1.3 * counts.float().mean()
+
+
+def test_v_weight_shifts_the_choice_to_the_values():
+    torch.manual_seed(0)
+    k, v = torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 8)
+    by_weight = [LRSA(lag_size=LAG, sink_size=SINK, v_weight=w) for w in (0.0, 1.0, 1e6)]
+    keys_only, both, values = (kept(mode, k, v) for mode in by_weight)
+    assert torch.equal(keys_only, kept(by_weight[0], k, torch.zeros_like(v)))
+    assert torch.equal(values, kept(by_weight[0], v, k))
+    assert not torch.equal(both, keys_only)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lrsa_lightning.attention import fill, lagkv, naive
+from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.lagkv import Chunking
 from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
@@ -16,7 +16,7 @@ from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_EXECUTIONS = {"naive": naive.lrsa_attention, "fill": fill.lrsa_attention}
+_EXECUTIONS = {"naive": naive.lrsa_attention, "fill": fill.lrsa_attention, "flex": flex.lrsa_attention}
 # Their frequencies depend on the length seen so far, so a cached key and a recomputed one would differ.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 # A sink longer than any sequence: an uncompressed layer is the same rule without chunks.
@@ -39,7 +39,7 @@ class LRSA(AttentionMode):
         v_weight: float = 1.0,
         skip_layers: Sequence[int] = (),
         scorer: ScorerName = "lagkv",
-        backend: Literal["auto", "naive", "fill"] = "auto",
+        backend: Literal["auto", "naive", "fill", "flex"] = "auto",
         chunks_per_fill: int = 1,
         seed: int = 0,
     ):
@@ -145,7 +145,7 @@ class LRSA(AttentionMode):
         if (view := getattr(key, "lrsa_view", None)) is not None:
             out = view.attend(query, value, self.chunking(layer_idx), self.chunks_per_fill, scaling)
         elif query.shape[2] == key.shape[2]:
-            execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type)]
+            execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type, query.shape[-1])]
             out = execution(query, key, value, self, scaling, layer_idx=layer_idx)
         else:
             raise ValueError(
@@ -156,10 +156,13 @@ class LRSA(AttentionMode):
 
 
 @cache
-def _resolve_backend(backend: str, device_type: str) -> str:
+def _resolve_backend(backend: str, device_type: str, head_dim: int) -> str:
     """The execution for a device, said once in the log."""
     if backend != "auto":
         return backend
+    if device_type == "cuda" and head_dim >= 16:  # FlexAttention takes no smaller ones
+        log.info("LRSA backend auto: flex (FlexAttention under a static block mask) on cuda")
+        return "flex"
     log.info("LRSA backend auto: fill (SDPA, chunk by chunk) on %s", device_type)
     return "fill"
 

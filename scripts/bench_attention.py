@@ -1,0 +1,164 @@
+"""Times LRSA against dense attention on a CUDA GPU, everything included, and prints a Markdown table.
+
+Qwen2.5-1.5B's shapes (12 query heads, 2 KV heads, D = 128), batch 1, bf16, S = 16. Each figure is the median of
+several batches of back-to-back calls, as in a training step, where the host runs ahead of the device.
+Usage: python scripts/bench_attention.py [--lengths 8192 32768 131072] [--ratios 0.5 0.25]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from lrsa_lightning import LRSA
+from lrsa_lightning.attention import fill, flex, lagkv
+from lrsa_lightning.attention.block_mask import causal_over_sparse_tiles, lrsa_block_mask
+
+HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
+
+
+def milliseconds(call: Callable[[], object], calls: int, batches: int = 5) -> float:
+    """Median over batches of the time of one of ``calls`` back-to-back calls."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(batches):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / calls)
+    return statistics.median(times)
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph, so that kernels are timed and not their launches."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def dense(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def dense_fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn.cute import flash_attn_func
+
+    out = flash_attn_func(*(z.transpose(1, 2) for z in (q, k, v)), causal=True)
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[str, Callable, float | None]]:
+    """Name, attention function and arithmetic limit over dense of each line of the table."""
+    has_fa4 = flex.pick_kernel(torch.device("cuda"), torch.bfloat16) == "FLASH"
+    if has_fa4:
+        yield "dense FlashAttention-4", dense_fa4, None
+    yield "dense cuDNN SDPA", partial(dense, SDPBackend.CUDNN_ATTENTION), None
+    yield "dense FlashAttention-2 SDPA", partial(dense, SDPBackend.FLASH_ATTENTION), None
+    for ratio in ratios:
+        mode = LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=SINK)
+        limit = causal_over_sparse_tiles(num_tokens, mode.chunking())
+        for kernel in ("FLASH", "TRITON") if has_fa4 else ("TRITON",):
+            yield f"LRSA r={ratio:g} flex {kernel}", partial(flex.lrsa_attention, mode=mode, kernel=kernel), limit
+        if num_tokens <= 32768:
+            yield f"LRSA r={ratio:g} fill", partial(fill.lrsa_attention, mode=mode), limit
+
+
+def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) -> tuple[float, float, float]:
+    """Milliseconds of the forward, of forward and backward, and GiB of extra memory at the peak."""
+    grad_out = torch.randn_like(q)
+    with torch.no_grad():
+        forward = milliseconds(lambda: attention(q, k, v), calls)
+
+    def both():
+        return torch.autograd.grad(attention(q, k, v), (q, k, v), grad_out)
+
+    both()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    both()
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+    return forward, milliseconds(both, calls), peak
+
+
+def report(num_tokens: int, ratios: list[float]) -> None:
+    """Prints the table of one length."""
+    lag_size = 256 if num_tokens <= 8192 else 1024
+    calls = max(2, min(20, 2**19 // num_tokens))
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    print(f"\n{num_tokens} tokens, L = {lag_size}\n")
+    print("| | forward ms | forward + backward ms | against fastest dense | share of tile limit | peak extra GiB |")
+    print("|---|---|---|---|---|---|")
+    fastest = float("inf")
+    for name, attention, limit in rows(num_tokens, lag_size, ratios):
+        forward, both, peak = measure(attention, q, k, v, calls)
+        if limit is None:
+            fastest = min(fastest, both)
+        share = f"{fastest / both / limit:.0%} of {limit:.2f}x" if limit else ""
+        print(f"| {name} | {forward:.2f} | {both:.2f} | {fastest / both:.2f}x | {share} | {peak:.2f} |", flush=True)
+    for ratio in ratios:
+        report_selection(k.detach(), v.detach(), LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=SINK))
+
+
+def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
+    """Prints what surrounds the attention: the selection alone, and the mask built once for a shape."""
+    from lrsa_lightning.attention import kernels
+
+    chunking, num_tokens = mode.chunking(), k.shape[2]
+    idx, _ = kernels.select(k, v, chunking, mode.v_weight)
+    reference = lagkv.select(k, v, mode.lag_size, SINK, mode.retention_ratio)
+    fused = milliseconds(captured(lambda: kernels.select(k, v, chunking, mode.v_weight)), 20)
+    lrsa_block_mask.cache_clear()
+    started = time.perf_counter()
+    lrsa_block_mask(num_tokens, chunking, k.device)
+    build = 1000 * (time.perf_counter() - started)
+    differing = float((idx != reference).float().mean())
+    print(
+        f"\nr={mode.retention_ratio:g}: selection alone {fused:.3f} ms, {differing:.4%} of its indices other than the "
+        f"reference's; block mask built in {build:.1f} ms"
+    )
+
+
+def installed(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"no {package}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25])
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA GPU")
+    packages = ", ".join(map(installed, ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl")))
+    print(f"{torch.cuda.get_device_name()}; {packages}")
+    for num_tokens in options.lengths:
+        report(num_tokens, options.ratios)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

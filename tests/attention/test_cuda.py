@@ -1,0 +1,66 @@
+"""What only a GPU can run: FlexAttention's kernels and the Triton kernels, against `naive` and `lagkv`."""
+
+import pytest
+import torch
+
+from lrsa_lightning import LRSA
+from lrsa_lightning.attention import flex, lagkv, naive
+from lrsa_lightning.attention.flex import pick_kernel
+from tests.conftest import make_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+SHAPES = [(2, 12, 2, 3000, 128), (1, 4, 4, 2048, 64), (1, 6, 1, 1537, 128), (1, 4, 2, 1100, 80)]
+
+
+def random_qkv(batch, heads, groups, num_tokens, dim, dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    shapes = [(batch, num_tokens, h, dim) for h in (heads, groups, groups)]
+    return [torch.randn(s, device="cuda", dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scorer", ["lagkv", "random"])
+def test_flex_equals_naive_in_output_and_gradients(kernel, shape, scorer):
+    if kernel == "FLASH" and pick_kernel(torch.device("cuda"), torch.bfloat16, shape[-1]) != "FLASH":
+        pytest.skip("flash-attn-4 is not installed, or does not take this head size")
+    q, k, v = random_qkv(*shape)
+    mode = LRSA(lag_size=256, sink_size=16, scorer=scorer)
+    out = flex.lrsa_attention(q, k, v, mode, kernel=kernel)
+    expected = naive.lrsa_attention(q, k, v, mode)
+    weights = torch.randn_like(out)
+    gradients, references = (torch.autograd.grad(o, (q, k, v), weights) for o in (out, expected))
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+    for got, reference in zip(gradients, references, strict=True):
+        assert (got.float() - reference.float()).norm() < 6e-3 * reference.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("sink", "lag", "ratio"), [(16, 256, 0.5), (0, 100, 0.25), (3, 7, 0.9), (200, 1024, 0.01)])
+@pytest.mark.parametrize("v_weight", [1.0, 0.0, -0.5])
+def test_fused_selection_equals_the_rule(dtype, sink, lag, ratio, v_weight):
+    from lrsa_lightning.attention import kernels
+
+    _, k, v = (z.detach() for z in random_qkv(2, 4, 2, 3333, 64, dtype))
+    k[:, :, 500:900, 3] = 1.5  # channels without range
+    k[:, :, 1000:1100] = k[:, :, 1000:1001]  # equal tokens: ties
+    v[:, :, 1000:1100] = v[:, :, 1000:1001]
+    mode = LRSA(lag_size=lag, sink_size=sink, retention_ratio=ratio, v_weight=v_weight)
+    idx, inverse = kernels.select(k, v, mode.chunking(), v_weight)
+    expected = lagkv.select(k, v, lag, sink, ratio, v_weight)
+    # Scores that differ by rounding alone may be ordered either way.
+    assert (idx != expected).float().mean() < 1e-3
+    places = torch.arange(idx.shape[-1], device="cuda", dtype=torch.int32).expand_as(idx)
+    assert torch.equal(inverse.gather(2, idx), places)
+    assert int((inverse >= 0).sum()) == idx.numel()
+
+
+@torch.no_grad()
+def test_a_model_gives_the_same_logits_under_flex_and_fill():
+    model = make_model(hidden_size=128, head_dim=64, max_position_embeddings=4096).cuda()
+    ids = torch.randint(0, 97, (1, 1500), device="cuda")
+    logits = []
+    for backend in ("flex", "fill"):
+        LRSA(lag_size=64, sink_size=4, backend=backend).install(model)
+        logits.append(model(ids, use_cache=False).logits)
+    torch.testing.assert_close(*logits, rtol=0, atol=2e-2)

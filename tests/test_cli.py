@@ -242,7 +242,7 @@ def test_validation_scores_the_answers_of_every_sample(arguments, train_file):
     ("change", "message"),
     [
         ({"model.attention.lagsize": "3"}, "Option 'lagsize' is not accepted"),
-        ({"model.attention": "LSRA"}, "Attention modes: LRSA, Vanilla"),
+        ({"model.attention": "LSRA"}, "Attention modes: LRSA, "),
         ({"model.attention.lag_size": "0"}, "lag_size must be at least 1"),
         ({"data.train_files": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"data.train_files": "[]"}, "data.train_files is empty"),

@@ -91,8 +91,9 @@ def pick_kernel(device: torch.device, dtype: torch.dtype, head_dim: int = 128) -
     new_enough = torch.cuda.get_device_capability(device)[0] >= 9
     fits = has_package and new_enough and dtype in (torch.float16, torch.bfloat16) and head_dim in (64, 128)
     kernel: Kernel = "FLASH" if fits else "TRITON"
-    reason = f"flash-attn-4 {'found' if has_package else 'not found'}, {torch.cuda.get_device_name(device)}, {dtype}, D = {head_dim}"
-    log.info("FlexAttention backend %s (%s)", kernel, reason)
+    package = "found" if has_package else "not found"
+    gpu = torch.cuda.get_device_name(device)
+    log.info("FlexAttention backend %s (flash-attn-4 %s, %s, %s, D = %d)", kernel, package, gpu, dtype, head_dim)
     return kernel
 
 

@@ -136,7 +136,9 @@ class LongContextModule(lightning.LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=self.device.type == "cuda")
+        # Lightning's mixed precision refuses to clip gradients for a fused optimizer.
+        fused = self.device.type == "cuda" and "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:

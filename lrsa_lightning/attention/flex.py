@@ -46,6 +46,9 @@ def lrsa_attention(
     from lrsa_lightning.attention.block_mask import lrsa_block_mask
 
     idx, inverse = _select(k_BGND.detach(), v_BGND.detach(), mode, chunking, layer_idx)
+    # Autocast knows SDPA but not FlexAttention. The selection above saw the keys as they were.
+    if torch.is_autocast_enabled("cuda"):
+        q_BHND, k_BGND, v_BGND = (z.to(torch.get_autocast_dtype("cuda")) for z in (q_BHND, k_BGND, v_BGND))
     kernel = kernel or pick_kernel(q_BHND.device, q_BHND.dtype, q_BHND.shape[-1])
     return _compiled()(
         q_BHND,

@@ -167,14 +167,17 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
         int64 [B, G, C], the positions of the compact keys, and int32 [B, G, N], its inverse: the compact place of
         each token, -1 for those dropped.
     """
-    k, v = _rows(k_BGND), _rows(v_BGND)
+    # Under autocast the keys leave RoPE in float32 while the values are bf16: widening is exact.
+    dtype = torch.promote_types(k_BGND.dtype, v_BGND.dtype)
+    k, v = _rows(k_BGND.to(dtype)), _rows(v_BGND.to(dtype))
     batch, groups, num_tokens, dim = k.shape
     rows, num_scored = batch * groups, chunking.compressed_chunks(num_tokens)
     sink, lag, num_compact = chunking.sink_size, chunking.lag_size, chunking.compact_len(num_tokens)
     idx = torch.empty(batch, groups, num_compact, dtype=torch.int64, device=k.device)
     inverse = torch.full((batch, groups, num_tokens), -1, dtype=torch.int32, device=k.device)
-    low, span = torch.empty(2, 2, rows, num_scored, dim, device=k.device)
-    std = torch.empty(2, rows, num_scored, lag, device=k.device)
+    # The dtype is named because Lightning's bf16-true changes the default one.
+    low, span = torch.empty(2, 2, rows, num_scored, dim, dtype=torch.float32, device=k.device)
+    std = torch.empty(2, rows, num_scored, lag, dtype=torch.float32, device=k.device)
     strides = *k.stride()[:3], *v.stride()[:3]
     tile = 32
     _range_kernel[(num_scored, rows, 2)](

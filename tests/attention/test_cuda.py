@@ -55,6 +55,32 @@ def test_fused_selection_equals_the_rule(dtype, sink, lag, ratio, v_weight):
     assert int((inverse >= 0).sum()) == idx.numel()
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
+def test_a_model_trains_under_lightnings_precisions_as_with_fill(precision):
+    from lightning.pytorch.plugins import HalfPrecision, MixedPrecision, Precision
+
+    plugins = {
+        "bf16-true": lambda: HalfPrecision("bf16-true"),
+        "bf16-mixed": lambda: MixedPrecision("bf16-mixed", "cuda"),
+        "32-true": Precision,
+    }
+    plugin = plugins[precision]()
+    ids = torch.randint(0, 97, (1, 1500), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    losses, gradients = [], []
+    for backend in ("flex", "fill"):
+        model = make_model(hidden_size=128, head_dim=64, max_position_embeddings=4096).cuda().train()
+        model = plugin.convert_module(model)
+        LRSA(lag_size=64, sink_size=4, backend=backend).install(model)
+        with plugin.forward_context():
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        losses.append(loss.detach().float())
+        gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
+    tolerance = 1e-3 if precision == "32-true" else 3e-2
+    torch.testing.assert_close(*losses, rtol=tolerance, atol=0)
+    assert (gradients[0] - gradients[1]).norm() < 5 * tolerance * gradients[1].norm()
+
+
 @torch.no_grad()
 def test_a_model_gives_the_same_logits_under_flex_and_fill():
     model = make_model(hidden_size=128, head_dim=64, max_position_embeddings=4096).cuda()

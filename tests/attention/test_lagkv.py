@@ -81,6 +81,18 @@ def test_scores_are_float32_under_autocast_and_for_bf16_keys():
     assert torch.equal(got, expected)
 
 
+def test_scores_do_not_follow_the_default_dtype():
+    """Lightning's bf16-true makes bf16 the default."""
+    k = torch.randn(1, 2, 3 * LAG, 8)
+    expected = score(k, k, LAG, 0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = score(k, k, LAG, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)
+
+
 def test_ties_go_to_the_lower_position():
     scores = torch.tensor([[[[1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 1.0], [2.0] * 8]]])
     assert keep_best(scores, 5).tolist() == [[[0, 1, 2, 3, 5, 8, 9, 10, 11, 12]]]

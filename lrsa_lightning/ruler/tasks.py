@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.data.template import Template, TemplateName, make_template
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.fitting import largest_fit
-from lrsa_lightning.ruler.niah import Niah
+from lrsa_lightning.ruler.niah import Draw, Niah
 from lrsa_lightning.ruler.scoring import match_all
 
 
@@ -68,21 +68,13 @@ def make_samples(
     """
     spec = find_task(task)
     frame = make_template(template, tokenizer)
-    budget = max_length - spec.tokens_to_generate
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    units = int((max_length - spec.tokens_to_generate) / spec.kind.tokens_per_unit)
     rows = []
-    units = int(budget / spec.kind.tokens_per_unit)
     for index in range(num_samples):
         draw = spec.kind.draw(Random(f"{seed}:{task}:{max_length}:{index}"))
-
-        def prompt(units: int, draw=draw) -> str:
-            return frame.before + draw.build(units) + frame.after + draw.answer_prefix
-
         try:
-            units = largest_fit(prompt, count_tokens, budget, units)
+            # Samples of one length need much the same haystack: each search starts from the last one's result.
+            units, text, length = _fit(draw, frame, tokenizer, max_length - spec.tokens_to_generate, units)
         except ValueError as error:
             raise InputError(f"RULER {task} at length {max_length}: {error} (length less new tokens)") from None
         rows.append(
@@ -90,11 +82,24 @@ def make_samples(
                 "id": f"{task}-{max_length}-{seed}-{index}",
                 "index": index,
                 "task": task,
-                "input": frame.before + draw.build(units) + frame.after,
+                "input": text,
                 "answer_prefix": draw.answer_prefix,
                 "outputs": draw.outputs,
                 "depths": draw.depths,
-                "length": count_tokens(prompt(units)) + spec.tokens_to_generate,
+                "length": length + spec.tokens_to_generate,
             }
         )
     return rows
+
+
+def _fit(draw: Draw, frame: Template, tokenizer, budget: int, guess: int) -> tuple[int, str, int]:
+    """The largest haystack that fits: its units, the text in front of the answer prefix, tokens of both."""
+
+    def text(units: int) -> str:
+        return frame.before + draw.build(units) + frame.after
+
+    def count_tokens(prompt: str) -> int:
+        return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+    units = largest_fit(lambda units: text(units) + draw.answer_prefix, count_tokens, budget, guess)
+    return units, text(units), count_tokens(text(units) + draw.answer_prefix)

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv
-from lrsa_lightning.attention.block_mask import causal_over_sparse_tiles, lrsa_block_mask
+from lrsa_lightning.attention.block_mask import StaticMask, block_mask, causal_over_sparse_tiles
 
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
 
@@ -65,7 +65,7 @@ def dense_fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[str, Callable, float | None]]:
     """Name, attention function and arithmetic limit over dense of each line of the table."""
-    has_fa4 = flex.pick_kernel(torch.device("cuda"), torch.bfloat16) == "FLASH"
+    has_fa4 = flex.pick_kernel(torch.empty(1, 1, 1, DIM, device="cuda", dtype=torch.bfloat16)) == "FLASH"
     if has_fa4:
         yield "dense FlashAttention-4", dense_fa4, None
     yield "dense cuDNN SDPA", partial(dense, SDPBackend.CUDNN_ATTENTION), None
@@ -80,7 +80,7 @@ def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[
 
 
 def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) -> tuple[float, float, float]:
-    """Milliseconds of the forward, of forward and backward, and GiB of extra memory at the peak."""
+    """Milliseconds of the forward, of forward and backward, and GiB at the peak beyond inputs, output and gradients."""
     grad_out = torch.randn_like(q)
     with torch.no_grad():
         forward = milliseconds(lambda: attention(q, k, v), calls)
@@ -93,7 +93,8 @@ def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) ->
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     both()
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+    results = q.nbytes + sum(z.nbytes for z in (q, k, v))
+    peak = (torch.cuda.max_memory_allocated() - before - results) / 2**30
     return forward, milliseconds(both, calls), peak
 
 
@@ -128,9 +129,9 @@ def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
     idx, _ = kernels.select(k, v, chunking, mode.v_weight)
     reference = lagkv.select(k, v, mode.lag_size, SINK, mode.retention_ratio)
     fused = milliseconds(captured(lambda: kernels.select(k, v, chunking, mode.v_weight)), 20)
-    lrsa_block_mask.cache_clear()
+    block_mask.cache_clear()
     started = time.perf_counter()
-    lrsa_block_mask(num_tokens, chunking, k.device)
+    block_mask(StaticMask.of_sequence(num_tokens, chunking), k.device)
     build = 1000 * (time.perf_counter() - started)
     differing = float((idx != reference).float().mean())
     print(
@@ -146,6 +147,11 @@ def installed(package: str) -> str:
         return f"no {package}"
 
 
+def print_versions() -> None:
+    packages = ", ".join(map(installed, ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl")))
+    print(f"{torch.cuda.get_device_name()}; {packages}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
@@ -153,8 +159,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")
-    packages = ", ".join(map(installed, ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl")))
-    print(f"{torch.cuda.get_device_name()}; {packages}")
+    print_versions()
     for num_tokens in options.lengths:
         report(num_tokens, options.ratios)
         torch.cuda.empty_cache()

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lrsa_lightning.attention import fill
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 
 
@@ -34,17 +33,15 @@ class CacheView:
     raw_start: int
     padding: Tensor | None = None
 
-    def attend(
-        self, q_BHQD: Tensor, v_BGTD: Tensor, chunking: Chunking, chunks_per_fill: int, scale: float | None
-    ) -> Tensor:
-        """Attention of the newest Q tokens, [B, H, Q, D]."""
-        if self.padding is not None:
-            mask_B11T = (torch.arange(v_BGTD.shape[2], device=v_BGTD.device) >= self.padding[:, None])[:, None, None]
-            return fill.sdpa(q_BHQD, self.keys, v_BGTD, mask_B11T, scale)
-        compact, raw = zip(
-            *((z[:, :, : self.compact_len], z[:, :, self.compact_len :]) for z in (self.keys, v_BGTD)), strict=True
-        )
-        return fill.attend(q_BHQD, compact, raw, self.raw_start, chunking, chunks_per_fill, scale)
+    def split(self, v_BGTD: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Keys and values of the compact part, then of the raw one."""
+        at = self.compact_len
+        return (self.keys[:, :, :at], v_BGTD[:, :, :at]), (self.keys[:, :, at:], v_BGTD[:, :, at:])
+
+    def row_mask(self) -> Tensor:
+        """True at the keys of each row, False at the padding in front of them: [B, 1, 1, T]."""
+        places = torch.arange(self.keys.shape[2], device=self.keys.device)
+        return (places >= self.padding[:, None])[:, None, None]
 
 
 class LagKVLayer(DynamicLayer):

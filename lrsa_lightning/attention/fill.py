@@ -7,13 +7,17 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, C com
 tokens), R raw keys, Q queries of a fill.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+
+Parts = tuple[Tensor, Tensor]
 
 
 def lrsa_attention(
@@ -66,16 +70,23 @@ def attend(
     for start, stop in _fills(first_query, end, chunking, chunks_per_fill):
         num_compact = min(chunking.compact_visible(chunking.chunk_of(stop - 1)), compact[0].shape[2])
         first_raw = min(max(chunking.raw_visible(chunking.chunk_of(start)), raw_start), stop)
-        k, v = (
-            torch.cat([c[:, :, :num_compact], r[:, :, first_raw - raw_start : stop - raw_start]], dim=2)
-            for c, r in zip(compact, raw, strict=True)
-        )
-        if chunking.chunk_of(start) == chunking.chunk_of(stop - 1):
-            mask = _lower_right_causal(stop - start, k.shape[2], q_BHQD.device)
-        else:
-            mask = static_mask(start, stop, num_compact, first_raw, chunking, q_BHQD.device)
-        outputs.append(sdpa(q_BHQD[:, :, start - first_query : stop - first_query], k, v, mask, scale))
+        seen = slice(num_compact), slice(first_raw - raw_start, stop - raw_start)
+        k, v = ((c[:, :, seen[0]], r[:, :, seen[1]]) for c, r in zip(compact, raw, strict=True))
+        q = q_BHQD[:, :, start - first_query : stop - first_query]
+        mask = partial(_fill_mask, start, stop, num_compact, first_raw, chunking, q.device)
+        outputs.append(_recomputed(_join_and_attend, q, k, v, mask, scale))
     return torch.cat(outputs, dim=2)
+
+
+def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:
+    """Its result. The joined keys and the mask of a fill are made again in the backward: kept, they grow with N^2."""
+    if not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _join_and_attend(q: Tensor, k_parts: Parts, v_parts: Parts, mask: Callable[[], Tensor | None], scale) -> Tensor:
+    return sdpa(q, torch.cat(k_parts, dim=2), torch.cat(v_parts, dim=2), mask(), scale)
 
 
 def _fills(start: int, end: int, chunking: Chunking, chunks_per_fill: int) -> Iterator[tuple[int, int]]:
@@ -87,11 +98,16 @@ def _fills(start: int, end: int, chunking: Chunking, chunks_per_fill: int) -> It
         start = stop
 
 
-def _lower_right_causal(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-    """Causal mask [Q, K] whose last query sees every key; None where it hides nothing."""
-    if num_queries == 1:
+def _fill_mask(
+    start: int, stop: int, num_compact: int, first_raw: int, chunking: Chunking, device: torch.device
+) -> Tensor | None:
+    """`static_mask` of a fill; that of a single chunk is lower-right causal, and None where it hides nothing."""
+    if chunking.chunk_of(start) != chunking.chunk_of(stop - 1):
+        return static_mask(start, stop, num_compact, first_raw, chunking, device)
+    if stop - start == 1:
         return None
-    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    num_keys = num_compact + stop - first_raw
+    return torch.ones(stop - start, num_keys, dtype=torch.bool, device=device).tril(num_keys - (stop - start))
 
 
 def static_mask(

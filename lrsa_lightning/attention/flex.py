@@ -1,10 +1,10 @@
-"""LRSA on CUDA: FlexAttention over [compact ; raw] under one static block mask.
+"""LRSA on CUDA: [compact ; raw] under one static block mask, by FlashAttention-4 or by FlexAttention.
 
 Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size.
 """
 
 import logging
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lrsa_lightning.attention import flash
+from lrsa_lightning.attention.block_mask import StaticMask, block_mask
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ def lrsa_attention(
     """Masked training forward of `mode` on a CUDA device.
 
     Args:
-        kernel: backend of FlexAttention: FLASH (package flash-attn-4; float16 and bfloat16) or TRITON; the faster
-            one that this machine has when None.
+        kernel: FLASH (package flash-attn-4; float16 and bfloat16) or FlexAttention's TRITON; the faster one that this
+            machine has when None.
 
     Other arguments and the result as in `fill.lrsa_attention`.
     """
@@ -42,28 +44,53 @@ def lrsa_attention(
     if chunking.compressed_chunks(num_tokens) == 0:
         gqa = q_BHND.shape[1] != k_BGND.shape[1]
         return scaled_dot_product_attention(q_BHND, k_BGND, v_BGND, is_causal=True, scale=scale, enable_gqa=gqa)
-    # Imported here: Triton is not on every machine, and FlexAttention's import takes a second.
-    from lrsa_lightning.attention.block_mask import lrsa_block_mask
-
     idx, inverse = _select(k_BGND.detach(), v_BGND.detach(), mode, chunking, layer_idx)
     # Autocast knows SDPA but not FlexAttention. The selection above saw the keys as they were.
     if torch.is_autocast_enabled("cuda"):
         q_BHND, k_BGND, v_BGND = (z.to(torch.get_autocast_dtype("cuda")) for z in (q_BHND, k_BGND, v_BGND))
-    kernel = kernel or pick_kernel(q_BHND.device, q_BHND.dtype, q_BHND.shape[-1])
-    return _compiled()(
+    kernel = kernel or pick_kernel(q_BHND)
+    mask = _training_mask(num_tokens, chunking, twins=kernel == "FLASH" and torch.is_grad_enabled())
+    k_BGED, v_BGED = _extend(k_BGND, v_BGND, idx, inverse, mask)
+    if kernel == "FLASH":
+        return flash.attend(q_BHND, k_BGED, v_BGED, mask, scale)
+    return _flex_attention()(
         q_BHND,
-        _extend(k_BGND, idx, inverse),
-        _extend(v_BGND, idx, inverse),
-        block_mask=lrsa_block_mask(num_tokens, chunking, q_BHND.device),
+        k_BGED,
+        v_BGED,
+        block_mask=block_mask(mask, q_BHND.device),
         scale=scale,
-        enable_gqa=q_BHND.shape[1] != k_BGND.shape[1],
-        kernel_options={"BACKEND": "FLASH"} if kernel == "FLASH" else None,
+        enable_gqa=q_BHND.shape[1] != k_BGED.shape[1],
     )
+
+
+def prefill(
+    q_BHQD: Tensor,
+    compact: tuple[Tensor, Tensor],
+    raw: tuple[Tensor, Tensor],
+    raw_start: int,
+    chunking: Chunking,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of a cache's newest Q tokens, [B, H, Q, D]; arguments as in `fill.attend`.
+
+    For FLASH alone: prompts differ in length, and FlexAttention would compile a kernel for each.
+    """
+    num_queries = q_BHQD.shape[2]
+    first_query = raw_start + raw[0].shape[2] - num_queries
+    mask = StaticMask(chunking, compact[0].shape[2], num_queries, first_query, raw_start)
+    k_BGED, v_BGED = (mask.lay_out(*parts) for parts in zip(compact, raw, strict=True))
+    return flash.attend(q_BHQD, k_BGED, v_BGED, mask, scale)
+
+
+@lru_cache(maxsize=8)
+def _training_mask(num_tokens: int, chunking: Chunking, twins: bool) -> StaticMask:
+    mask = StaticMask.of_sequence(num_tokens, chunking)
+    return mask.with_twins() if twins else mask
 
 
 def _select(k_BGND: Tensor, v_BGND: Tensor, mode, chunking: Chunking, layer_idx: int | None) -> tuple[Tensor, Tensor]:
     """Positions of the compact keys and their inverse, fused where there is a kernel for the scorer."""
-    if mode.scorer == "lagkv" and chunking.kept and _is_power_of_two(k_BGND.shape[-1]):
+    if has_fused_selection(mode, k_BGND):
         from lrsa_lightning.attention import kernels
 
         return kernels.select(k_BGND, v_BGND, chunking, mode.v_weight)
@@ -73,13 +100,21 @@ def _select(k_BGND: Tensor, v_BGND: Tensor, mode, chunking: Chunking, layer_idx:
     return idx, inverse.scatter_(2, idx, places)
 
 
-def _extend(z_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor) -> Tensor:
-    """[compact ; raw] of keys or values, [B, G, C + N, D]."""
-    if _is_power_of_two(z_BGND.shape[-1]):
+def has_fused_selection(mode, k_BGND: Tensor) -> bool:
+    """Whether `kernels.select` ranks as this mode does, and takes keys of this head size."""
+    return mode.scorer == "lagkv" and mode.chunking().kept > 0 and _is_power_of_two(k_BGND.shape[-1])
+
+
+def _extend(
+    k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, mask: StaticMask
+) -> tuple[Tensor, Tensor]:
+    """Keys and values as `mask` lays them out, [B, G, E, D] each."""
+    if _is_power_of_two(k_BGND.shape[-1]):
         from lrsa_lightning.attention.kernels import Extend
 
-        return Extend.apply(z_BGND, idx_BGC, inverse_BGN)
-    return torch.cat([gather_tokens(z_BGND, idx_BGC), z_BGND], dim=2)
+        return Extend.apply(k_BGND, v_BGND, idx_BGC, inverse_BGN, mask.num_twins, mask.raw_offset)
+    compact = gather_tokens(k_BGND, idx_BGC), gather_tokens(v_BGND, idx_BGC)
+    return tuple(mask.lay_out(c, raw) for c, raw in zip(compact, (k_BGND, v_BGND), strict=True))
 
 
 def _is_power_of_two(dim: int) -> bool:
@@ -87,21 +122,27 @@ def _is_power_of_two(dim: int) -> bool:
     return dim & (dim - 1) == 0
 
 
+def pick_kernel(q_BHND: Tensor) -> Kernel:
+    """FLASH where it runs and may; its backward adds up dq in no fixed order, so not under deterministic algorithms."""
+    flash_runs = _flash_runs(q_BHND.device, q_BHND.dtype, q_BHND.shape[-1])
+    return "FLASH" if flash_runs and not torch.are_deterministic_algorithms_enabled() else "TRITON"
+
+
 @cache
-def pick_kernel(device: torch.device, dtype: torch.dtype, head_dim: int = 128) -> Kernel:
-    """FLASH where flash-attn-4 is installed and GPU (Hopper or newer), dtype and head size are ones it takes."""
+def _flash_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether flash-attn-4 is installed and takes this GPU (Hopper), dtype and head size. Said once in the log."""
     has_package = find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
-    new_enough = torch.cuda.get_device_capability(device)[0] >= 9
-    fits = has_package and new_enough and dtype in (torch.float16, torch.bfloat16) and head_dim in (64, 128)
-    kernel: Kernel = "FLASH" if fits else "TRITON"
+    is_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    fits = has_package and is_hopper and dtype in (torch.float16, torch.bfloat16) and head_dim in flash.HEAD_DIMS
     package = "found" if has_package else "not found"
     gpu = torch.cuda.get_device_name(device)
-    log.info("FlexAttention backend %s (flash-attn-4 %s, %s, %s, D = %d)", kernel, package, gpu, dtype, head_dim)
-    return kernel
+    kernel = "FLASH" if fits else "TRITON"
+    log.info("LRSA kernel %s (flash-attn-4 %s, %s, %s, D = %d)", kernel, package, gpu, dtype, head_dim)
+    return fits
 
 
 @cache
-def _compiled():
+def _flex_attention():
     from torch.nn.attention.flex_attention import flex_attention
 
     # One graph a shape and mask: with automatic dynamic shapes compilation was seen to hang, and past the limit

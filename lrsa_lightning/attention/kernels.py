@@ -1,9 +1,10 @@
-"""Triton kernels around the attention: a fused selection, and [compact ; raw] written in one pass.
+"""Triton kernels around the attention: a fused selection, and [compact ; padding ; raw] written in one pass.
 
 The backward of the latter reads instead of scattering: kept positions are unique, so the inverse index gives each
 token its one compact key, without atomics and so without an order to depend on.
 
-Shape suffixes: B batch, G KV heads, N tokens, D head size, T scored chunks, L lag, C compact keys, E = C + N.
+Shape suffixes: B batch, G KV heads, N tokens, D head size, T scored chunks, L lag, C compact keys,
+E extended keys.
 """
 
 import torch
@@ -17,83 +18,32 @@ _BOUND = tl.constexpr(1e15)  # as in lagkv
 
 
 @triton.jit
-def _range_kernel(
-    k_ptr, v_ptr, low_ptr, span_ptr,
-    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_scored, sink, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Half the minimum and half the range of each channel over the chunk behind each scored one."""
-    chunk, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    b, g = row // groups, row % groups
-    if which == 0:
-        base = k_ptr + b.to(tl.int64) * stride_kb + g * stride_kg
-        stride_n = stride_kn
-    else:
-        base = v_ptr + b.to(tl.int64) * stride_vb + g * stride_vg
-        stride_n = stride_vn
-    start = sink + (chunk + 1) * LAG
+def _store_stds(base, stride_n, start, std_ptr, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """Standard deviation over the channels of each token of a chunk, normalised by the next one (LagKV, eq. 4-6)."""
     channel = tl.arange(0, DIM)
     low = tl.full([DIM], float("inf"), tl.float32)
     high = tl.full([DIM], float("-inf"), tl.float32)
     for offset in range(0, LAG, ROWS):
         token = offset + tl.arange(0, ROWS)
-        at = base + (start + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
         inside = (token < LAG)[:, None]
+        at = base + (start + LAG + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
         low = tl.minimum(low, tl.min(tl.load(at, mask=inside, other=float("inf")).to(tl.float32), axis=0))
         high = tl.maximum(high, tl.max(tl.load(at, mask=inside, other=float("-inf")).to(tl.float32), axis=0))
-    out = ((which * tl.num_programs(1) + row) * num_scored + chunk) * DIM + channel
-    tl.store(low_ptr + out, low * 0.5)
-    tl.store(span_ptr + out, high * 0.5 - low * 0.5)
-
-
-@triton.jit
-def _std_kernel(
-    k_ptr, v_ptr, low_ptr, span_ptr, std_ptr,
-    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_scored, sink, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Standard deviation over the channels of each normalised token (LagKV, eq. 4-6)."""
-    tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    tiles: tl.constexpr = (LAG + ROWS - 1) // ROWS
-    chunk, offset = tile // tiles, (tile % tiles) * ROWS
-    b, g = row // groups, row % groups
-    if which == 0:
-        base = k_ptr + b.to(tl.int64) * stride_kb + g * stride_kg
-        stride_n = stride_kn
-    else:
-        base = v_ptr + b.to(tl.int64) * stride_vb + g * stride_vg
-        stride_n = stride_vn
-    channel = tl.arange(0, DIM)
-    stats = ((which * tl.num_programs(1) + row) * num_scored + chunk) * DIM + channel
-    low, span = tl.load(low_ptr + stats), tl.load(span_ptr + stats)
-    token = offset + tl.arange(0, ROWS)
-    inside = token < LAG
-    at = base + (sink + chunk * LAG + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
-    z = tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32) * 0.5
+    low, span = low * 0.5, high * 0.5 - low * 0.5
     flat = span == 0.0
-    z = tl.div_rn(z - low[None, :], tl.where(flat, 1.0, span)[None, :])
-    z = tl.where(flat[None, :], 0.0, tl.minimum(tl.maximum(z, -_BOUND), _BOUND))
-    centred = z - (tl.sum(z, axis=1) / DIM)[:, None]
-    std = tl.sqrt(tl.sum(centred * centred, axis=1) / (DIM - 1))
-    out = ((which * tl.num_programs(1) + row) * num_scored + chunk) * LAG + token
-    tl.store(std_ptr + out, std, mask=inside)
+    for offset in range(0, LAG, ROWS):
+        token = offset + tl.arange(0, ROWS)
+        at = base + (start + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
+        z = tl.load(at, mask=(token < LAG)[:, None], other=0.0).to(tl.float32) * 0.5
+        z = tl.div_rn(z - low[None, :], tl.where(flat, 1.0, span)[None, :])
+        z = tl.where(flat[None, :], 0.0, tl.minimum(tl.maximum(z, -_BOUND), _BOUND))
+        centred = z - (tl.sum(z, axis=1) / DIM)[:, None]
+        tl.store(std_ptr + token, tl.sqrt(tl.sum(centred * centred, axis=1) / (DIM - 1)), mask=token < LAG)
 
 
 @triton.jit
-def _keep_kernel(
-    std_ptr, idx_ptr, inverse_ptr, v_weight, num_tokens, num_scored, sink, num_compact,
-    LAG: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, SINK_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Softmax and sum (eq. 7-8), then the positions of a chunk's KEPT highest scores, ascending."""
-    chunk, row = tl.program_id(0), tl.program_id(1)
-    token = tl.arange(0, BLOCK)
-    inside = token < LAG
-    at_k = (row * num_scored + chunk) * LAG + token
-    at_v = ((tl.num_programs(1) + row) * num_scored + chunk) * LAG + token
-    std_k = tl.load(std_ptr + at_k, mask=inside, other=float("-inf"))
-    std_v = tl.load(std_ptr + at_v, mask=inside, other=float("-inf"))
-    exp_k, exp_v = tl.exp(std_k - tl.max(std_k, axis=0)), tl.exp(std_v - tl.max(std_v, axis=0))
-    score = exp_k / tl.sum(exp_k, axis=0) + v_weight * (exp_v / tl.sum(exp_v, axis=0))
+def _highest(score, inside, KEPT: tl.constexpr):
+    """True at the KEPT highest scores; ties go to the lower position."""
     # Floats order as their bits do once the negative ones are turned round; find the KEPT-th largest bit by bit.
     bits = score.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -105,57 +55,109 @@ def _keep_kernel(
         threshold = tl.where(tl.sum((bits >= candidate).to(tl.int32), axis=0) >= KEPT, candidate, threshold)
     above, equal = bits > threshold, bits == threshold
     room = KEPT - tl.sum(above.to(tl.int32), axis=0)
-    keep = inside & (above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room)))
-    position = sink + chunk * LAG + token
+    return inside & (above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room)))
+
+
+@triton.jit
+def _select_kernel(
+    k_ptr, v_ptr, std_ptr, idx_ptr, inverse_ptr,
+    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
+    v_weight, groups, num_tokens, num_scored, sink, num_compact,
+    LAG: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, SINK_BLOCK: tl.constexpr,
+    DIM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one KV head: scores (eq. 4-8), the KEPT highest, and where each token went."""
+    chunk, row = tl.program_id(0), tl.program_id(1)
+    b, g = (row // groups).to(tl.int64), row % groups
+    start = sink + chunk * LAG
+    std_k_ptr = std_ptr + (row * num_scored + chunk).to(tl.int64) * 2 * LAG
+    std_v_ptr = std_k_ptr + LAG
+    _store_stds(k_ptr + b * stride_kb + g * stride_kg, stride_kn, start, std_k_ptr, LAG, DIM, ROWS)
+    _store_stds(v_ptr + b * stride_vb + g * stride_vg, stride_vn, start, std_v_ptr, LAG, DIM, ROWS)
+    tl.debug_barrier()  # the block reads below what its other threads stored
+    token = tl.arange(0, BLOCK)
+    inside = token < LAG
+    std_k = tl.load(std_k_ptr + token, mask=inside, other=float("-inf"))
+    std_v = tl.load(std_v_ptr + token, mask=inside, other=float("-inf"))
+    exp_k, exp_v = tl.exp(std_k - tl.max(std_k, axis=0)), tl.exp(std_v - tl.max(std_v, axis=0))
+    score = exp_k / tl.sum(exp_k, axis=0) + v_weight * (exp_v / tl.sum(exp_v, axis=0))
+    keep = _highest(score, inside, KEPT)
+    idx_ptr += row.to(tl.int64) * num_compact
+    inverse_ptr += row.to(tl.int64) * num_tokens
     compact = sink + chunk * KEPT + tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    tl.store(idx_ptr + row * num_compact + compact, position.to(tl.int64), mask=keep)
-    tl.store(inverse_ptr + row.to(tl.int64) * num_tokens + position, tl.where(keep, compact, -1), mask=inside)
+    tl.store(idx_ptr + compact, (start + token).to(tl.int64), mask=keep)
+    tl.store(inverse_ptr + start + token, tl.where(keep, compact, -1), mask=inside)
     if chunk == 0:
         first = tl.arange(0, SINK_BLOCK)
-        tl.store(idx_ptr + row * num_compact + first, first.to(tl.int64), mask=first < sink)
-        tl.store(inverse_ptr + row.to(tl.int64) * num_tokens + first, first, mask=first < sink)
+        tl.store(idx_ptr + first, first.to(tl.int64), mask=first < sink)
+        tl.store(inverse_ptr + first, first, mask=first < sink)
+    if chunk == num_scored - 1:
+        for block in tl.static_range(2):  # fewer than two chunks lie behind the last scored one
+            behind = start + LAG + block * BLOCK + token
+            tl.store(inverse_ptr + behind, -1, mask=behind < num_tokens)
 
 
 @triton.jit
 def _extend_kernel(
-    z_ptr, idx_ptr, ext_ptr, stride_b, stride_g, stride_n,
-    groups, num_tokens, num_compact, DIM: tl.constexpr, ROWS: tl.constexpr,
+    k_ptr, v_ptr, idx_ptr, k_ext_ptr, v_ext_ptr,
+    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
+    groups, num_tokens, num_compact, num_twins, raw_offset, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes [compact ; raw]."""
-    tile, row = tl.program_id(0), tl.program_id(1)
-    num_ext = num_compact + num_tokens
+    """Writes [twins ; compact ; zeros ; raw]."""
+    tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, g = (row // groups).to(tl.int64), row % groups
+    if which == 0:
+        base = k_ptr + b * stride_kb + g * stride_kg
+        ext_ptr = k_ext_ptr
+        stride_n = stride_kn
+    else:
+        base = v_ptr + b * stride_vb + g * stride_vg
+        ext_ptr = v_ext_ptr
+        stride_n = stride_vn
+    num_ext = raw_offset + num_tokens
     j = tile * ROWS + tl.arange(0, ROWS)
     inside = (j < num_ext)[:, None]
-    kept = tl.load(idx_ptr + row.to(tl.int64) * num_compact + j, mask=j < num_compact, other=0)
-    token = tl.where(j < num_compact, kept, (j - num_compact).to(tl.int64))
+    compact = tl.where(j < num_twins, j, j - num_twins)
+    kept = tl.load(idx_ptr + row.to(tl.int64) * num_compact + compact, mask=compact < num_compact, other=0)
+    token = tl.where(compact < num_compact, kept, (j - raw_offset).to(tl.int64))
     channel = tl.arange(0, DIM)
-    base = z_ptr + (row // groups).to(tl.int64) * stride_b + (row % groups) * stride_g
-    z = tl.load(base + token[:, None] * stride_n + channel[None, :], mask=inside)
+    z = tl.load(base + token[:, None] * stride_n + channel[None, :], mask=inside & (token >= 0)[:, None], other=0.0)
     tl.store(ext_ptr + (row.to(tl.int64) * num_ext + j)[:, None] * DIM + channel[None, :], z, mask=inside)
 
 
 @triton.jit
 def _extend_backward_kernel(
-    grad_ext_ptr, inverse_ptr, grad_ptr, stride_b, stride_g, stride_n,
-    groups, num_tokens, num_compact, DIM: tl.constexpr, ROWS: tl.constexpr,
+    grad_k_ext_ptr, grad_v_ext_ptr, inverse_ptr, grad_k_ptr, grad_v_ptr,
+    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
+    groups, num_tokens, num_twins, raw_offset, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Each token's gradient: its raw key's, plus its compact one's if it was kept."""
-    tile, row = tl.program_id(0), tl.program_id(1)
+    """Each token's gradient: its raw key's, plus its compact one's and that one's twin's if it was kept."""
+    tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, g = (row // groups).to(tl.int64), row % groups
+    channel = tl.arange(0, DIM)[None, :]
+    if which == 0:
+        base = grad_k_ext_ptr + b * stride_kb + g * stride_kg + channel
+        grad_ptr = grad_k_ptr
+        stride_n = stride_kn
+    else:
+        base = grad_v_ext_ptr + b * stride_vb + g * stride_vg + channel
+        grad_ptr = grad_v_ptr
+        stride_n = stride_vn
     token = tile * ROWS + tl.arange(0, ROWS)
     inside = token < num_tokens
     compact = tl.load(inverse_ptr + row.to(tl.int64) * num_tokens + token, mask=inside, other=-1)
-    channel = tl.arange(0, DIM)[None, :]
-    base = grad_ext_ptr + (row // groups).to(tl.int64) * stride_b + (row % groups) * stride_g + channel
-    raw_at = base + (num_compact + token).to(tl.int64)[:, None] * stride_n
+    raw_at = base + (raw_offset + token).to(tl.int64)[:, None] * stride_n
     grad = tl.load(raw_at, mask=inside[:, None], other=0.0).to(tl.float32)
-    compact_at = base + compact.to(tl.int64)[:, None] * stride_n
+    compact_at = base + (num_twins + compact).to(tl.int64)[:, None] * stride_n
     grad += tl.load(compact_at, mask=(compact >= 0)[:, None], other=0.0).to(tl.float32)
+    twin_at = base + compact.to(tl.int64)[:, None] * stride_n
+    grad += tl.load(twin_at, mask=((compact >= 0) & (compact < num_twins))[:, None], other=0.0).to(tl.float32)
     out = (row.to(tl.int64) * num_tokens + token)[:, None] * DIM + channel
     tl.store(grad_ptr + out, grad, mask=inside[:, None])
 
 
 def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) -> tuple[Tensor, Tensor]:
-    """`lagkv.select` in three launches; at least one chunk must be compressed, and some of it kept.
+    """`lagkv.select` in one launch; at least one chunk must be compressed, and some of it kept.
 
     Args:
         k_BGND: keys after RoPE, D a power of two.
@@ -174,53 +176,53 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
     rows, num_scored = batch * groups, chunking.compressed_chunks(num_tokens)
     sink, lag, num_compact = chunking.sink_size, chunking.lag_size, chunking.compact_len(num_tokens)
     idx = torch.empty(batch, groups, num_compact, dtype=torch.int64, device=k.device)
-    inverse = torch.full((batch, groups, num_tokens), -1, dtype=torch.int32, device=k.device)
+    inverse = torch.empty(batch, groups, num_tokens, dtype=torch.int32, device=k.device)
     # The dtype is named because Lightning's bf16-true changes the default one.
-    low, span = torch.empty(2, 2, rows, num_scored, dim, dtype=torch.float32, device=k.device)
-    std = torch.empty(2, rows, num_scored, lag, dtype=torch.float32, device=k.device)
-    strides = *k.stride()[:3], *v.stride()[:3]
-    tile = 32
-    _range_kernel[(num_scored, rows, 2)](
-        k, v, low, span, *strides, groups, num_scored, sink, lag, dim, ROWS=128, num_warps=8
-    )
-    _std_kernel[(num_scored * triton.cdiv(lag, tile), rows, 2)](
-        k, v, low, span, std, *strides, groups, num_scored, sink, lag, dim, ROWS=tile, num_warps=4
-    )
-    _keep_kernel[(num_scored, rows)](
-        std, idx, inverse, v_weight, num_tokens, num_scored, sink, num_compact,
-        lag, triton.next_power_of_2(lag), chunking.kept, max(16, triton.next_power_of_2(sink)), num_warps=4,
+    std = torch.empty(rows, num_scored, 2, lag, dtype=torch.float32, device=k.device)
+    block = triton.next_power_of_2(lag)
+    _select_kernel[(num_scored, rows)](
+        k, v, std, idx, inverse, *k.stride()[:3], *v.stride()[:3],
+        v_weight, groups, num_tokens, num_scored, sink, num_compact,
+        lag, block, chunking.kept, max(16, triton.next_power_of_2(sink)), dim, min(block, 2**15 // dim),
+        num_warps=16,
     )  # fmt: skip
     return idx, inverse
 
 
 class Extend(torch.autograd.Function):
-    """[compact ; raw] of keys or values: z [B, G, N, D], idx [B, G, C], inverse [B, G, N] -> [B, G, C + N, D]."""
+    """Keys and values as a `StaticMask` wants them, [B, G, E, D] each.
+
+    Takes k and v [B, G, N, D] of one dtype, idx [B, G, C], inverse [B, G, N], the number of twins and the place of
+    the first raw key.
+    """
 
     @staticmethod
-    def forward(ctx, z_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor) -> Tensor:
-        z = _rows(z_BGND)
-        batch, groups, num_tokens, dim = z.shape
-        ctx.num_compact = num_compact = idx_BGC.shape[-1]
+    def forward(
+        ctx, k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, num_twins: int, raw_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        k, v = _rows(k_BGND), _rows(v_BGND)
+        batch, groups, num_tokens, dim = k.shape
+        ctx.num_twins, ctx.raw_offset = num_twins, raw_offset
         ctx.save_for_backward(inverse_BGN)
-        ext = z.new_empty(batch, groups, num_compact + num_tokens, dim)
-        grid = (triton.cdiv(num_compact + num_tokens, 64), batch * groups)
-        _extend_kernel[grid](
-            z, idx_BGC, ext, *z.stride()[:3], groups, num_tokens, num_compact, dim, ROWS=64, num_warps=4
-        )
-        return ext
+        k_ext, v_ext = (z.new_empty(batch, groups, raw_offset + num_tokens, dim) for z in (k, v))
+        _extend_kernel[(triton.cdiv(raw_offset + num_tokens, 64), batch * groups, 2)](
+            k, v, idx_BGC, k_ext, v_ext, *k.stride()[:3], *v.stride()[:3],
+            groups, num_tokens, idx_BGC.shape[-1], num_twins, raw_offset, dim, ROWS=64, num_warps=4,
+        )  # fmt: skip
+        return k_ext, v_ext
 
     @staticmethod
-    def backward(ctx, grad_BGED: Tensor):
+    def backward(ctx, grad_k_BGED: Tensor, grad_v_BGED: Tensor):
         (inverse,) = ctx.saved_tensors
-        grad_ext = _rows(grad_BGED)
-        batch, groups, num_ext, dim = grad_ext.shape
-        num_tokens = num_ext - ctx.num_compact
-        grad = grad_ext.new_empty(batch, groups, num_tokens, dim)
-        _extend_backward_kernel[(triton.cdiv(num_tokens, 64), batch * groups)](
-            grad_ext, inverse, grad, *grad_ext.stride()[:3], groups, num_tokens, ctx.num_compact, dim,
-            ROWS=64, num_warps=4,
+        k_ext, v_ext = _rows(grad_k_BGED), _rows(grad_v_BGED)
+        batch, groups, num_ext, dim = k_ext.shape
+        num_tokens = num_ext - ctx.raw_offset
+        grad_k, grad_v = (z.new_empty(batch, groups, num_tokens, dim) for z in (k_ext, v_ext))
+        _extend_backward_kernel[(triton.cdiv(num_tokens, 64), batch * groups, 2)](
+            k_ext, v_ext, inverse, grad_k, grad_v, *k_ext.stride()[:3], *v_ext.stride()[:3],
+            groups, num_tokens, ctx.num_twins, ctx.raw_offset, dim, ROWS=64, num_warps=4,
         )  # fmt: skip
-        return grad, None, None
+        return grad_k, grad_v, None, None, None, None
 
 
 def _rows(z_BGND: Tensor) -> Tensor:

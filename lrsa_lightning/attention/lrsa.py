@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.block_mask import TILE
 from lrsa_lightning.attention.lagkv import Chunking
 from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
 from lrsa_lightning.errors import InputError
@@ -108,6 +109,11 @@ class LRSA(AttentionMode):
 
     def keep_best(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int, start: int) -> Tensor:
         """Offsets of the tokens kept of T consecutive chunks, given T + 1: int64 [B, G, T * M], ascending."""
+        if self._runs_flex(k_BGND) and flex.has_fused_selection(self, k_BGND):
+            from lrsa_lightning.attention import kernels
+
+            chunks = Chunking(0, self.lag_size, self._chunking.kept)
+            return kernels.select(k_BGND, v_BGND, chunks, self.v_weight)[0]
         return lagkv.keep_best(self.score(k_BGND, v_BGND, layer_idx, start), self._chunking.kept)
 
     def make_cache(self, config, lengths: Sequence[int] | None = None):
@@ -143,7 +149,7 @@ class LRSA(AttentionMode):
         """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out."""
         layer_idx = module.layer_idx
         if (view := getattr(key, "lrsa_view", None)) is not None:
-            out = view.attend(query, value, self.chunking(layer_idx), self.chunks_per_fill, scaling)
+            out = self.attend_cached(query, value, view, layer_idx, scaling)
         elif query.shape[2] == key.shape[2]:
             execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type, query.shape[-1])]
             out = execution(query, key, value, self, scaling, layer_idx=layer_idx)
@@ -153,6 +159,30 @@ class LRSA(AttentionMode):
                 "past_key_values=mode.make_cache(model.config) to the forward or to generate()."
             )
         return out.transpose(1, 2).contiguous(), None
+
+    def attend_cached(self, q_BHQD: Tensor, v_BGTD: Tensor, view, layer_idx: int, scale: float | None = None) -> Tensor:
+        """Attention of the newest Q tokens over what their cache layer returned: [B, H, Q, D].
+
+        Args:
+            q_BHQD: queries after RoPE.
+            v_BGTD: the values that `LagKVLayer.update` returned.
+            view: the `CacheView` of the keys it returned.
+            layer_idx: the decoder layer.
+            scale: of the logits; 1 / sqrt(D) when None.
+        """
+        if view.padding is not None:
+            return fill.sdpa(q_BHQD, view.keys, v_BGTD, view.row_mask(), scale)
+        compact, raw = view.split(v_BGTD)
+        chunking = self.chunking(layer_idx)
+        arguments = q_BHQD, compact, raw, view.raw_start, chunking
+        is_sparse = chunking.compressed_chunks(view.raw_start + raw[0].shape[2]) > 0
+        is_prefill = q_BHQD.shape[2] >= TILE
+        if is_sparse and is_prefill and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
+            return flex.prefill(*arguments, scale)
+        return fill.attend(*arguments, self.chunks_per_fill, scale)
+
+    def _runs_flex(self, z_BXND: Tensor) -> bool:
+        return _resolve_backend(self.backend, z_BXND.device.type, z_BXND.shape[-1]) == "flex"
 
 
 @cache

@@ -5,8 +5,8 @@ import torch
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
-from lrsa_lightning.attention.block_mask import TILE, causal_over_sparse_tiles, lrsa_block_mask
-from lrsa_lightning.attention.lagkv import gather_tokens
+from lrsa_lightning.attention.block_mask import TILE, StaticMask, block_mask, causal_over_sparse_tiles
+from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 
 CPU = torch.device("cpu")
 CASES = [
@@ -20,48 +20,104 @@ CASES = [
 ]
 
 
-def element_mask(num_tokens, mode):
-    chunking = mode.chunking()
-    return fill.static_mask(0, num_tokens, chunking.compact_len(num_tokens), 0, chunking, CPU)
+def static_mask_of(num_tokens, mode):
+    return StaticMask.of_sequence(num_tokens, mode.chunking())
 
 
-@pytest.mark.parametrize(("num_tokens", "sink", "lag", "ratio"), CASES)
-def test_tiles_and_elements(num_tokens, sink, lag, ratio):
-    mode = LRSA(lag_size=lag, sink_size=sink, retention_ratio=ratio)
-    mask = lrsa_block_mask(num_tokens, mode.chunking(), CPU)
-    elements = element_mask(num_tokens, mode)
-    q, kv = torch.arange(num_tokens)[:, None], torch.arange(elements.shape[1])[None, :]
-    assert torch.equal(mask.mask_mod(0, 0, q, kv), elements)
+def element_mask(mask):
+    """The same mask by `fill`, with the padding hidden: [Q, E]."""
+    end = mask.first_query + mask.num_queries
+    elements = fill.static_mask(mask.first_query, end, mask.num_compact, mask.first_raw, mask.chunking, CPU)
+    compact, raw = elements.split([mask.num_compact, end - mask.first_raw], dim=1)
+    padding = torch.zeros(mask.num_queries, mask.raw_offset - mask.num_compact, dtype=torch.bool)
+    return torch.cat([compact, padding, raw], dim=1)
 
-    rows, columns = -(-num_tokens // TILE), -(-elements.shape[1] // TILE)
-    padded = torch.nn.functional.pad(elements, (0, columns * TILE - elements.shape[1], 0, rows * TILE - num_tokens))
-    tiles = padded.unflatten(1, (columns, TILE)).unflatten(0, (rows, TILE))
-    any_seen, all_seen = tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
-    for row in range(rows):
-        partial = mask.kv_indices[0, 0, row, : mask.kv_num_blocks[0, 0, row]].tolist()
-        full = mask.full_kv_indices[0, 0, row, : mask.full_kv_num_blocks[0, 0, row]].tolist()
-        assert sorted(partial + full) == any_seen[row].nonzero().flatten().tolist()
-        assert full == all_seen[row].nonzero().flatten().tolist()
+
+def in_tiles(elements, query_tile=TILE):
+    """Whether each tile holds a visible element, and whether nothing else: bool [query tiles, key tiles]."""
+    rows, columns = -(-elements.shape[0] // query_tile), -(-elements.shape[1] // TILE)
+    missing = rows * query_tile - elements.shape[0], columns * TILE - elements.shape[1]
+    padded = torch.nn.functional.pad(elements, (0, missing[1], 0, missing[0]))
+    tiles = padded.unflatten(1, (columns, TILE)).unflatten(0, (rows, query_tile))
+    return tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
+
+
+def places(mask):
+    return torch.arange(mask.num_queries)[:, None], torch.arange(mask.num_keys)[None, :]
+
+
+def a_cache_view(num_tokens, sink, lag, kept, first_query):
+    """The mask of queries first_query .. num_tokens - 1 that meet a cache filled by those before them."""
+    chunking = Chunking(sink, lag, kept)
+    seen = max(first_query, sink)
+    return StaticMask(
+        chunking, chunking.compact_len(num_tokens), num_tokens - first_query, first_query, chunking.raw_start(seen)
+    )
+
+
+MASKS = [StaticMask.of_sequence(n, Chunking(sink, lag, int(ratio * lag))) for n, sink, lag, ratio in CASES] + [
+    a_cache_view(1000, 16, 100, 25, 0),
+    a_cache_view(1500, 200, 64, 32, 700),
+    a_cache_view(1500, 5, 300, 150, 1372),
+    a_cache_view(900, 5, 128, 0, 517),
+]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("query_tile", [64, 128])
+def test_tiles_and_elements(mask, query_tile):
+    elements = element_mask(mask)
+    assert torch.equal(mask.visible(*places(mask)), elements)
+    for got, expected in zip(mask.tiles(query_tile), in_tiles(elements, query_tile), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("query_tile", [64, 128])
+def test_twins_serve_the_later_half_and_nothing_else_changes(query_tile):
+    mask = StaticMask.of_sequence(2048, Chunking(16, 128, 64))
+    twinned = mask.with_twins()
+    twins = twinned.num_twins // TILE
+    assert twins > 0
+    for plain, tiles in zip(mask.tiles(query_tile), twinned.tiles(query_tile), strict=True):
+        assert torch.equal(tiles[:, :twins] | tiles[:, twins : 2 * twins], plain[:, :twins])
+        assert not torch.any(tiles[:, :twins] & tiles[:, twins : 2 * twins])
+        assert torch.equal(tiles[:, 2 * twins :], plain[:, twins:])
+    seen, full = twinned.tiles(query_tile)
+    late = torch.arange(0, 2048, query_tile) >= 1024
+    assert torch.equal(seen[:, :twins], late[:, None].expand(-1, twins))
+    assert torch.equal(full[:, :twins], seen[:, :twins])
+    assert torch.equal(twinned.visible(*places(twinned))[:, twinned.num_twins :], mask.visible(*places(mask)))
+
+
+def test_block_mask_lists_the_tiles():
+    mask = StaticMask.of_sequence(1000, Chunking(16, 100, 25))
+    lists = block_mask(mask, CPU)
+    seen, full = mask.tiles()
+    for row in range(seen.shape[0]):
+        partial_idx = lists.kv_indices[0, 0, row, : lists.kv_num_blocks[0, 0, row]]
+        full_idx = lists.full_kv_indices[0, 0, row, : lists.full_kv_num_blocks[0, 0, row]]
+        assert full_idx.tolist() == full[row].nonzero().flatten().tolist()
+        assert partial_idx.tolist() == (seen & ~full)[row].nonzero().flatten().tolist()
+    assert torch.equal(lists.mask_mod(0, 0, *places(mask)), mask.visible(*places(mask)))
 
 
 def test_attention_under_the_mask_equals_naive():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, h, 700, 16, dtype=torch.float64) for h in (6, 2, 2))
     mode = LRSA(lag_size=64, sink_size=16)
-    mask = lrsa_block_mask(700, mode.chunking(), CPU)
+    mask = static_mask_of(700, mode)
     idx = mode.select(k, v)
-    k_ext, v_ext = (torch.cat([gather_tokens(z, idx), z], dim=2) for z in (k, v))
-    elements = mask.mask_mod(0, 0, torch.arange(700)[:, None], torch.arange(k_ext.shape[2])[None, :])
-    out = fill.sdpa(q, k_ext, v_ext, elements, None)
+    k_ext, v_ext = (mask.lay_out(gather_tokens(z, idx), z) for z in (k, v))
+    out = fill.sdpa(q, k_ext, v_ext, mask.visible(*places(mask)), None)
     torch.testing.assert_close(out, naive.lrsa_attention(q, k, v, mode), rtol=0, atol=1e-10)
 
 
 def test_speed_limit_of_the_tiles():
     """32K tokens, L = 1024: figures of the issue this implements, counted in 128x128 tiles."""
     limits = [causal_over_sparse_tiles(32768, LRSA(retention_ratio=r).chunking()) for r in (0.5, 0.25)]
-    assert limits == pytest.approx([1.75, 2.90], abs=0.01)
+    assert limits == pytest.approx([1.78, 2.97], abs=0.01)
 
 
 def test_one_mask_a_shape_is_built():
-    chunking = LRSA(lag_size=64).chunking()
-    assert lrsa_block_mask(600, chunking, CPU) is lrsa_block_mask(600, chunking, CPU)
+    mask = static_mask_of(600, LRSA(lag_size=64))
+    assert block_mask(mask, CPU) is block_mask(static_mask_of(600, LRSA(lag_size=64)), CPU)

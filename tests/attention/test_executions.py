@@ -120,3 +120,23 @@ def test_static_mask_on_compact_and_raw_keys_equals_naive():
     mask = fill.static_mask(0, 61, idx.shape[-1], 0, mode.chunking(), q.device)
     out = fill.sdpa(q, k_ext, v_ext, mask, None)
     torch.testing.assert_close(out, naive.lrsa_attention(q, k, v, mode), rtol=0, atol=1e-10)
+
+
+def saved_bytes(num_tokens):
+    """Bytes that a forward pass of `fill` keeps for its backward."""
+    q, k, v = (torch.randn(1, h, num_tokens, 16, requires_grad=True) for h in (4, 2, 2))
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = fill.lrsa_attention(q, k, v, LRSA(lag_size=32, sink_size=4))
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+def test_what_fill_keeps_for_the_backward_grows_with_the_length_alone():
+    assert saved_bytes(4096) < 2.1 * saved_bytes(2048)

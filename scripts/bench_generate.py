@@ -1,0 +1,131 @@
+"""Times prefill and decoding of a Qwen2.5-1.5B shape with random weights on a CUDA GPU, and prints Markdown tables.
+
+First the attention of one layer, cache included: a whole prompt through `LagKVCache` against dense FlashAttention-4 and
+a cache that keeps everything. Then the model through `generate`: milliseconds a new token and bytes of the cache.
+Usage: python scripts/bench_generate.py [--lengths 32768 131072] [--ratios 0.5 0.25]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from bench_attention import DIM, HEADS, KV_HEADS, dense_fa4, milliseconds, print_versions
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
+
+from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.cache import cache_bytes
+
+LAYERS, HIDDEN, MLP, VOCABULARY = 28, 1536, 8960, 151936
+
+
+def shape(max_length: int) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=max_length + 1024,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+    )
+
+
+def modes(ratios: list[float]) -> dict[str, AttentionMode]:
+    return {"dense": Vanilla(), **{f"LRSA r={r:g}": LRSA(retention_ratio=r) for r in ratios}}
+
+
+def dense_prefill(config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return dense_fa4(q, *DynamicCache(config=config).update(k, v, 0))
+
+
+def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = mode.make_cache(config).update(k, v, 0)
+    return mode.attend_cached(q, v, k.lrsa_view, layer_idx=0)
+
+
+@torch.no_grad()
+def report_prefill(num_tokens: int, ratios: list[float]) -> None:
+    """Prints the table of one layer's attention over a whole prompt."""
+    config = shape(num_tokens)
+    q, k, v = (
+        torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    calls = max(2, 2**19 // num_tokens)
+    dense = milliseconds(lambda: dense_prefill(config, q, k, v), calls)
+    print(f"\nPrefill of {num_tokens} tokens, one layer's attention with its cache\n")
+    print("| | ms | against dense FlashAttention-4 |")
+    print("|---|---|---|")
+    print(f"| dense FlashAttention-4, DynamicCache | {dense:.2f} | 1.00x |")
+    for ratio in ratios:
+        mode = LRSA(retention_ratio=ratio)
+        time_ms = milliseconds(lambda mode=mode: lrsa_prefill(mode, config, q, k, v), calls)
+        print(f"| LRSA r={ratio:g}, LagKVCache | {time_ms:.2f} | {dense / time_ms:.2f}x |", flush=True)
+
+
+@torch.no_grad()
+def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, int]:
+    """Seconds of the prefill, milliseconds of a decoding step, bytes of the cache."""
+    cache = mode.make_cache(model.config)
+    decoder = model.get_decoder()
+
+    def feed(ids: Tensor, start: int) -> None:
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device).unsqueeze(0)
+        hidden = decoder(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+        model.get_output_embeddings()(hidden[:, -1:]).argmax(dim=-1)
+
+    with mode.installed(model):
+        prefill = seconds(lambda: feed(prompt, 0))
+        held = cache_bytes(cache)
+        feed(prompt[:, :1], prompt.shape[1])
+        steps = seconds(lambda: [feed(prompt[:, :1], prompt.shape[1] + 1 + i) for i in range(num_tokens)])
+    return prefill, 1000 * steps / num_tokens, held
+
+
+def seconds(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> None:
+    """Prints the table of the whole model."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(shape(num_tokens), dtype=torch.bfloat16).eval()
+    prompt = torch.randint(VOCABULARY, (1, num_tokens), device="cuda")
+    print(f"\n{num_tokens} prompt tokens, {new_tokens} new ones, {LAYERS} layers\n")
+    print("| | prefill s | ms a new token | cache MiB | cache against dense |")
+    print("|---|---|---|---|---|")
+    dense_bytes = None
+    for name, mode in modes(ratios).items():
+        decode(model, mode, prompt, 2)  # compiles
+        prefill, step, held = decode(model, mode, prompt, new_tokens)
+        dense_bytes = dense_bytes or held
+        print(f"| {name} | {prefill:.2f} | {step:.2f} | {held / 2**20:.0f} | {held / dense_bytes:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32768, 131072])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25])
+    parser.add_argument("--new-tokens", type=int, default=64)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA GPU")
+    print_versions()
+    for num_tokens in options.lengths:
+        report_prefill(num_tokens, options.ratios)
+        report_decoding(num_tokens, options.ratios, options.new_tokens)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

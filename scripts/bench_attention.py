@@ -6,6 +6,7 @@ Usage: python scripts/bench_attention.py [--lengths 8192 32768 131072] [--ratios
 """
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -98,8 +99,8 @@ def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) ->
     return forward, milliseconds(both, calls), peak
 
 
-def report(num_tokens: int, ratios: list[float]) -> None:
-    """Prints the table of one length."""
+def report(num_tokens: int, ratios: list[float], wanted: str) -> None:
+    """Prints the table of one length, of the rows whose name matches ``wanted``."""
     lag_size = 256 if num_tokens <= 8192 else 1024
     calls = max(2, min(20, 2**19 // num_tokens))
     torch.manual_seed(0)
@@ -112,6 +113,8 @@ def report(num_tokens: int, ratios: list[float]) -> None:
     print("|---|---|---|---|---|---|")
     fastest = float("inf")
     for name, attention, limit in rows(num_tokens, lag_size, ratios):
+        if not re.search(wanted, name):
+            continue
         forward, both, peak = measure(attention, q, k, v, calls)
         if limit is None:
             fastest = min(fastest, both)
@@ -156,12 +159,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25])
+    parser.add_argument("--rows", default="", help="regular expression of the rows to measure; all by default")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")
     print_versions()
     for num_tokens in options.lengths:
-        report(num_tokens, options.ratios)
+        report(num_tokens, options.ratios, options.rows)
         torch.cuda.empty_cache()
 
 

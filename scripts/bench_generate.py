@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from bench_attention import DIM, HEADS, KV_HEADS, dense_fa4, milliseconds, print_versions
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 
 from lrsa_lightning import LRSA, Vanilla
@@ -68,23 +69,33 @@ def report_prefill(num_tokens: int, ratios: list[float]) -> None:
         print(f"| LRSA r={ratio:g}, LagKVCache | {time_ms:.2f} | {dense / time_ms:.2f}x |", flush=True)
 
 
-@torch.no_grad()
-def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, int]:
-    """Seconds of the prefill, milliseconds of a decoding step, bytes of the cache."""
-    cache = mode.make_cache(model.config)
-    decoder = model.get_decoder()
+class Decoding:
+    """A model, a mode and its cache, fed token by token."""
 
-    def feed(ids: Tensor, start: int) -> None:
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device).unsqueeze(0)
-        hidden = decoder(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
-        model.get_output_embeddings()(hidden[:, -1:]).argmax(dim=-1)
+    def __init__(self, model, mode: AttentionMode):
+        self.model, self.cache, self.seen = model, mode.make_cache(model.config), 0
 
+    @torch.no_grad()
+    def feed(self, ids: Tensor) -> None:
+        positions = torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).unsqueeze(0)
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        hidden = decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
+        head(hidden.last_hidden_state[:, -1:]).argmax(dim=-1)
+        self.seen += ids.shape[1]
+
+
+def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, float, int]:
+    """Seconds of the prefill, milliseconds of a decoding step and of its GPU kernels, bytes of the cache."""
     with mode.installed(model):
-        prefill = seconds(lambda: feed(prompt, 0))
-        held = cache_bytes(cache)
-        feed(prompt[:, :1], prompt.shape[1])
-        steps = seconds(lambda: [feed(prompt[:, :1], prompt.shape[1] + 1 + i) for i in range(num_tokens)])
-    return prefill, 1000 * steps / num_tokens, held
+        decoding, token = Decoding(model, mode), prompt[:, :1]
+        prefill = seconds(lambda: decoding.feed(prompt))
+        held = cache_bytes(decoding.cache)
+        decoding.feed(token)
+        steps = seconds(lambda: [decoding.feed(token) for _ in range(num_tokens)])
+        with profile(activities=[ProfilerActivity.CUDA]) as kernels:
+            seconds(lambda: [decoding.feed(token) for _ in range(4)])
+    busy = sum(event.self_device_time_total for event in kernels.key_averages()) / 1000 / 4
+    return prefill, 1000 * steps / num_tokens, busy, held
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -102,14 +113,15 @@ def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> No
         model = AutoModelForCausalLM.from_config(shape(num_tokens), dtype=torch.bfloat16).eval()
     prompt = torch.randint(VOCABULARY, (1, num_tokens), device="cuda")
     print(f"\n{num_tokens} prompt tokens, {new_tokens} new ones, {LAYERS} layers\n")
-    print("| | prefill s | ms a new token | cache MiB | cache against dense |")
-    print("|---|---|---|---|---|")
+    print("| | prefill s | ms a new token | of it GPU kernels | cache MiB | cache against dense |")
+    print("|---|---|---|---|---|---|")
     dense_bytes = None
     for name, mode in modes(ratios).items():
         decode(model, mode, prompt, 2)  # compiles
-        prefill, step, held = decode(model, mode, prompt, new_tokens)
+        prefill, step, busy, held = decode(model, mode, prompt, new_tokens)
         dense_bytes = dense_bytes or held
-        print(f"| {name} | {prefill:.2f} | {step:.2f} | {held / 2**20:.0f} | {held / dense_bytes:.3f} |", flush=True)
+        sizes = f"{held / 2**20:.0f} | {held / dense_bytes:.3f}"
+        print(f"| {name} | {prefill:.2f} | {step:.1f} | {busy:.2f} | {sizes} |", flush=True)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from lrsa_lightning.attention.lagkv import Chunking
 
 TILE = 128
+# Enough at 64K tokens; the longer a sequence, the less its last tiles weigh, and twins take memory.
+_MOST_TWINS = 16384
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class StaticMask:
     def with_twins(self) -> "StaticMask":
         """The same mask with a twin of each compact tile that the later half of the queries sees whole."""
         compact_end, _ = self._intervals(torch.tensor(self._later_half))
-        return replace(self, num_twins=(int(compact_end) - self.num_twins) // TILE * TILE)
+        num_twins = min(int(compact_end) - self.num_twins, _MOST_TWINS)
+        return replace(self, num_twins=num_twins // TILE * TILE)
 
     @property
     def _later_half(self) -> int:

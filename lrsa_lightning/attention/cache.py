@@ -33,6 +33,16 @@ class CacheView:
     raw_start: int
     padding: Tensor | None = None
 
+    @property
+    def end(self) -> int:
+        """Tokens seen, the newest queries included."""
+        return self.raw_start + self.keys.shape[2] - self.compact_len
+
+    def newest_sees_all(self, chunking: Chunking) -> bool:
+        """Whether the last query may see every key: one that completes a chunk may not see what its chunk keeps."""
+        chunk = chunking.chunk_of(self.end - 1)
+        return self.compact_len <= chunking.compact_visible(chunk) and self.raw_start >= chunking.raw_visible(chunk)
+
     def split(self, v_BGTD: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Keys and values of the compact part, then of the raw one."""
         at = self.compact_len

@@ -7,17 +7,14 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, C com
 tokens), R raw keys, Q queries of a fill.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
-
-Parts = tuple[Tensor, Tensor]
 
 
 def lrsa_attention(
@@ -64,50 +61,92 @@ def attend(
     Returns:
         [B, H, Q, D].
     """
+    if torch.is_autocast_enabled(q_BHQD.device.type):
+        dtype = torch.get_autocast_dtype(q_BHQD.device.type)
+        q_BHQD, compact, raw = q_BHQD.to(dtype), [z.to(dtype) for z in compact], [z.to(dtype) for z in raw]
     end = raw_start + raw[0].shape[2]
-    first_query = end - q_BHQD.shape[2]
-    outputs = []
-    for start, stop in _fills(first_query, end, chunking, chunks_per_fill):
-        num_compact = min(chunking.compact_visible(chunking.chunk_of(stop - 1)), compact[0].shape[2])
-        first_raw = min(max(chunking.raw_visible(chunking.chunk_of(start)), raw_start), stop)
-        seen = slice(num_compact), slice(first_raw - raw_start, stop - raw_start)
-        k, v = ((c[:, :, seen[0]], r[:, :, seen[1]]) for c, r in zip(compact, raw, strict=True))
-        q = q_BHQD[:, :, start - first_query : stop - first_query]
-        mask = partial(_fill_mask, start, stop, num_compact, first_raw, chunking, q.device)
-        outputs.append(_recomputed(_join_and_attend, q, k, v, mask, scale))
-    return torch.cat(outputs, dim=2)
+    fills = list(_fills(end - q_BHQD.shape[2], end, raw_start, compact[0].shape[2], chunking, chunks_per_fill))
+    return _Fills.apply(q_BHQD, *compact, *raw, fills, chunking, scale)
 
 
-def _recomputed(function: Callable[..., Tensor], *args) -> Tensor:
-    """Its result. The joined keys and the mask of a fill are made again in the backward: kept, they grow with N^2."""
-    if not torch.is_grad_enabled():
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+@dataclass(frozen=True)
+class _Fill:
+    """Queries that share an attention call, and the keys they need. Positions are tokens of the sequence.
+
+    Attributes:
+        start, stop: the queries are start .. stop - 1.
+        num_compact: compact keys they see, counted from the first.
+        first_raw: first raw key they see; the last one is the last query's.
+        queries, raw: the same as slices of the queries and of the raw keys at hand.
+    """
+
+    start: int
+    stop: int
+    num_compact: int
+    first_raw: int
+    queries: slice
+    raw: slice
+
+    def join(self, compact: Tensor, raw: Tensor) -> Tensor:
+        """The keys, or the values, of this fill, in order."""
+        return torch.cat([compact[:, :, : self.num_compact], raw[:, :, self.raw]], dim=2)
+
+    def mask(self, chunking: Chunking, device: torch.device) -> Tensor | None:
+        """`static_mask` of the fill; that of a single chunk is lower-right causal, and None where it hides nothing."""
+        if chunking.chunk_of(self.start) != chunking.chunk_of(self.stop - 1):
+            return static_mask(self.start, self.stop, self.num_compact, self.first_raw, chunking, device)
+        num_queries, num_keys = self.stop - self.start, self.num_compact + self.stop - self.first_raw
+        if num_queries == 1:
+            return None
+        return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
-def _join_and_attend(q: Tensor, k_parts: Parts, v_parts: Parts, mask: Callable[[], Tensor | None], scale) -> Tensor:
-    return sdpa(q, torch.cat(k_parts, dim=2), torch.cat(v_parts, dim=2), mask(), scale)
-
-
-def _fills(start: int, end: int, chunking: Chunking, chunks_per_fill: int) -> Iterator[tuple[int, int]]:
-    """Cuts positions start .. end - 1 at every `chunks_per_fill`-th chunk boundary."""
+def _fills(
+    start: int, end: int, raw_start: int, num_compact: int, chunking: Chunking, chunks_per_fill: int
+) -> Iterator[_Fill]:
+    """Cuts queries start .. end - 1 at every `chunks_per_fill`-th chunk boundary."""
+    first_query = start
     while start < end:
         last_chunk = chunking.chunk_of(start) + chunks_per_fill - 1
         stop = min(end, chunking.sink_size + (last_chunk + 1) * chunking.lag_size)
-        yield start, stop
+        visible = min(chunking.compact_visible(chunking.chunk_of(stop - 1)), num_compact)
+        first_raw = min(max(chunking.raw_visible(chunking.chunk_of(start)), raw_start), stop)
+        queries, raw = slice(start - first_query, stop - first_query), slice(first_raw - raw_start, stop - raw_start)
+        yield _Fill(start, stop, visible, first_raw, queries, raw)
         start = stop
 
 
-def _fill_mask(
-    start: int, stop: int, num_compact: int, first_raw: int, chunking: Chunking, device: torch.device
-) -> Tensor | None:
-    """`static_mask` of a fill; that of a single chunk is lower-right causal, and None where it hides nothing."""
-    if chunking.chunk_of(start) != chunking.chunk_of(stop - 1):
-        return static_mask(start, stop, num_compact, first_raw, chunking, device)
-    if stop - start == 1:
-        return None
-    num_keys = num_compact + stop - first_raw
-    return torch.ones(stop - start, num_keys, dtype=torch.bool, device=device).tril(num_keys - (stop - start))
+class _Fills(torch.autograd.Function):
+    """All fills of a sequence. The backward joins each fill's keys again: kept, they would grow with N squared."""
+
+    @staticmethod
+    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[_Fill], chunking: Chunking, scale):
+        ctx.save_for_backward(q, k_compact, v_compact, k_raw, v_raw)
+        ctx.fills, ctx.chunking, ctx.scale = fills, chunking, scale
+        out = q.new_empty(*q.shape[:-1], v_raw.shape[-1])
+        for fill in fills:
+            k, v = fill.join(k_compact, k_raw), fill.join(v_compact, v_raw)
+            out[:, :, fill.queries] = sdpa(q[:, :, fill.queries], k, v, fill.mask(chunking, q.device), scale)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):
+        q, k_compact, v_compact, k_raw, v_raw = ctx.saved_tensors
+        grad_q = torch.empty_like(q)
+        # A key is seen by many fills: its gradient is summed in float32, whatever the keys' dtype.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grads = [torch.zeros_like(z, dtype=wide) for z in (k_compact, k_raw, v_compact, v_raw)]
+        for fill in reversed(ctx.fills):
+            parts = q[:, :, fill.queries], fill.join(k_compact, k_raw), fill.join(v_compact, v_raw)
+            with torch.enable_grad():
+                parts = [z.detach().requires_grad_() for z in parts]
+                out = sdpa(*parts, fill.mask(ctx.chunking, q.device), ctx.scale)
+            grad_q[:, :, fill.queries], *joined = torch.autograd.grad(out, parts, grad_out[:, :, fill.queries])
+            for grad, (compact, raw) in zip(joined, (grads[:2], grads[2:]), strict=True):
+                compact[:, :, : fill.num_compact] += grad[:, :, : fill.num_compact]
+                raw[:, :, fill.raw] += grad[:, :, fill.num_compact :]
+        grad_kc, grad_kr, grad_vc, grad_vr = (grad.to(q.dtype) for grad in grads)
+        return grad_q, grad_kc, grad_vc, grad_kr, grad_vr, None, None, None
 
 
 def static_mask(

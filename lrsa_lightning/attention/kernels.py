@@ -18,19 +18,35 @@ _BOUND = tl.constexpr(1e15)  # as in lagkv
 
 
 @triton.jit
-def _store_stds(base, stride_n, start, std_ptr, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
+def _std_kernel(
+    k_ptr, v_ptr, std_ptr, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
+    groups, num_scored, sink, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Standard deviation over the channels of each token of a chunk, normalised by the next one (LagKV, eq. 4-6)."""
+    chunk, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, g = (row // groups).to(tl.int64), row % groups
+    if which == 0:
+        base = k_ptr + b * stride_kb + g * stride_kg
+        stride_n = stride_kn
+    else:
+        base = v_ptr + b * stride_vb + g * stride_vg
+        stride_n = stride_vn
+    start = sink + chunk * LAG
     channel = tl.arange(0, DIM)
-    low = tl.full([DIM], float("inf"), tl.float32)
-    high = tl.full([DIM], float("-inf"), tl.float32)
+    # Reduced over the tokens at the end alone: that takes a barrier, which would stall the loads of every round.
+    lows = tl.full([ROWS, DIM], float("inf"), tl.float32)
+    highs = tl.full([ROWS, DIM], float("-inf"), tl.float32)
     for offset in range(0, LAG, ROWS):
         token = offset + tl.arange(0, ROWS)
         inside = (token < LAG)[:, None]
-        at = base + (start + LAG + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
-        low = tl.minimum(low, tl.min(tl.load(at, mask=inside, other=float("inf")).to(tl.float32), axis=0))
-        high = tl.maximum(high, tl.max(tl.load(at, mask=inside, other=float("-inf")).to(tl.float32), axis=0))
-    low, span = low * 0.5, high * 0.5 - low * 0.5
+        z = tl.load(base + (start + LAG + token).to(tl.int64)[:, None] * stride_n + channel[None, :], mask=inside)
+        z = z.to(tl.float32)
+        lows = tl.minimum(lows, tl.where(inside, z, float("inf")))
+        highs = tl.maximum(highs, tl.where(inside, z, float("-inf")))
+    low = tl.min(lows, axis=0) * 0.5
+    span = tl.max(highs, axis=0) * 0.5 - low
     flat = span == 0.0
+    std_ptr += ((row * num_scored + chunk).to(tl.int64) * 2 + which) * LAG
     for offset in range(0, LAG, ROWS):
         token = offset + tl.arange(0, ROWS)
         at = base + (start + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
@@ -59,22 +75,15 @@ def _highest(score, inside, KEPT: tl.constexpr):
 
 
 @triton.jit
-def _select_kernel(
-    k_ptr, v_ptr, std_ptr, idx_ptr, inverse_ptr,
-    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    v_weight, groups, num_tokens, num_scored, sink, num_compact,
+def _keep_kernel(
+    std_ptr, idx_ptr, inverse_ptr, v_weight, num_tokens, num_scored, sink, num_compact,
     LAG: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, SINK_BLOCK: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one KV head: scores (eq. 4-8), the KEPT highest, and where each token went."""
+    """Scores of a chunk (eq. 7-8), its KEPT highest, and where each of its tokens went."""
     chunk, row = tl.program_id(0), tl.program_id(1)
-    b, g = (row // groups).to(tl.int64), row % groups
     start = sink + chunk * LAG
     std_k_ptr = std_ptr + (row * num_scored + chunk).to(tl.int64) * 2 * LAG
     std_v_ptr = std_k_ptr + LAG
-    _store_stds(k_ptr + b * stride_kb + g * stride_kg, stride_kn, start, std_k_ptr, LAG, DIM, ROWS)
-    _store_stds(v_ptr + b * stride_vb + g * stride_vg, stride_vn, start, std_v_ptr, LAG, DIM, ROWS)
-    tl.debug_barrier()  # the block reads below what its other threads stored
     token = tl.arange(0, BLOCK)
     inside = token < LAG
     std_k = tl.load(std_k_ptr + token, mask=inside, other=float("-inf"))
@@ -157,7 +166,7 @@ def _extend_backward_kernel(
 
 
 def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) -> tuple[Tensor, Tensor]:
-    """`lagkv.select` in one launch; at least one chunk must be compressed, and some of it kept.
+    """`lagkv.select` in two launches; at least one chunk must be compressed, and some of it kept.
 
     Args:
         k_BGND: keys after RoPE, D a power of two.
@@ -180,11 +189,13 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
     # The dtype is named because Lightning's bf16-true changes the default one.
     std = torch.empty(rows, num_scored, 2, lag, dtype=torch.float32, device=k.device)
     block = triton.next_power_of_2(lag)
-    _select_kernel[(num_scored, rows)](
-        k, v, std, idx, inverse, *k.stride()[:3], *v.stride()[:3],
-        v_weight, groups, num_tokens, num_scored, sink, num_compact,
-        lag, block, chunking.kept, max(16, triton.next_power_of_2(sink)), dim, min(block, 2**15 // dim),
+    _std_kernel[(num_scored, rows, 2)](
+        k, v, std, *k.stride()[:3], *v.stride()[:3], groups, num_scored, sink, lag, dim, min(block, 2**14 // dim),
         num_warps=16,
+    )  # fmt: skip
+    _keep_kernel[(num_scored, rows)](
+        std, idx, inverse, v_weight, num_tokens, num_scored, sink, num_compact,
+        lag, block, chunking.kept, max(16, triton.next_power_of_2(sink)), num_warps=4,
     )  # fmt: skip
     return idx, inverse
 

@@ -172,12 +172,13 @@ class LRSA(AttentionMode):
         """
         if view.padding is not None:
             return fill.sdpa(q_BHQD, view.keys, v_BGTD, view.row_mask(), scale)
+        chunking, num_queries = self.chunking(layer_idx), q_BHQD.shape[2]
+        if num_queries == 1 and view.newest_sees_all(chunking):
+            return fill.sdpa(q_BHQD, view.keys, v_BGTD, None, scale)
         compact, raw = view.split(v_BGTD)
-        chunking = self.chunking(layer_idx)
         arguments = q_BHQD, compact, raw, view.raw_start, chunking
-        is_sparse = chunking.compressed_chunks(view.raw_start + raw[0].shape[2]) > 0
-        is_prefill = q_BHQD.shape[2] >= TILE
-        if is_sparse and is_prefill and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
+        is_sparse = chunking.compressed_chunks(view.end) > 0
+        if is_sparse and num_queries >= TILE and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
             return flex.prefill(*arguments, scale)
         return fill.attend(*arguments, self.chunks_per_fill, scale)
 
@@ -191,7 +192,7 @@ def _resolve_backend(backend: str, device_type: str, head_dim: int) -> str:
     if backend != "auto":
         return backend
     if device_type == "cuda" and head_dim >= 16:  # FlexAttention takes no smaller ones
-        log.info("LRSA backend auto: flex (FlexAttention under a static block mask) on cuda")
+        log.info("LRSA backend auto: flex ([compact ; raw] under a static block mask) on cuda")
         return "flex"
     log.info("LRSA backend auto: fill (SDPA, chunk by chunk) on %s", device_type)
     return "fill"

@@ -46,7 +46,7 @@ def dense_prefill(config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tenso
 
 def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = mode.make_cache(config).update(k, v, 0)
-    return mode.attend_cached(q, v, k.lrsa_view, layer_idx=0)
+    return mode.attend_cached(q, k, v, k.lrsa_view, layer_idx=0)
 
 
 @torch.no_grad()

@@ -18,17 +18,17 @@ from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 class CacheView:
     """How to read the keys a layer's `update` returns: [compact ; raw], for queries that are the last tokens.
 
-    transformers hands those keys to the attention function untouched, so the view rides on them as the
-    attribute `lrsa_view`.
+    transformers hands those keys to the attention function untouched, so the view rides on them as the attribute
+    `lrsa_view`. It does not hold them: keys that hold themselves would wait for the garbage collector, step after step.
 
     Attributes:
-        keys: [B, G, T, D].
+        num_keys: T.
         compact_len: keys in front that are sink or kept tokens.
         raw_start: position of the first key behind them.
         padding: int64 [B], unused keys in front of each row; None when all rows are equally long.
     """
 
-    keys: Tensor
+    num_keys: int
     compact_len: int
     raw_start: int
     padding: Tensor | None = None
@@ -36,21 +36,20 @@ class CacheView:
     @property
     def end(self) -> int:
         """Tokens seen, the newest queries included."""
-        return self.raw_start + self.keys.shape[2] - self.compact_len
+        return self.raw_start + self.num_keys - self.compact_len
 
     def newest_sees_all(self, chunking: Chunking) -> bool:
         """Whether the last query may see every key: one that completes a chunk may not see what its chunk keeps."""
         chunk = chunking.chunk_of(self.end - 1)
         return self.compact_len <= chunking.compact_visible(chunk) and self.raw_start >= chunking.raw_visible(chunk)
 
-    def split(self, v_BGTD: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Keys and values of the compact part, then of the raw one."""
-        at = self.compact_len
-        return (self.keys[:, :, :at], v_BGTD[:, :, :at]), (self.keys[:, :, at:], v_BGTD[:, :, at:])
+    def split(self, z_BGTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The compact and the raw part of the keys, or of their values."""
+        return z_BGTD[:, :, : self.compact_len], z_BGTD[:, :, self.compact_len :]
 
     def row_mask(self) -> Tensor:
         """True at the keys of each row, False at the padding in front of them: [B, 1, 1, T]."""
-        places = torch.arange(self.keys.shape[2], device=self.keys.device)
+        places = torch.arange(self.num_keys, device=self.padding.device)
         return (places >= self.padding[:, None])[:, None, None]
 
 
@@ -103,7 +102,7 @@ class LagKVLayer(DynamicLayer):
         (keys, values), (self.keys, self.values), compact_len = self._compress(new, before, self.seen)
         if self.prompt_lengths is not None and self.seen >= max(self.prompt_lengths):
             self._align_rows()
-        keys.lrsa_view = CacheView(keys, compact_len, raw_start)
+        keys.lrsa_view = CacheView(keys.shape[2], compact_len, raw_start)
         return keys, values
 
     def _split(self, before: int, after: int) -> tuple[int, int]:
@@ -174,7 +173,7 @@ class LagKVLayer(DynamicLayer):
             )
         padding = self._row_padding()
         keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
-        keys.lrsa_view = CacheView(keys, 0, 0, torch.tensor(padding, device=keys.device))
+        keys.lrsa_view = CacheView(keys.shape[2], 0, 0, torch.tensor(padding, device=keys.device))
         before, self._row_seen = self._row_seen, [seen + 1 for seen in self._row_seen]
         self.seen += 1
         self.keys, self.values = keys, values

@@ -149,7 +149,7 @@ class LRSA(AttentionMode):
         """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out."""
         layer_idx = module.layer_idx
         if (view := getattr(key, "lrsa_view", None)) is not None:
-            out = self.attend_cached(query, value, view, layer_idx, scaling)
+            out = self.attend_cached(query, key, value, view, layer_idx, scaling)
         elif query.shape[2] == key.shape[2]:
             execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type, query.shape[-1])]
             out = execution(query, key, value, self, scaling, layer_idx=layer_idx)
@@ -160,22 +160,25 @@ class LRSA(AttentionMode):
             )
         return out.transpose(1, 2).contiguous(), None
 
-    def attend_cached(self, q_BHQD: Tensor, v_BGTD: Tensor, view, layer_idx: int, scale: float | None = None) -> Tensor:
+    def attend_cached(
+        self, q_BHQD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, view, layer_idx: int, scale: float | None = None
+    ) -> Tensor:
         """Attention of the newest Q tokens over what their cache layer returned: [B, H, Q, D].
 
         Args:
             q_BHQD: queries after RoPE.
-            v_BGTD: the values that `LagKVLayer.update` returned.
-            view: the `CacheView` of the keys it returned.
+            k_BGTD: the keys that `LagKVLayer.update` returned.
+            v_BGTD: the values it returned.
+            view: the `CacheView` of the keys.
             layer_idx: the decoder layer.
             scale: of the logits; 1 / sqrt(D) when None.
         """
         if view.padding is not None:
-            return fill.sdpa(q_BHQD, view.keys, v_BGTD, view.row_mask(), scale)
+            return fill.sdpa(q_BHQD, k_BGTD, v_BGTD, view.row_mask(), scale)
         chunking, num_queries = self.chunking(layer_idx), q_BHQD.shape[2]
         if num_queries == 1 and view.newest_sees_all(chunking):
-            return fill.sdpa(q_BHQD, view.keys, v_BGTD, None, scale)
-        compact, raw = view.split(v_BGTD)
+            return fill.sdpa(q_BHQD, k_BGTD, v_BGTD, None, scale)
+        compact, raw = zip(view.split(k_BGTD), view.split(v_BGTD), strict=True)
         arguments = q_BHQD, compact, raw, view.raw_start, chunking
         is_sparse = chunking.compressed_chunks(view.end) > 0
         if is_sparse and num_queries >= TILE and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":

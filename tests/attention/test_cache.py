@@ -1,5 +1,8 @@
 """The parity matrix: masked training forward == prefill in pieces == decoding, and what the cache holds."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -154,3 +157,19 @@ def test_reset_empties_the_cache():
     cache.reset()
     assert cache.get_seq_length() == 0
     assert torch.equal(model(ids, past_key_values=cache).logits, first)
+
+
+@torch.no_grad()
+def test_what_a_step_returned_is_freed_with_it():
+    """A step's keys must not hold themselves: at 32K tokens the garbage collector would come too late."""
+    layer = LRSA(lag_size=8, sink_size=4).make_cache(make_model().config).layers[0]
+    gc.disable()
+    try:
+        for num_tokens in (40, 1, 1):
+            keys, _ = layer.update(torch.randn(1, 2, num_tokens, 16), torch.randn(1, 2, num_tokens, 16))
+            returned = weakref.ref(keys)
+        layer.reset()
+        del keys
+        assert returned() is None
+    finally:
+        gc.enable()

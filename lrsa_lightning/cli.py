@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -85,14 +87,25 @@ class LRSACLI(LightningCLI):
         directory.fill_in(config)
 
 
+def report_input_errors(command: Callable) -> Callable:
+    """A command whose `InputError` is one line on stderr and exit status 2."""
+
+    @wraps(command)
+    def reporting(*args, **kwargs):
+        _quieten()
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            print(f"lrsa: error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return reporting
+
+
+@report_input_errors
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the console script; an `InputError` is one line and exit status 2."""
-    _quieten()
-    try:
-        LRSACLI(args)
-    except InputError as error:
-        print(f"lrsa: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point of the console script."""
+    LRSACLI(args)
 
 
 def _quieten() -> None:

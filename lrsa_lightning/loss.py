@@ -13,32 +13,38 @@ IGNORE_INDEX = -100
 
 
 def linear_cross_entropy(
-    hidden_BND: Tensor, head: torch.nn.Module, labels_BN: Tensor, chunk_size: int = 1024
+    hidden_BND: Tensor,
+    head: torch.nn.Module,
+    labels_BN: Tensor,
+    chunk_size: int = 1024,
+    weights_BN: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the cross-entropies of all tokens that have a target.
+    """Weighted sum of the cross-entropies of all tokens that have a target.
 
     Args:
         hidden_BND: last hidden states.
         head: the output embedding, [*, D] -> [*, V].
         labels_BN: int64, already shifted: the target of each position, -100 where there is none.
         chunk_size: tokens whose logits exist at a time, in the forward and again in the backward.
+        weights_BN: float32, weight of each position's loss; 1 for all when None.
 
     Returns:
         float32 scalar (float64 for float64 input); 0, still attached to the graph, when no token has a target.
     """
     has_target_BN = labels_BN != IGNORE_INDEX
     # Only the answer's positions meet the head: in long-context tuning they are a percent of the tokens.
-    hidden_TD, labels_T = hidden_BND[has_target_BN], labels_BN[has_target_BN]
+    weights_BN = torch.ones_like(labels_BN, dtype=torch.float32) if weights_BN is None else weights_BN
+    hidden_TD, labels_T, weights_T = (z[has_target_BN] for z in (hidden_BND, labels_BN, weights_BN))
     total = hidden_TD.sum(dtype=_loss_dtype(hidden_TD)) * 0.0
-    for hidden_CD, labels_C in zip(hidden_TD.split(chunk_size), labels_T.split(chunk_size), strict=True):
-        if labels_C.numel():
-            total = total + checkpoint(_chunk_loss, head, hidden_CD, labels_C, use_reentrant=False)
+    for piece in zip(*(z.split(chunk_size) for z in (hidden_TD, labels_T, weights_T)), strict=True):
+        if piece[0].numel():
+            total = total + checkpoint(_chunk_loss, head, *piece, use_reentrant=False)
     return total
 
 
-def _chunk_loss(head: torch.nn.Module, hidden_CD: Tensor, labels_C: Tensor) -> Tensor:
+def _chunk_loss(head: torch.nn.Module, hidden_CD: Tensor, labels_C: Tensor, weights_C: Tensor) -> Tensor:
     logits_CV = head(hidden_CD)
-    return cross_entropy(logits_CV.to(_loss_dtype(logits_CV)), labels_C, reduction="sum")
+    return (cross_entropy(logits_CV.to(_loss_dtype(logits_CV)), labels_C, reduction="none") * weights_C).sum()
 
 
 def _loss_dtype(z: Tensor) -> torch.dtype:

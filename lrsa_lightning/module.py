@@ -106,10 +106,16 @@ class LongContextModule(lightning.LightningModule):
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
     def answer_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """This micro-batch's share of the global batch's mean loss per answer token."""
+        """This micro-batch's share of the global batch's mean loss per answer token, or per sample."""
         hidden_BND = self(batch["input_ids"], batch["position_ids"])
         head = self.model.get_output_embeddings()
-        return linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size) / batch["num_tokens"]
+        total = linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size, batch["weights"])
+        return total / batch["num_tokens"]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Called before Lightning takes its progress from the checkpoint."""
+        if rescale := getattr(self.trainer.datamodule, "rescale_progress", None):
+            rescale(checkpoint)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         share = self.answer_loss(batch)

@@ -66,6 +66,11 @@ def checkpoints(every: int) -> str:
     return json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}])
 
 
+def kept_curve() -> str:
+    """Checkpoints of every step, and the callback that drops what was logged beyond the one resumed from."""
+    return json.dumps([*json.loads(checkpoints(1)), callback("LossCurve")])
+
+
 def metrics(run: str = "x") -> list[dict]:
     return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
 
@@ -198,6 +203,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
     first, second = (state["state_dict"] for state in states)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert (run / "config-1.yaml").exists()
+
+
+@pytest.mark.parametrize("stops", [[3, 9], [6, 12], [5, 6, 7]], ids=["mid-epoch", "epoch boundary", "both"])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_every_resume_goes_on_with_the_next_unseen_sample(arguments, stops, workers):
+    """An epoch has six steps; a resume from a step that a resumed run reached must be as exact as the first one."""
+    arguments |= {"trainer.callbacks": kept_curve(), "trainer.max_steps": "14", "data.num_workers": workers}
+    main(command(arguments))
+    whole = losses()
+    for stop in stops:
+        main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt"])
+        assert losses() == whole
+
+
+@pytest.mark.parametrize("stop", [4, 6, 8])
+@pytest.mark.parametrize("micro", ["1", "4"])
+def test_a_resume_may_change_how_a_global_batch_is_cut(arguments, stop, micro):
+    """As another number of ranks does: the checkpoint's count of micro-batches then means something else."""
+    arguments |= {"trainer.callbacks": kept_curve(), "trainer.max_steps": "14"}
+    main(command(arguments))
+    whole = losses()
+    change = f"--data.micro_batch_size={micro}"
+    main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt", change])
+    assert losses() == pytest.approx(whole, abs=1e-4)
+    state = torch.load("runs/x/checkpoints/step=8.ckpt", weights_only=True)
+    assert state["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"seed": 42, "epoch": 1, "consumed": 8}]
 
 
 def test_last_resumes_from_the_newest_checkpoint(arguments):

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lrsa_lightning.data.demo import make_demo_data
-from lrsa_lightning.data.longalign import read_longalign
+from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.ruler import make_samples
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def test_no_needle_of_the_evaluation_is_in_the_data(demo_dir):
 
 def test_samples_fit_the_demos_length(demo_dir):
     tokenizer = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
-    samples = list(read_longalign(demo_dir / "train.jsonl"))
+    samples = list(read_samples(str(demo_dir / "train.jsonl")))
     assert len({sample.prompt for sample in samples}) == len(samples) == 4000
     assert max(len(tokenizer(f"{s.prompt} {s.answer}")["input_ids"]) for s in samples) < 512
 

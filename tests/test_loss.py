@@ -27,6 +27,14 @@ def test_loss_and_gradients_equal_those_of_full_logits(chunk_size):
         torch.testing.assert_close(a, b)
 
 
+def test_weights_count_positions():
+    hidden, head, labels = inputs()
+    weights = torch.rand(2, 30)
+    losses = cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="none")
+    expected = (losses * weights.flatten().double()).sum()
+    torch.testing.assert_close(linear_cross_entropy(hidden, head, labels, 7, weights), expected)
+
+
 def test_no_more_logits_than_a_chunk_exist_at_a_time():
     hidden, head, labels = inputs()
     rows = []

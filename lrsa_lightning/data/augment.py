@@ -1,48 +1,83 @@
-"""Extends samples that are short of the target length with paragraphs of other samples (paper, section 4.1).
+"""Extends samples that are short of the target length with paragraphs of longer ones (paper, section 4.1).
 
 The paragraphs stand as new sections in front of the sample's own text, so that its question stays last.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from random import Random
 
-from lrsa_lightning.data.longalign import Sample
+from lrsa_lightning.data.sample import Sample
 
-# Draws in a row that do not fit before a sample counts as full.
-_MAX_MISSES = 16
+# A section is not begun for fewer tokens of text than this; the one before it goes on instead.
+_SHORTEST = 16
+# Draws in a row of paragraphs already taken, or of the sample's own document, before a sample counts as full.
+_MAX_MISSES = 64
 
 
 class Extender:
-    """Draws sections from a pool of samples, deterministic in (seed, sample id)."""
+    """Draws sections from a pool of samples; what a sample gets depends on the pool, the seed and its id alone."""
 
     def __init__(self, pool: Sequence[Sample], delimiter: str, seed: int):
         """
         Args:
-            pool: samples whose paragraphs are drawn.
+            pool: samples whose paragraphs are drawn, each language's for samples of that language.
             delimiter: the word that opens a section, followed by its number.
             seed: of the draws.
         """
-        self._paragraphs = [(sample.prompt, paragraph) for sample in pool for paragraph in sample.paragraphs()]
+        self._groups = {language: _Group(pool, language) for language in {sample.language for sample in pool}}
         self._delimiter = delimiter
         self._seed = seed
 
-    def sections(self, sample: Sample, budget: int, count_tokens) -> list[str]:
-        """Sections that together take at most ``budget`` tokens, in the order they are to stand in.
+    def sections(self, sample: Sample, budget: int, tokenize: Callable[[str], list[int]]) -> list[int]:
+        """Token ids of sections that together fill ``budget``, the last one cut to fit.
+
+        Less is filled where no section fits, or the pool has too little that is not the sample's own.
 
         Args:
-            sample: the one to extend; nothing is drawn from it, nor from another with the same prompt.
+            sample: the one to extend; nothing is drawn from it, nor from another with the same document.
             budget: tokens to fill.
-            count_tokens: text -> its number of tokens.
+            tokenize: text -> token ids.
         """
-        rng = Random(f"{self._seed}:{sample.id}")
-        sections: list[str] = []
+        group = self._groups.get(sample.language)
+        if group is None:
+            return []
+        ids: list[int] = []
+        end = tokenize("\n\n")
+        for number, paragraph in enumerate(group.draw(sample, Random(f"{self._seed}:{sample.id}")), start=1):
+            opening = tokenize(f"{self._delimiter} {number}:\n")
+            room = budget - len(ids)
+            if room < len(opening) + _SHORTEST + len(end):
+                if ids:  # the last section goes on
+                    ids += _cut(tokenize(paragraph), room - len(end)) + end[:room]
+                break
+            ids += opening + _cut(tokenize(paragraph), room - len(opening) - len(end)) + end
+        return ids
+
+
+def _cut(ids: list[int], length: int) -> list[int]:
+    return ids[: max(length, 0)]
+
+
+class _Group:
+    """The paragraphs of one language, those of longer samples behind those of shorter ones."""
+
+    def __init__(self, pool: Sequence[Sample], language: str):
+        samples = sorted((s for s in pool if s.language == language), key=lambda s: (len(s.document), s.id))
+        self._paragraphs = [(sample, paragraph) for sample in samples for paragraph in sample.paragraphs()]
+        self._lengths = [len(sample.document) for sample, _ in self._paragraphs]
+
+    def draw(self, sample: Sample, rng: Random):
+        """Paragraphs of samples longer than this one, of any other where there is none longer; each at most once."""
+        start = bisect_right(self._lengths, len(sample.document)) % max(len(self._lengths), 1)
+        taken: set[int] = set()
         misses = 0
         while self._paragraphs and misses < _MAX_MISSES:
-            prompt, paragraph = rng.choice(self._paragraphs)
-            section = f"{self._delimiter} {len(sections) + 1}:\n{paragraph}\n\n"
-            if prompt == sample.prompt or (tokens := count_tokens(section)) > budget:
+            index = rng.randrange(start, len(self._paragraphs))
+            source, paragraph = self._paragraphs[index]
+            if index in taken or source.id == sample.id or source.document == sample.document:
                 misses += 1
                 continue
-            sections.append(section)
-            budget, misses = budget - tokens, 0
-        return sections
+            taken.add(index)
+            misses = 0
+            yield paragraph

@@ -1,28 +1,39 @@
 """The datamodule: files -> samples -> token ids -> micro-batches already shifted and padded."""
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import lightning
-from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
-from lrsa_lightning.data.dataset import LongContextDataset, SampleEncoder
-from lrsa_lightning.data.longalign import Sample, read_longalign
+from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting
+from lrsa_lightning.data.encoder import SampleEncoder, TooLong
+from lrsa_lightning.data.files import files_of
+from lrsa_lightning.data.loader import ResumableLoader
+from lrsa_lightning.data.mixture import mix, weight_of
+from lrsa_lightning.data.prepared import PreparedSamples, content_key, describe, prepare, wait_for
+from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
+from lrsa_lightning.data.sources import SourceName, read_samples
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.errors import InputError
 
+log = logging.getLogger(__name__)
+
 
 class LongContextDataModule(lightning.LightningDataModule):
-    """Long-document question answering in LongAlign's format."""
+    """Questions about long documents, extended to the training length."""
 
     def __init__(
         self,
         train_files: str | Sequence[str] = (),
         val_files: str | Sequence[str] = (),
-        source: Literal["longalign", "demo"] = "longalign",
+        source: SourceName | Literal["demo"] = "auto",
+        fields: dict[str, str] | None = None,
+        mixture: dict[str, float] | None = None,
         tokenizer: str | None = None,
         template: TemplateName = "base",
         seq_len: int = 32768,
@@ -30,16 +41,23 @@ class LongContextDataModule(lightning.LightningDataModule):
         micro_batch_size: int = 1,
         extend: bool = True,
         delimiter: str = "Document",
+        too_long: TooLong = "drop",
+        bad_rows: Literal["error", "skip"] = "error",
+        loss_weighting: LossWeighting = "token",
         num_workers: int = 1,
+        prepare_workers: int | None = None,
         cache_dir: str = ".lrsa_cache",
         model_name_or_path: str | None = None,
         seed: int = 42,
     ):
         """
         Args:
-            train_files: JSONL files to learn from.
-            val_files: JSONL files whose answers are scored in validation; none: no validation loss.
-            source: format of the files; demo makes its own small data set and tokenizer in cache_dir.
+            train_files: .json, .jsonl or .parquet files (.gz too) or hub ids to learn from.
+            val_files: the same, whose answers are scored in validation; none: no validation loss.
+            source: format of the files; auto goes by their columns; demo makes its own small data set and tokenizer in
+                cache_dir.
+            fields: names of the columns document, question and answer, for files of one's own.
+            mixture: how often a sample of a train file is in the data, by the file's name; 0.5 takes half of them.
             tokenizer: hub id or folder; the model's own when None.
             template: base (text alone) or chatml (the tokenizer's chat template).
             seq_len: tokens of a training row.
@@ -47,8 +65,13 @@ class LongContextDataModule(lightning.LightningDataModule):
             micro_batch_size: samples of one forward pass on one device.
             extend: fill short samples up with sections from other samples.
             delimiter: the word that opens such a section.
+            too_long: what becomes of samples longer than seq_len: left out, or their document shortened from the
+                middle.
+            bad_rows: whether a malformed row is an error or left out and counted.
+            loss_weighting: what counts as much as any other: each learned token, or each sample.
             num_workers: processes that make batches.
-            cache_dir: where prepared data lies.
+            prepare_workers: processes that tokenise; one for each core when None.
+            cache_dir: where prepared data lies, in a folder for each content.
             model_name_or_path: linked from the model.
             seed: of the order and of the extension, linked from seed_everything.
         """
@@ -63,20 +86,25 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.extend = extend
         self.delimiter = delimiter
+        self.fields = fields
+        self.mixture = mixture or {}
+        self.too_long = too_long
+        self.bad_rows = bad_rows
+        self.loss_weighting = loss_weighting
         self.num_workers = num_workers
+        self.prepare_workers = prepare_workers or os.cpu_count()
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self.tokenizer = None
-        self._samples: tuple[list[Sample], list[Sample]] | None = None
         self._train: LongContextDataset | None = None
         self._val: LongContextDataset | None = None
 
     def prepare_data(self) -> None:
-        """Makes the demo's data set, loads the tokenizer and reads the files, before anything costs time.
+        """Makes the demo's data set, loads the tokenizer and looks at each file, before anything costs time.
 
         Raises:
-            InputError: no file is named, one does not exist or holds a malformed line, there is no tokenizer, or the
-                batch sizes do not divide.
+            InputError: no file is named, one does not exist or begins with a malformed row, a weight of the mixture
+                belongs to none, there is no tokenizer, or the batch sizes do not divide.
         """
         self._accumulation()
         if self.source == "demo":
@@ -84,25 +112,73 @@ class LongContextDataModule(lightning.LightningDataModule):
 
             make_demo_data(self.cache_dir / "demo")
         self.tokenizer = self._load_tokenizer()
-        self._samples = self._read()
+        make_template(self.template, self.tokenizer)
+        for file in self._train_files() + self.val_files:
+            next(self._read(file), None)
 
     def setup(self, stage: str) -> None:
-        """Tokenises the samples and sets the trainer's gradient accumulation."""
+        """Prepares the samples, on one process of a node, and sets the trainer's gradient accumulation."""
         if stage == "fit":
             self.trainer.accumulate_grad_batches = self._accumulation()
         if self._train is not None:
             return
         self.tokenizer = self.tokenizer or self._load_tokenizer()
-        train, val = self._samples or self._read()
-        encode = SampleEncoder(
+        self._train = self._dataset(self.prepare("train"))
+        self._val = self._dataset(self.prepare("val")) if self.val_files else None
+
+    def prepare(self, what: Literal["train", "val"]) -> PreparedSamples:
+        """The tokenised samples, from the cache where the same were prepared before.
+
+        Raises:
+            InputError: a row is malformed, no sample fits, or the disk is full.
+        """
+        folder = self.cache_dir / "prepared" / f"{what}-{self._key(what)}"
+        if self.trainer is not None and self.trainer.local_rank > 0:
+            return wait_for(folder)
+        if folder.is_dir():
+            return self._reported(PreparedSamples(folder))
+        train = [sample for file in self._train_files() for sample in self._mixed(file)]
+        samples = train if what == "train" else [sample for file in self.val_files for sample in self._read(file)]
+        template = make_template(self.template, self.tokenizer)
+        extender = Extender(train, self.delimiter, self.seed) if self.extend else None
+        encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long)
+        return self._reported(prepare(folder, samples, encode, self.prepare_workers, f"{what} samples"))
+
+    def _reported(self, prepared: PreparedSamples) -> PreparedSamples:
+        log.info("%s", describe(prepared.report, self.seq_len))
+        if left_out := prepared.report["left out"]:
+            log.warning(
+                "%d of %d samples are longer than data.seq_len %d and left out",
+                left_out,
+                prepared.report["read"],
+                self.seq_len,
+            )
+        if len(prepared) == 0:
+            raise InputError(
+                f"no sample fits data.seq_len {self.seq_len}: raise it, set data.too_long to shorten, or give "
+                "data.train_files shorter texts"
+            )
+        return prepared
+
+    def _key(self, what: str) -> str:
+        """Of all that the prepared samples depend on; the validation's too may be extended with training text."""
+        files = self._train_files() + (self.val_files if what == "val" else [])
+        return content_key(
+            [files_of(file) or file for file in files],
             self.tokenizer,
-            make_template(self.template, self.tokenizer),
-            self.seq_len,
-            Extender(train, self.delimiter, self.seed) if self.extend else None,
+            what=what,
+            names=[Path(file).name for file in files],
+            source=self.source,
+            fields=self.fields,
+            mixture=[weight_of(file, self._train_files(), self.mixture) for file in self._train_files()],
+            template=self.template,
+            seq_len=self.seq_len,
+            extend=self.extend,
+            delimiter=self.delimiter,
+            too_long=self.too_long,
+            bad_rows=self.bad_rows,
+            seed=self.seed,
         )
-        self._train = self._prepare(train, encode)
-        self._val = self._prepare(val, encode) if val else None
-        self._samples = None
 
     def train_dataloader(self):
         return self._loader(self._train, self.global_batch_size, self.micro_batch_size, shuffle=True)
@@ -112,6 +188,19 @@ class LongContextDataModule(lightning.LightningDataModule):
             return []
         # One row at a time, so that no sample is left over.
         return self._loader(self._val, self._data_parallel_size, 1, shuffle=False)
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint's count of micro-batches means; see `rescale_progress`."""
+        return {"samples_at_a_time": self.micro_batch_size * self._data_parallel_size}
+
+    def rescale_progress(self, checkpoint: dict) -> None:
+        """Turns a checkpoint's count of micro-batches into one of this run's, which may be cut otherwise."""
+        old = checkpoint[type(self).__qualname__]["samples_at_a_time"]
+        current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        now = self.state_dict()["samples_at_a_time"]
+        # A checkpoint is written in the last micro-batch of a step, ready but not yet completed: that one stays one.
+        ready = current["ready"]
+        current.update({name: ready * old // now - (ready - count) for name, count in current.items()})
 
     @property
     def _data_parallel_size(self) -> int:
@@ -127,12 +216,20 @@ class LongContextDataModule(lightning.LightningDataModule):
             )
         return steps
 
-    def _read(self) -> tuple[list[Sample], list[Sample]]:
-        train_files = [self.cache_dir / "demo" / "train.jsonl"] if self.source == "demo" else self.train_files
-        if not train_files:
-            raise InputError("data.train_files is empty: name at least one JSONL file in LongAlign's format")
-        train, val = ([s for file in files for s in read_longalign(file)] for files in (train_files, self.val_files))
-        return train, val
+    def _train_files(self) -> list[str]:
+        files = [str(self.cache_dir / "demo" / "train.jsonl")] if self.source == "demo" else self.train_files
+        if not files:
+            raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
+        return files
+
+    def _mixed(self, file: str) -> list[Sample]:
+        return mix(self._read(file), weight_of(file, self._train_files(), self.mixture), self.seed)
+
+    def _read(self, file: str) -> Iterator[Sample]:
+        skipped: list[str] | None = [] if self.bad_rows == "skip" else None
+        yield from read_samples(file, "auto" if self.source == "demo" else self.source, self.fields, skipped)
+        if skipped:
+            log.warning("%d malformed rows of %s left out; the first: %s", len(skipped), file, skipped[0])
 
     def _load_tokenizer(self):
         from transformers import AutoTokenizer
@@ -145,17 +242,15 @@ class LongContextDataModule(lightning.LightningDataModule):
         except (OSError, ValueError) as error:
             raise InputError(f"data.tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
-    def _prepare(self, samples: list[Sample], encode: SampleEncoder) -> LongContextDataset:
+    def _dataset(self, samples: PreparedSamples) -> LongContextDataset:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        return LongContextDataset.prepare(samples, encode, self.seq_len, pad)
+        return LongContextDataset(samples, samples.num_answer, self.seq_len, pad, self.loss_weighting)
 
     def _loader(
         self, dataset: LongContextDataset, global_batch_size: int, micro_batch_size: int, shuffle: bool
-    ) -> DataLoader:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
+    ) -> ResumableLoader:
         sampler = GlobalBatchSampler(
-            dataset.num_answer_tokens,
+            dataset.sample_weights,
             global_batch_size,
             micro_batch_size,
             self.trainer.global_rank if self.trainer is not None else 0,
@@ -163,5 +258,4 @@ class LongContextDataModule(lightning.LightningDataModule):
             self.seed,
             shuffle,
         )
-        # The sampler's items are whole micro-batches, so the loader collates nothing.
-        return StatefulDataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return ResumableLoader(dataset, sampler, self.num_workers)

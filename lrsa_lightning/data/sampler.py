@@ -41,6 +41,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     """Yields this rank's micro-batches; what all ranks read together does not depend on their number.
 
     An incomplete global batch at an epoch's end is left out.
+
+    Attributes:
+        seed: of the order.
+        epoch: of the order.
+        start: samples of the epoch's order, over all ranks, that the next iteration leaves out.
     """
 
     def __init__(
@@ -77,25 +82,34 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         self._micro_batch_size = micro_batch_size
         self._rank = rank
         self._data_parallel_size = data_parallel_size
-        self._seed = seed
         self._shuffle = shuffle
-        self._epoch = 0
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch, and after a resume."""
-        self._epoch = epoch
+        self.epoch = epoch
+
+    @property
+    def samples_at_a_time(self) -> int:
+        """Samples that all ranks read together while each reads one micro-batch."""
+        return self._micro_batch_size * self._data_parallel_size
+
+    @property
+    def samples_an_epoch(self) -> int:
+        """Samples of the epoch's whole global batches."""
+        return len(self._weights) // self._global_batch_size * self._global_batch_size
 
     def __len__(self) -> int:
-        per_step = self._global_batch_size // (self._micro_batch_size * self._data_parallel_size)
-        return len(self._weights) // self._global_batch_size * per_step
+        return self.samples_an_epoch // self.samples_at_a_time
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = list(range(len(self._weights)))
         if self._shuffle:
-            Random(f"{self._seed}:{self._epoch}").shuffle(order)
-        stride = self._micro_batch_size * self._data_parallel_size
-        for start in range(0, len(order) - self._global_batch_size + 1, self._global_batch_size):
-            batch = order[start : start + self._global_batch_size]
-            num_tokens = sum(self._weights[index] for index in batch)
-            for offset in range(self._rank * self._micro_batch_size, self._global_batch_size, stride):
-                yield MicroBatch(tuple(batch[offset : offset + self._micro_batch_size]), num_tokens)
+            Random(f"{self.seed}:{self.epoch}").shuffle(order)
+        own = self._rank * self._micro_batch_size
+        for at in range(self.start, self.samples_an_epoch, self.samples_at_a_time):
+            first = at // self._global_batch_size * self._global_batch_size
+            num_tokens = sum(self._weights[index] for index in order[first : first + self._global_batch_size])
+            yield MicroBatch(tuple(order[at + own : at + own + self._micro_batch_size]), num_tokens)

@@ -43,6 +43,14 @@ def test_epochs_differ_and_repeat_exactly():
     assert global_batches(1, 1, epoch=1) == global_batches(2, 2, epoch=1)
 
 
+@pytest.mark.parametrize("start", [0, 8, 12, 20])
+def test_an_order_goes_on_where_it_was_left(start):
+    whole = GlobalBatchSampler(WEIGHTS, 8, 2, 0, 1, seed=3)
+    rest = GlobalBatchSampler(WEIGHTS, 8, 2, 0, 1, seed=3)
+    rest.start = start
+    assert list(rest) == list(whole)[start // 2 :]
+
+
 def test_accumulation_follows_from_the_batch_sizes():
     assert accumulation_steps(16, 1, 4) == 4
     with pytest.raises(InputError, match="not a multiple of 6"):

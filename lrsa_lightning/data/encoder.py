@@ -1,0 +1,70 @@
+"""Samples as token ids of at most a row, extended up to it."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lrsa_lightning.data.augment import Extender
+from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.template import Template
+from lrsa_lightning.data.tokenization import LongTokenizer
+
+TooLong: TypeAlias = Literal["drop", "shorten"]
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """A sample as a model reads it.
+
+    Attributes:
+        ids: token ids; the last ``num_answer`` of them are learned.
+        num_answer: tokens of the answer and of what ends it.
+        shortened: whether the middle of the document is missing.
+    """
+
+    ids: list[int]
+    num_answer: int
+    shortened: bool = False
+
+
+class SampleEncoder:
+    """Turns samples into token ids of at most ``seq_len``, extended up to it."""
+
+    def __init__(
+        self, tokenizer, template: Template, seq_len: int, extender: Extender | None, too_long: TooLong = "drop"
+    ):
+        """
+        Args:
+            tokenizer: a transformers tokenizer.
+            template: texts around prompt and answer.
+            seq_len: tokens of a training row.
+            extender: fills short samples up; None leaves them short.
+            too_long: what becomes of samples longer than a row: left out, or their document shortened from the middle.
+        """
+        self._tokenize = LongTokenizer(tokenizer)
+        self._template = template
+        self._seq_len = seq_len
+        self._extender = extender
+        self._too_long = too_long
+
+    def __call__(self, sample: Sample) -> TokenizedSample | None:
+        """None for a sample that is longer than a row and is to be left out, or has too long a question or answer."""
+        template, tokenize = self._template, self._tokenize
+        answer = tokenize(template.answer_start + sample.answer + template.answer_end)
+        own = tokenize(sample.prompt + template.after)
+        before = tokenize(template.before) if template.before else []
+        # The last answer token is a target only, so a row of seq_len inputs holds one id more.
+        budget = self._seq_len + 1 - len(before) - len(own) - len(answer)
+        if budget >= 0:
+            sections = self._extender.sections(sample, budget, tokenize) if self._extender else []
+            return TokenizedSample(before + sections + own + answer, len(answer))
+        if self._too_long == "shorten" and (shorter := self._shorten(sample, len(own) + budget)) is not None:
+            return TokenizedSample(before + shorter + answer, len(answer), shortened=True)
+        return None
+
+    def _shorten(self, sample: Sample, length: int) -> list[int] | None:
+        """The prompt in ``length`` tokens: as much of the document's start as of its end, and the whole question."""
+        document, question = self._tokenize(sample.document), self._tokenize(sample.question + self._template.after)
+        room = length - len(question)
+        if room <= 0:
+            return None
+        return document[: room - room // 2] + document[len(document) - room // 2 :] + question

@@ -1,0 +1,39 @@
+"""One question about one long text, whatever data set it came from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one long text.
+
+    Attributes:
+        id: unique within the training set: name of its file and number of its row.
+        document: the text, with the blank line that parts it from the question; may be empty.
+        question: the user's question, the end of the prompt.
+        answer: what is learned.
+    """
+
+    id: str
+    document: str
+    question: str
+    answer: str
+
+    @property
+    def prompt(self) -> str:
+        """The user's turn: document, then question."""
+        return self.document + self.question
+
+    @cached_property
+    def language(self) -> str:
+        """zh where more than a fifth of the first thousand letters are Chinese characters, else other."""
+        letters = list(islice(filter(str.isalpha, self.document or self.question), 1000))
+        chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
+        return "zh" if chinese > len(letters) / 5 else "other"
+
+    def paragraphs(self) -> list[str]:
+        """The document's paragraphs: parted by blank lines, or by line ends in a document without any."""
+        parts = [part for part in self.document.split("\n\n") if part.strip()]
+        return parts if len(parts) > 1 else [line for line in self.document.splitlines() if line.strip()]

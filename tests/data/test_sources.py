@@ -1,0 +1,142 @@
+"""Each public format, read from a file written here; one clear error with the row for what is wrong."""
+
+import gzip
+import json
+
+import pytest
+
+from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.sources import longalign, read_samples
+from lrsa_lightning.errors import InputError
+from tests.conftest import longalign_row, write_jsonl
+
+GOOD = longalign_row("First paragraph.\n\nSecond paragraph.", "Which one?", "The second.")
+USER, ANSWER = GOOD["messages"][0]["content"], GOOD["messages"][1]["content"]
+DOCUMENT, QUESTION = "First paragraph.\n\nSecond paragraph.\n\n", "Which one?"
+FORMATS = {
+    "longalign": GOOD,
+    "sharegpt": {"conversations": [{"from": "human", "value": USER}, {"from": "gpt", "value": ANSWER}]},
+    "longalpaca": {"instruction": USER, "output": ANSWER, "input": ""},
+    "anti_haystack": {"document": DOCUMENT.rstrip(), "question": QUESTION, "answer": ANSWER},
+    "refgpt": {
+        "reference": DOCUMENT.rstrip(),
+        "dialogue": f"<user 1>: {QUESTION}\n<assistant 1>: {ANSWER}",
+    },
+}
+
+
+def as_longalign(row):
+    return Sample("a:1", *longalign.parse(row))
+
+
+def parts(sample):
+    return sample.document, sample.question, sample.answer
+
+
+def write(path, rows):
+    """A file of the kind that its ending says."""
+    if path.name.endswith(".parquet"):
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+        return str(path)
+    text = json.dumps(rows) if ".json" in path.suffixes else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz"])
+def test_a_format_is_read_from_every_kind_of_file(tmp_path, source, ending):
+    path = tmp_path / f"a{ending}"
+    with_rows = write(path, [FORMATS[source]] * 2)
+    for given in ("auto", source):
+        first, second = read_samples(with_rows, given)
+        assert parts(first) == parts(second) == (DOCUMENT, QUESTION, ANSWER)
+        assert first.prompt == USER
+        assert [first.id, second.id] == [f"a{ending}:1", f"a{ending}:2"]
+
+
+def test_columns_of_other_names(tmp_path):
+    row = {"context": "A text.", "query": "What?", "response": "That.", "other": 1}
+    fields = {"document": "context", "question": "query", "answer": "response"}
+    (sample,) = read_samples(write(tmp_path / "a.jsonl", [row]), fields=fields)
+    assert parts(sample) == ("A text.\n\n", "What?", "That.")
+    with pytest.raises(InputError, match=r"data\.fields names the column 'wrong'.*'context', 'query'"):
+        list(read_samples(write(tmp_path / "b.jsonl", [row]), fields={**fields, "answer": "wrong"}))
+
+
+def test_of_a_longer_chat_the_last_answer_is_learned(tmp_path):
+    turns = [("system", "Be brief."), ("user", "Text.\n\nFirst?"), ("assistant", "One."), ("user", "Second?")]
+    messages = [{"role": role, "content": content} for role, content in [*turns, ("assistant", "Two.")]]
+    (sample,) = read_samples(write(tmp_path / "a.jsonl", [{"messages": messages}]))
+    assert parts(sample) == ("Be brief.\n\nText.\n\nFirst?\n\nOne.\n\n", "Second?", "Two.")
+
+
+def test_paragraphs_and_language():
+    sample = as_longalign(GOOD)
+    assert sample.paragraphs() == ["First paragraph.", "Second paragraph."]
+    assert sample.language == "other"
+    chinese = as_longalign(longalign_row("这是第一段。\n这是第二段。", "哪一段？", "第二段。"))
+    assert chinese.language == "zh"
+    assert chinese.paragraphs() == ["这是第一段。", "这是第二段。"]
+
+
+def test_blank_lines_are_skipped_but_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" + json.dumps(GOOD) + "\n\n")
+    assert [sample.id for sample in read_samples(str(path))] == ["a.jsonl:2"]
+
+
+BROKEN = [
+    (b"{not json}", "line 2: not valid JSON"),
+    (b'{"messages": "text"}', "line 2: expected"),
+    (b"[1]", "line 2: expected"),
+    (b'{"messages": [{"role": "user", "content": "q"}]}', "line 2: expected"),
+    (b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]}', "line 2: exp"),
+    (b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}', "answer is empty"),
+    (b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant"}]}', "line 2: expected"),
+    (b'{"messages": "\xff"}', "line 2: not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN)
+def test_a_malformed_line_is_named(tmp_path, line, message):
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match=message) as caught:
+        list(read_samples(str(path)))
+    assert "broken.jsonl" in str(caught.value)
+
+
+def test_malformed_lines_can_be_skipped_and_counted(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(GOOD).encode(), *(line for line, _ in BROKEN), json.dumps(GOOD).encode()]))
+    skipped = []
+    assert [sample.id for sample in read_samples(str(path), skipped=skipped)] == ["broken.jsonl:1", "broken.jsonl:10"]
+    assert len(skipped) == len(BROKEN)
+    assert "line 2: not valid JSON" in skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.jsonl", r"nowhere\.jsonl does not exist"),
+        ("no-such-owner/no-such-set", r"hf download --repo-type dataset no-such-owner/no-such-set"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_way_out(name, message, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=message):
+        list(read_samples(name))
+
+
+def test_an_unknown_format_or_kind_of_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"line 1: no known format has the columns 'text'.*data\.fields"):
+        list(read_samples(str(write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}]))))
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(InputError, match=r"a\.csv: expected \.json, \.jsonl, \.parquet"):
+        list(read_samples(str(tmp_path / "a.csv")))
+    (tmp_path / "a.parquet").write_text("x")
+    with pytest.raises(InputError, match=r"a\.parquet: not a parquet file"):
+        list(read_samples(str(tmp_path / "a.parquet")))

@@ -1,0 +1,66 @@
+"""Long texts in pieces give the ids of one piece, or are not cut."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lrsa_lightning.data import tokenization
+from lrsa_lightning.data.tokenization import LongTokenizer
+
+# Pre-tokenizer of Qwen2.
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEXT = ["The grass is green.\nThe sky is blue.\n\n  And so on\r\n", "今天天气很好。\n我们去公园。\n"] * 20
+
+
+def make_tokenizer(pre_tokenizer):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizer
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def qwen_like():
+    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    return make_tokenizer(
+        pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    )
+
+
+TOKENIZERS = {
+    "qwen": qwen_like(),
+    "gpt2": make_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    # No pre-tokenization of lines: merges run over line ends.
+    "lines joined": make_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+}
+LINES = st.lists(st.sampled_from(["The grass", "是。", "It's 1", " ", "\r", "", "-", "\t x", "é", "“好”"]), max_size=40)
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    monkeypatch.setattr(tokenization, "_PIECE", 8)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=60)
+@given(lines=LINES)
+def test_pieces_give_the_ids_of_the_whole(name, lines):
+    text = "\n".join(lines)
+    tokenizer = TOKENIZERS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_PIECE", 8)
+        assert LongTokenizer(tokenizer)(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_long_texts_are_cut_where_it_is_safe(short_pieces):
+    assert tokenization._pieces("one line\ntwo lines\n\nthree\n4 lines\nfive\n") == [
+        "one line\n",
+        "two lines\n\n",
+        "three\n4 lines\n",
+        "five\n",
+    ]
+    assert LongTokenizer(TOKENIZERS["qwen"])._may_split
+    assert not LongTokenizer(TOKENIZERS["lines joined"])._may_split

@@ -114,8 +114,8 @@ class LongContextModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Called before Lightning takes its progress from the checkpoint."""
-        if rescale := getattr(self.trainer.datamodule, "rescale_progress", None):
-            rescale(checkpoint)
+        if align := getattr(self.trainer.datamodule, "align_progress", None):
+            align(checkpoint)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         share = self.answer_loss(batch)

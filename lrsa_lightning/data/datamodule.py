@@ -189,18 +189,20 @@ class LongContextDataModule(lightning.LightningDataModule):
         # One row at a time, so that no sample is left over.
         return self._loader(self._val, self._data_parallel_size, 1, shuffle=False)
 
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint's count of micro-batches means; see `rescale_progress`."""
-        return {"samples_at_a_time": self.micro_batch_size * self._data_parallel_size}
+    def align_progress(self, checkpoint: dict) -> None:
+        """Makes a checkpoint's counts those of its last whole step, in this run's micro-batches.
 
-    def rescale_progress(self, checkpoint: dict) -> None:
-        """Turns a checkpoint's count of micro-batches into one of this run's, which may be cut otherwise."""
-        old = checkpoint[type(self).__qualname__]["samples_at_a_time"]
-        current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        now = self.state_dict()["samples_at_a_time"]
-        # A checkpoint is written in the last micro-batch of a step, ready but not yet completed: that one stays one.
-        ready = current["ready"]
-        current.update({name: ready * old // now - (ready - count) for name, count in current.items()})
+        The run may have other ranks or micro-batches than the one that wrote it; and Lightning also writes amid the
+        first step after a resume, whose gradients are then lost.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        current = loops["epoch_loop.batch_progress"]["current"]
+        (loader,) = loops["state_dict"]["combined_loader"]
+        read = loader["consumed"] // (self.micro_batch_size * self._data_parallel_size)
+        # The checkpoint is written within a micro-batch, ready but not yet completed: that difference stays.
+        current.update({name: read - (current["ready"] - count) for name, count in current.items()})
+        steps = loops["epoch_loop.state_dict"]
+        steps["_batches_that_stepped"] = min(steps["_batches_that_stepped"], checkpoint["global_step"] - 1)
 
     @property
     def _data_parallel_size(self) -> int:

@@ -29,7 +29,9 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"seed": self.sampler.seed, "epoch": self.sampler.epoch, "consumed": self._consumed}
+        # Whole global batches: Lightning also saves amid the first step after a resume, whose gradients are not saved.
+        consumed = self._consumed // self.sampler.global_batch_size * self.sampler.global_batch_size
+        return {"seed": self.sampler.seed, "epoch": self.sampler.epoch, "consumed": consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._consumed = state["consumed"]

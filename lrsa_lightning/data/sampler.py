@@ -43,6 +43,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     An incomplete global batch at an epoch's end is left out.
 
     Attributes:
+        global_batch_size: samples of an optimizer step.
         seed: of the order.
         epoch: of the order.
         start: samples of the epoch's order, over all ranks, that the next iteration leaves out.
@@ -78,7 +79,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 "lower it, or give more data"
             )
         self._weights = weights
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._rank = rank
         self._data_parallel_size = data_parallel_size
@@ -99,7 +100,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     @property
     def samples_an_epoch(self) -> int:
         """Samples of the epoch's whole global batches."""
-        return len(self._weights) // self._global_batch_size * self._global_batch_size
+        return len(self._weights) // self.global_batch_size * self.global_batch_size
 
     def __len__(self) -> int:
         return self.samples_an_epoch // self.samples_at_a_time
@@ -110,6 +111,6 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
             Random(f"{self.seed}:{self.epoch}").shuffle(order)
         own = self._rank * self._micro_batch_size
         for at in range(self.start, self.samples_an_epoch, self.samples_at_a_time):
-            first = at // self._global_batch_size * self._global_batch_size
-            num_tokens = sum(self._weights[index] for index in order[first : first + self._global_batch_size])
+            first = at // self.global_batch_size * self.global_batch_size
+            num_tokens = sum(self._weights[index] for index in order[first : first + self.global_batch_size])
             yield MicroBatch(tuple(order[at + own : at + own + self._micro_batch_size]), num_tokens)

@@ -16,7 +16,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.run_directory import RunDirectory, check_checkpoint
 
-# Lightning's and torchdata's own calls of deprecated functions, and a datamodule without validation files.
+# Lightning's own calls of deprecated functions, and a datamodule without validation files.
 _NOISE = ("'set_vital' is deprecated", ".*LeafSpec.* is deprecated", "Total length of `list` across ranks is zero")
 
 

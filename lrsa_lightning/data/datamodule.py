@@ -137,12 +137,18 @@ class LongContextDataModule(lightning.LightningDataModule):
             return wait_for(folder)
         if folder.is_dir():
             return self._reported(PreparedSamples(folder))
-        train = [sample for file in self._train_files() for sample in self._mixed(file)]
+        train = self.train_samples()
         samples = train if what == "train" else [sample for file in self.val_files for sample in self._read(file)]
         template = make_template(self.template, self.tokenizer)
         extender = Extender(train, self.delimiter, self.seed) if self.extend else None
         encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long)
         return self._reported(prepare(folder, samples, encode, self.prepare_workers, f"{what} samples"))
+
+    def train_samples(self) -> list[Sample]:
+        """The samples of the train files, each file's as often as the mixture says."""
+        files = self._train_files()
+        weights = [weight_of(file, files, self.mixture) for file in files]
+        return [s for f, weight in zip(files, weights, strict=True) for s in mix(self._read(f), weight, self.seed)]
 
     def _reported(self, prepared: PreparedSamples) -> PreparedSamples:
         log.info("%s", describe(prepared.report, self.seq_len))
@@ -223,9 +229,6 @@ class LongContextDataModule(lightning.LightningDataModule):
         if not files:
             raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
         return files
-
-    def _mixed(self, file: str) -> list[Sample]:
-        return mix(self._read(file), weight_of(file, self._train_files(), self.mixture), self.seed)
 
     def _read(self, file: str) -> Iterator[Sample]:
         skipped: list[str] | None = [] if self.bad_rows == "skip" else None

@@ -1,0 +1,54 @@
+"""What one wants to see of prepared data before spending a day of accelerators on it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from lrsa_lightning.data.encoder import TokenizedSample
+from lrsa_lightning.data.prepared import PreparedSamples
+from lrsa_lightning.data.sample import Sample
+
+
+def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) -> str:
+    """Counts, languages, and the share of tokens that are learned."""
+    lengths = [len(row.ids) for row in prepared]
+    languages = Counter(sample.language for sample in samples)
+    split = ", ".join(f"{language} {count / len(samples):.1%}" for language, count in languages.most_common())
+    report = ", ".join(f"{count} {what}" for what, count in prepared.report.items())
+    filled = sum(lengths) / len(lengths) / (seq_len + 1)
+    return "\n".join(
+        [
+            f"samples         {report}",
+            f"languages       {split}",
+            f"tokens a row    mean {sum(lengths) / len(lengths):.0f}, of data.seq_len {seq_len}: {filled:.1%}",
+            f"answer tokens   {sum(prepared.num_answer) / sum(lengths):.3%} of all; "
+            f"least {min(prepared.num_answer)}, most {max(prepared.num_answer)} a sample",
+        ]
+    )
+
+
+def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> None:
+    """Histograms of the samples' lengths in tokens before and after extension, shortening and leaving out, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    after = [len(row.ids) for row in prepared]
+    bins = 60
+    edges = [max([*own, *after]) * i / bins for i in range(bins + 1)]
+    axes.hist(own, bins=edges, alpha=0.6, label=f"as read ({len(own)})")
+    axes.hist(after, bins=edges, alpha=0.6, label=f"prepared ({len(after)})")
+    axes.set(xlabel="tokens", ylabel="samples", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def dimmed(row: TokenizedSample, tokenizer, most: int = 1500) -> Text:
+    """A sample's text, what is not learned dimmed; of that at most ``most`` characters from each end."""
+    read = tokenizer.decode(row.ids[: len(row.ids) - row.num_answer])
+    if len(read) > 2 * most:
+        read = f"{read[:most]}\n[... {len(read) - 2 * most} characters ...]\n{read[-most:]}"
+    learned = tokenizer.decode(row.ids[len(row.ids) - row.num_answer :])
+    return Text.assemble((read, "dim"), (learned, "bold green"))

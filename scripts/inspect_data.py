@@ -1,0 +1,41 @@
+"""Shows the data of a configuration: lengths before and after (PNG), learned tokens, languages, and one sample.
+
+Takes the arguments of `lrsa fit`, without that word, and --output FILE and --sample NUMBER of its own. Prepares the
+data where that was not done.
+Usage: python scripts/inspect_data.py --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from prepare_data import DataCLI
+from rich.console import Console
+
+from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
+from lrsa_lightning.data.tokenization import LongTokenizer
+
+
+@report_input_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the summary and a sample, and draws the histograms."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data_lengths.png"), help="the histograms' file")
+    parser.add_argument("--sample", type=int, default=0, help="number of the prepared sample that is printed")
+    options, further = parser.parse_known_args(arguments)
+    module = DataCLI(further, run=False).datamodule
+    module.prepare_data()
+    prepared, samples = module.prepare("train"), module.train_samples()
+    if not 0 <= options.sample < len(prepared):
+        parser.error(f"--sample must lie in 0..{len(prepared) - 1}")
+    tokenize = LongTokenizer(module.tokenizer)
+    draw_lengths([len(tokenize(s.prompt)) + len(tokenize(s.answer)) for s in samples], prepared, options.output)
+    console = Console()
+    console.print(summary(samples, prepared, module.seq_len), highlight=False)
+    console.print(f"lengths         {options.output}\n\nsample {options.sample}:", highlight=False)
+    console.print(dimmed(prepared[options.sample], module.tokenizer))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

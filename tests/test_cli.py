@@ -175,6 +175,20 @@ def test_same_seed_same_losses_and_another_seed_others(arguments):
     assert losses("x") != losses("z")
 
 
+@pytest.mark.parametrize("mode", ["LRSA", "Vanilla"])
+def test_packed_rows_learn_what_their_samples_apart_would(arguments, mode):
+    """One step over all 24 samples, in a row each or all in one."""
+    arguments |= {"data.extend": "false", "trainer.max_steps": "1", "data.micro_batch_size": "1"}
+    if mode == "Vanilla":
+        arguments = {k: v for k, v in arguments.items() if not k.startswith("model.attention.")}
+        arguments["model.attention"] = "Vanilla"
+    main(command({**arguments, "run_name": "apart", "data.global_batch_size": "24"}))
+    packed = {"data.packing": "true", "data.seq_len": "4800", "data.global_batch_size": "1"}
+    config = json.loads(arguments["model.from_config"]) | {"max_position_embeddings": 4800}
+    main(command({**arguments, **packed, "run_name": "packed", "model.from_config": json.dumps(config)}))
+    assert losses("packed") == pytest.approx(losses("apart"), rel=1e-5)
+
+
 def test_accumulation_changes_nothing_but_rounding(arguments):
     main(command(arguments))
     main(command({**arguments, "run_name": "whole", "data.micro_batch_size": "4"}))

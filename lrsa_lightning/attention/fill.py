@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+from lrsa_lightning.attention.packing import sample_by_sample
 
 
+@sample_by_sample
 def lrsa_attention(
     q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mode, scale: float | None = None, *, layer_idx: int | None = None
 ) -> Tensor:
@@ -29,6 +31,7 @@ def lrsa_attention(
         mode: the `LRSA` that holds the rule's sizes and `chunks_per_fill`.
         scale: of the logits; 1 / sqrt(D) when None.
         layer_idx: the decoder layer, for `skip_layers`.
+        cu_seqlens: boundaries of the samples in each row, from 0 to N, for packed rows; None for one sample a row.
 
     Returns:
         [B, H, N, D] in the dtype of the queries; differentiable in q, k and v.

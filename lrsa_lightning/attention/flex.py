@@ -15,12 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from lrsa_lightning.attention import flash
 from lrsa_lightning.attention.block_mask import StaticMask, block_mask
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+from lrsa_lightning.attention.packing import sample_by_sample
 
 log = logging.getLogger(__name__)
 
 Kernel = Literal["FLASH", "TRITON"]
 
 
+@sample_by_sample
 def lrsa_attention(
     q_BHND: Tensor,
     k_BGND: Tensor,

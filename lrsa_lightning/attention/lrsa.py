@@ -12,6 +12,7 @@ from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.block_mask import TILE
 from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.packing import boundaries_from_starts
 from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
 from lrsa_lightning.errors import InputError
 
@@ -140,7 +141,7 @@ class LRSA(AttentionMode):
 
         name = self.registry_key()
         AttentionInterface.register(name, self._transformers_attention)
-        AttentionMaskInterface.register(name, _refuse_inexact_padding)
+        AttentionMaskInterface.register(name, _boundaries_of_rows)
         super().install(model)
 
     def _transformers_attention(
@@ -152,7 +153,7 @@ class LRSA(AttentionMode):
             out = self.attend_cached(query, key, value, view, layer_idx, scaling)
         elif query.shape[2] == key.shape[2]:
             execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type, query.shape[-1])]
-            out = execution(query, key, value, self, scaling, layer_idx=layer_idx)
+            out = execution(query, key, value, self, scaling, layer_idx=layer_idx, cu_seqlens=attention_mask)
         else:
             raise ValueError(
                 "LRSA found keys of a cache that does not follow its rule. Pass "
@@ -201,8 +202,13 @@ def _resolve_backend(backend: str, device_type: str, head_dim: int) -> str:
     return "fill"
 
 
-def _refuse_inexact_padding(*_, attention_mask: Tensor | None = None, **__) -> None:
-    """Mask registration: the rule needs no mask. Right padding is exact by construction.
+def _boundaries_of_rows(
+    *_, attention_mask: Tensor | None = None, mask_function, kv_length: int, batch_size: int, device=None, **others
+) -> list[list[int]] | None:
+    """Mask registration: the rule needs no mask, only, of packed rows, where their samples begin.
+
+    transformers finds packed rows by positions that begin anew, and says so in ``mask_function``. Right padding is
+    exact by construction.
 
     Raises:
         ValueError: a row is padded on the left, or in its middle.
@@ -212,3 +218,8 @@ def _refuse_inexact_padding(*_, attention_mask: Tensor | None = None, **__) -> N
             "LRSA cannot be exact on left-padded rows: padding would fill the sink and shift the chunks. "
             "Pad on the right and use lrsa_lightning.generate, or run the prompts one by one."
         )
+    if attention_mask is not None or kv_length < 2 or others.get("q_length", kv_length) != kv_length:
+        return None
+    token = torch.arange(1, kv_length, device=device)
+    sees_previous_BN = mask_function(torch.arange(batch_size, device=device)[:, None], 0, token, token - 1)
+    return boundaries_from_starts(~sees_previous_BN.expand(batch_size, -1))

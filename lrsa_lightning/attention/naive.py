@@ -6,6 +6,8 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, C com
 import torch
 from torch import Tensor
 
+from lrsa_lightning.attention.packing import sample_by_sample
+
 
 def lrsa_mask(idx_BGC: Tensor, num_tokens: int, sink_size: int, lag_size: int) -> Tensor:
     """Who sees whom under the rule.
@@ -28,6 +30,7 @@ def lrsa_mask(idx_BGC: Tensor, num_tokens: int, sink_size: int, lag_size: int) -
     return causal & (recent | kept_BGN[:, :, None, :])
 
 
+@sample_by_sample
 def lrsa_attention(
     q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mode, scale: float | None = None, *, layer_idx: int | None = None
 ) -> Tensor:

@@ -14,6 +14,7 @@ from lrsa_lightning.data.encoder import SampleEncoder, TooLong
 from lrsa_lightning.data.files import files_of
 from lrsa_lightning.data.loader import ResumableLoader
 from lrsa_lightning.data.mixture import mix, weight_of
+from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.prepared import PreparedSamples, content_key, describe, prepare, wait_for
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
@@ -44,6 +45,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         too_long: TooLong = "drop",
         bad_rows: Literal["error", "skip"] = "error",
         loss_weighting: LossWeighting = "token",
+        packing: bool = False,
         num_workers: int = 1,
         prepare_workers: int | None = None,
         cache_dir: str = ".lrsa_cache",
@@ -69,6 +71,7 @@ class LongContextDataModule(lightning.LightningDataModule):
                 middle.
             bad_rows: whether a malformed row is an error or left out and counted.
             loss_weighting: what counts as much as any other: each learned token, or each sample.
+            packing: put several samples into a row, each attending within itself; needs extend: false.
             num_workers: processes that make batches.
             prepare_workers: processes that tokenise; one for each core when None.
             cache_dir: where prepared data lies, in a folder for each content.
@@ -91,6 +94,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.too_long = too_long
         self.bad_rows = bad_rows
         self.loss_weighting = loss_weighting
+        self.packing = packing
         self.num_workers = num_workers
         self.prepare_workers = prepare_workers or os.cpu_count()
         self.cache_dir = Path(cache_dir)
@@ -107,6 +111,11 @@ class LongContextDataModule(lightning.LightningDataModule):
                 belongs to none, there is no tokenizer, or the batch sizes do not divide.
         """
         self._accumulation()
+        if self.packing and self.extend:
+            raise InputError(
+                "data.packing fills rows with whole samples, data.extend with sections of others: set data.extend to "
+                "false, or leave packing out"
+            )
         if self.source == "demo":
             from lrsa_lightning.data.demo import make_demo_data
 
@@ -249,13 +258,14 @@ class LongContextDataModule(lightning.LightningDataModule):
 
     def _dataset(self, samples: PreparedSamples) -> LongContextDataset:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        return LongContextDataset(samples, samples.num_answer, self.seq_len, pad, self.loss_weighting)
+        rows = pack_rows([length - 1 for length in samples.num_ids], self.seq_len) if self.packing else None
+        return LongContextDataset(samples, samples.num_answer, self.seq_len, pad, self.loss_weighting, rows)
 
     def _loader(
         self, dataset: LongContextDataset, global_batch_size: int, micro_batch_size: int, shuffle: bool
     ) -> ResumableLoader:
         sampler = GlobalBatchSampler(
-            dataset.sample_weights,
+            dataset.row_weights,
             global_batch_size,
             micro_batch_size,
             self.trainer.global_rank if self.trainer is not None else 0,

@@ -27,6 +27,7 @@ class LongContextDataset(Dataset):
         seq_len: int,
         pad_token_id: int,
         weighting: LossWeighting = "token",
+        rows: Sequence[Sequence[int]] | None = None,
     ):
         """
         Args:
@@ -35,41 +36,48 @@ class LongContextDataset(Dataset):
             seq_len: N.
             pad_token_id: fills the rows up.
             weighting: what counts as much as any other: each learned token, or each sample.
+            rows: indices of the samples that share a row; one sample a row when None.
         """
         self._samples = samples
         self._seq_len = seq_len
         self._pad_token_id = pad_token_id
         self._by_sample = weighting == "sample"
-        self.sample_weights = [1] * len(num_answer) if self._by_sample else list(num_answer)
+        self._rows = [[index] for index in range(len(num_answer))] if rows is None else rows
+        self.row_weights = [len(row) if self._by_sample else sum(num_answer[i] for i in row) for row in self._rows]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._rows)
 
     def __getitem__(self, batch: MicroBatch) -> dict[str, Tensor]:
         """A micro-batch.
 
         Returns:
-            input_ids, labels (already shifted, -100 where nothing is learned) and position_ids, int64 [B, N], and
-            weights, float32 [B, N], right-padded to exactly seq_len; num_tokens, the weights' sum over the whole
-            global batch: its learned tokens, or its samples.
+            input_ids, labels (already shifted, -100 where nothing is learned) and position_ids (from 0 at each
+            sample), int64 [B, N], and weights, float32 [B, N], right-padded to exactly seq_len; num_tokens, the
+            weights' sum over the whole global batch: its learned tokens, or its samples.
         """
-        rows = [self._row(self._samples[index]) for index in batch.indices]
-        input_ids_BN, labels_BN, weights_BN = (torch.stack(column) for column in zip(*rows, strict=True))
+        rows = [self._row([self._samples[index] for index in self._rows[row]]) for row in batch.indices]
         return {
-            "input_ids": input_ids_BN,
-            "labels": labels_BN,
-            "position_ids": torch.arange(self._seq_len).expand(len(rows), -1),
-            "weights": weights_BN,
+            **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             "num_tokens": torch.tensor(batch.num_tokens),
         }
 
-    def _row(self, sample: TokenizedSample) -> tuple[Tensor, Tensor, Tensor]:
-        ids = torch.as_tensor(sample.ids, dtype=torch.int64)
-        input_ids = torch.full((self._seq_len,), self._pad_token_id)
-        labels = torch.full((self._seq_len,), IGNORE_INDEX)
-        weights = torch.zeros(self._seq_len, dtype=torch.float32)
-        answer = slice(len(ids) - 1 - sample.num_answer, len(ids) - 1)
-        input_ids[: len(ids) - 1] = ids[:-1]
-        labels[answer] = ids[-sample.num_answer :]
-        weights[answer] = 1 / sample.num_answer if self._by_sample else 1.0
-        return input_ids, labels, weights
+    def _row(self, samples: list[TokenizedSample]) -> dict[str, Tensor]:
+        row = {
+            "input_ids": torch.full((self._seq_len,), self._pad_token_id),
+            "labels": torch.full((self._seq_len,), IGNORE_INDEX),
+            "position_ids": torch.arange(self._seq_len),
+            "weights": torch.zeros(self._seq_len, dtype=torch.float32),
+        }
+        start = 0
+        for sample in samples:
+            ids = torch.as_tensor(sample.ids, dtype=torch.int64)
+            end = start + len(ids) - 1
+            answer = slice(end - sample.num_answer, end)
+            row["input_ids"][start:end] = ids[:-1]
+            row["labels"][answer] = ids[-sample.num_answer :]
+            # The padding behind the last sample goes on with its positions: it is no sample of its own.
+            row["position_ids"][start:] = torch.arange(self._seq_len - start)
+            row["weights"][answer] = 1 / sample.num_answer if self._by_sample else 1.0
+            start = end
+        return row

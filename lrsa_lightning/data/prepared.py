@@ -19,7 +19,7 @@ from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.errors import InputError
 
 # Goes into every key: changes when the same samples would be prepared differently.
-_FORMAT = 1
+_FORMAT = 2
 _ARROW, _REPORT = "samples.arrow", "report.json"
 
 
@@ -44,6 +44,7 @@ class PreparedSamples(Sequence[TokenizedSample]):
     Attributes:
         folder: where they lie.
         report: counts of the samples read, kept, left out and shortened.
+        num_ids: tokens of each sample.
         num_answer: learned tokens of each sample.
     """
 
@@ -53,7 +54,9 @@ class PreparedSamples(Sequence[TokenizedSample]):
         self.folder = folder
         self._rows = datasets.Dataset.from_file(str(folder / _ARROW)).with_format("numpy")
         self.report: dict[str, int] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-        self.num_answer: list[int] = self._rows.with_format(None)["num_answer"][:]
+        numbers = self._rows.with_format(None)
+        self.num_ids: list[int] = numbers["num_ids"][:]
+        self.num_answer: list[int] = numbers["num_answer"][:]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -116,7 +119,11 @@ def _write(path: Path, samples: Sequence[Sample], encode: SampleEncoder, num_wor
     from rich.progress import track
 
     features = datasets.Features(
-        {"ids": datasets.Sequence(datasets.Value("int32")), "num_answer": datasets.Value("int32")}
+        {
+            "ids": datasets.Sequence(datasets.Value("int32")),
+            "num_ids": datasets.Value("int32"),
+            "num_answer": datasets.Value("int32"),
+        }
     )
     report = {"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}
     with ArrowWriter(path=str(path), features=features, writer_batch_size=64) as writer:
@@ -127,7 +134,7 @@ def _write(path: Path, samples: Sequence[Sample], encode: SampleEncoder, num_wor
                 continue
             report["kept"] += 1
             report["shortened"] += row.shortened
-            writer.write({"ids": row.ids, "num_answer": row.num_answer})
+            writer.write({"ids": row.ids, "num_ids": len(row.ids), "num_answer": row.num_answer})
         writer.finalize()
     return report
 

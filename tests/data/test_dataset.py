@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lrsa_lightning.data.dataset import LongContextDataset
 from lrsa_lightning.data.encoder import SampleEncoder
+from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import MicroBatch
 from lrsa_lightning.data.template import make_template
@@ -56,7 +59,7 @@ def test_template_and_mask(tokenizer, template, prompt, answer):
     expected_prompt = prompt.format(prompt=SAMPLES[2].prompt)
     expected_answer = answer.format(answer=SAMPLES[2].answer)
     assert tokenizer.decode(labels[learned]) == expected_answer
-    assert data.sample_weights[2] == learned.sum()
+    assert data.row_weights[2] == learned.sum()
     # Shifted: the first learned position reads the prompt's last token.
     first = int(learned.nonzero()[0])
     assert tokenizer.decode(ids[: first + 1]) == expected_prompt
@@ -85,4 +88,30 @@ def test_weights_by_token_and_by_sample(tokenizer):
     assert torch.equal(by_token["weights"], learned.float())
     assert torch.equal(by_sample["weights"] > 0, learned)
     torch.testing.assert_close(by_sample["weights"].sum(dim=1), torch.ones(2))
-    assert dataset(tokenizer, weighting="sample").sample_weights == [1] * len(SAMPLES)
+    assert dataset(tokenizer, weighting="sample").row_weights == [1] * len(SAMPLES)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_packing_takes_each_sample_once_and_fills_rows(lengths):
+    rows = pack_rows(lengths, 50)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    filled = [sum(lengths[index] for index in row) for row in rows]
+    assert max(filled) <= 50
+    # No two rows would fit into one: at most one is less than half full.
+    assert sum(2 * tokens <= 50 for tokens in filled) <= 1
+    assert rows == pack_rows(lengths, 50)
+
+
+@pytest.mark.parametrize("weighting", ["token", "sample"])
+def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weighting):
+    apart = dataset(tokenizer, weighting=weighting)
+    packed = dataset(tokenizer, weighting=weighting, rows=[[0, 2], [5]])
+    assert packed.row_weights == [apart.row_weights[0] + apart.row_weights[2], apart.row_weights[5]]
+    batch, singles = packed[MicroBatch((0, 1), 1)], apart[MicroBatch((0, 2, 5), 1)]
+    lengths = [int((labels != IGNORE_INDEX).nonzero().max()) + 1 for labels in singles["labels"]]
+    for name in ("input_ids", "labels", "position_ids", "weights"):
+        first, second, third = singles[name]
+        assert torch.equal(batch[name][0, : lengths[0]], first[: lengths[0]])
+        assert torch.equal(batch[name][0, lengths[0] :], second[: SEQ_LEN - lengths[0]])
+        assert torch.equal(batch[name][1], third)

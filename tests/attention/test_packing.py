@@ -1,0 +1,69 @@
+"""A packed row equals its samples run apart: executions, whole models, outputs and gradients."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.attention import fill, naive
+from tests.conftest import make_model
+
+LENGTHS = [[70, 3, 41], [114]]
+BOUNDARIES = [[0, 70, 73, 114], [0, 114]]
+MODES = {
+    "lrsa": LRSA(lag_size=8, sink_size=4),
+    "several chunks a fill": LRSA(lag_size=8, sink_size=4, chunks_per_fill=3),
+    "naive": LRSA(lag_size=8, sink_size=4, backend="naive"),
+    "skipped layer": LRSA(lag_size=8, sink_size=4, skip_layers=[0]),
+    "vanilla": Vanilla(),
+}
+
+
+@pytest.mark.parametrize("execution", [naive, fill])
+def test_executions(execution):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, 114, 16, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    mode = MODES["lrsa"]
+    packed = execution.lrsa_attention(q, k, v, mode, cu_seqlens=BOUNDARIES)
+    weights = torch.randn_like(packed)
+    gradients = torch.autograd.grad(packed, (q, k, v), weights)
+    for row, boundaries in enumerate(BOUNDARIES):
+        for start, end in pairwise(boundaries):
+            parts = [z[row : row + 1, :, start:end].detach().requires_grad_() for z in (q, k, v)]
+            out = execution.lrsa_attention(*parts, mode)
+            torch.testing.assert_close(packed[row : row + 1, :, start:end], out, rtol=0, atol=1e-12)
+            expected = torch.autograd.grad(out, parts, weights[row : row + 1, :, start:end])
+            for got, reference in zip(gradients, expected, strict=True):
+                torch.testing.assert_close(got[row : row + 1, :, start:end], reference, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [[0, 50], [0, 60, 50, 114], [1, 114], [[0, 114]] * 3], ids=str)
+def test_wrong_boundaries_are_an_error(wrong):
+    q, k, v = (torch.randn(1, h, 114, 16) for h in (4, 2, 2))
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to 114"):
+        fill.lrsa_attention(q, k, v, MODES["lrsa"], cu_seqlens=wrong)
+
+
+@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_models(name, checkpointing):
+    """Positions that begin anew are all a model is told."""
+    model = make_model(attention_dropout=0.0).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    MODES[name].install(model)
+    ids = torch.randint(0, 97, (2, 114), generator=torch.Generator().manual_seed(0))
+    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in LENGTHS])
+    packed = model(ids, position_ids=positions, use_cache=False).logits
+    weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1))
+    (packed * weights).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for row, boundaries in enumerate(BOUNDARIES):
+        for start, end in pairwise(boundaries):
+            apart = model(ids[row : row + 1, start:end], use_cache=False).logits
+            torch.testing.assert_close(packed[row, start:end], apart[0], rtol=0, atol=1e-4)
+            (apart[0] * weights[row, start:end]).sum().backward()
+    for got, parameter in zip(gradients, model.parameters(), strict=True):
+        assert (got - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-6

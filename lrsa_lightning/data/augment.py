@@ -4,7 +4,7 @@ The paragraphs stand as new sections in front of the sample's own text, so that 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from lrsa_lightning.data.sample import Sample
@@ -67,17 +67,17 @@ class _Group:
         self._paragraphs = [(sample, paragraph) for sample in samples for paragraph in sample.paragraphs()]
         self._lengths = [len(sample.document) for sample, _ in self._paragraphs]
 
-    def draw(self, sample: Sample, rng: Random):
-        """Paragraphs of samples longer than this one, of any other where there is none longer; each at most once."""
-        start = bisect_right(self._lengths, len(sample.document)) % max(len(self._lengths), 1)
+    def draw(self, sample: Sample, rng: Random) -> Iterator[str]:
+        """Paragraphs of samples longer than this one, each at most once; when they are used up, of any other."""
         taken: set[int] = set()
-        misses = 0
-        while self._paragraphs and misses < _MAX_MISSES:
-            index = rng.randrange(start, len(self._paragraphs))
-            source, paragraph = self._paragraphs[index]
-            if index in taken or source.id == sample.id or source.document == sample.document:
-                misses += 1
-                continue
-            taken.add(index)
+        for start in (bisect_right(self._lengths, len(sample.document)), 0):
             misses = 0
-            yield paragraph
+            while start < len(self._paragraphs) and misses < _MAX_MISSES:
+                index = rng.randrange(start, len(self._paragraphs))
+                source, paragraph = self._paragraphs[index]
+                if index in taken or source.document == sample.document:
+                    misses += 1
+                    continue
+                taken.add(index)
+                misses = 0
+                yield paragraph

@@ -252,9 +252,14 @@ class LongContextDataModule(lightning.LightningDataModule):
         if name is None:
             raise InputError("data.tokenizer is not set, and there is no model.name_or_path to take it from")
         try:
-            return AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise InputError(f"data.tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"data.tokenizer {name!r} has no fast version (tokenizer.json), which preparing data needs"
+            )
+        return tokenizer
 
     def _dataset(self, samples: PreparedSamples) -> LongContextDataset:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id

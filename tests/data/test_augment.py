@@ -69,6 +69,13 @@ def test_paragraphs_come_from_longer_samples(tokenizer):
     assert not any(f"House {i} " in text for i in (1, 2, 3, 4))
 
 
+def test_where_longer_samples_are_used_up_others_help_out(tokenizer):
+    pool = [sample(i, 9 + (i == 9)) for i in range(10)]
+    row = encoder(tokenizer, pool)(pool[0])
+    assert len(row.ids) - 1 >= 0.98 * SEQ_LEN
+    assert "House 9 " in text_of(tokenizer, row)
+
+
 def test_nothing_is_drawn_from_a_sample_with_the_same_document(tokenizer):
     pool = [Sample(f"f:{i}", "One text.\n\nAnother text.\n\n", f"Question {i}?", "One.") for i in range(3)]
     assert text_of(tokenizer, encoder(tokenizer, pool)(pool[0])) == pool[0].prompt

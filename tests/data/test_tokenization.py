@@ -56,11 +56,11 @@ def test_pieces_give_the_ids_of_the_whole(name, lines):
 
 
 def test_long_texts_are_cut_where_it_is_safe(short_pieces):
-    assert tokenization._pieces("one line\ntwo lines\n\nthree\n4 lines\nfive\n") == [
-        "one line\n",
-        "two lines\n\n",
-        "three\n4 lines\n",
-        "five\n",
-    ]
-    assert LongTokenizer(TOKENIZERS["qwen"])._may_split
-    assert not LongTokenizer(TOKENIZERS["lines joined"])._may_split
+    after_line_ends, after_single_ones = tokenization._SAFE_PLACES
+    text = "one line\ntwo lines\n\nthree\n4 lines\nfive\n"
+    assert tokenization.cut(text, after_line_ends) == ["one line\n", "two lines\n\n", "three\n4 lines\n", "five\n"]
+    assert tokenization.cut(text, after_single_ones) == ["one line\n", "two lines\n\nthree\n4 lines\n", "five\n"]
+    assert tokenization.cut("今天天气很好我们去。公园里。好", after_line_ends) == ["今天天气很好我们去", "。公园里。好"]
+    assert LongTokenizer(TOKENIZERS["qwen"]).safe_places is after_line_ends
+    assert LongTokenizer(TOKENIZERS["gpt2"]).safe_places is after_single_ones
+    assert LongTokenizer(TOKENIZERS["lines joined"]).safe_places is None

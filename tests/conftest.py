@@ -1,6 +1,7 @@
 """What the tests share: tiny models, a tokenizer made on the spot, small files."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ TINY_MODEL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
+}
+QUIET = {
+    "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
+    "trainer.callbacks": "[]",
+    "trainer.enable_model_summary": "false",
 }
 
 
@@ -82,3 +88,35 @@ def train_file(tmp_path) -> Path:
         for i in range(24)
     ]
     return write_jsonl(tmp_path / "train.jsonl", rows)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """A folder of its own to run in, offline."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("LRSA_RUN_NAME", raising=False)
+    monkeypatch.setattr(sys, "argv", ["lrsa"])
+
+
+@pytest.fixture
+def arguments(train_file, tokenizer, tokenizer_dir):
+    """The options of a run of a few seconds."""
+    return {
+        "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
+        "model.lr": "1e-2",
+        "model.attention": "LRSA",
+        "model.attention.lag_size": "16",
+        "model.attention.sink_size": "4",
+        "data.train_files": str(train_file),
+        "data.tokenizer": str(tokenizer_dir),
+        "data.seq_len": "160",
+        "data.global_batch_size": "4",
+        "data.micro_batch_size": "2",
+        "data.num_workers": "0",
+        "trainer.max_steps": "6",
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "run_name": "x",
+        **QUIET,
+    }

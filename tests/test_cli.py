@@ -1,4 +1,4 @@
-"""The command: every YAML, the run directory, resume, and one clear error for bad input."""
+"""The command: every YAML, the run directory, and one clear error for bad input."""
 
 import json
 import subprocess
@@ -7,79 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.cli import LRSACLI, main
-from tests.conftest import TINY_MODEL, longalign_row, write_jsonl
+from tests.conftest import QUIET, longalign_row, write_jsonl
+from tests.runs import callback, checkpoints, command, losses, metrics
 
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 CONFIGS = Path(__file__).parent.parent / "configs"
-QUIET = {
-    "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
-    "trainer.callbacks": "[]",
-    "trainer.enable_model_summary": "false",
-}
-
-
-@pytest.fixture(autouse=True)
-def in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("LRSA_RUN_NAME", raising=False)
-    monkeypatch.setattr(sys, "argv", ["lrsa"])
-
-
-@pytest.fixture
-def arguments(train_file, tokenizer, tokenizer_dir):
-    """The options of a run of a few seconds."""
-    return {
-        "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
-        "model.lr": "1e-2",
-        "model.attention": "LRSA",
-        "model.attention.lag_size": "16",
-        "model.attention.sink_size": "4",
-        "data.train_files": str(train_file),
-        "data.tokenizer": str(tokenizer_dir),
-        "data.seq_len": "160",
-        "data.global_batch_size": "4",
-        "data.micro_batch_size": "2",
-        "data.num_workers": "0",
-        "trainer.max_steps": "6",
-        "trainer.accelerator": "cpu",
-        "trainer.precision": "32-true",
-        "run_name": "x",
-        **QUIET,
-    }
-
-
-def command(arguments: dict[str, str], subcommand: str = "fit") -> list[str]:
-    return [subcommand, *(f"--{key}={value}" for key, value in arguments.items())]
-
-
-def callback(name: str, **arguments) -> dict:
-    return {"class_path": f"lrsa_lightning.callbacks.{name}", "init_args": arguments}
-
-
-def checkpoints(every: int) -> str:
-    arguments = {"every_n_train_steps": every, "save_top_k": -1, "save_last": "link", "filename": "{step}"}
-    return json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}])
-
-
-def kept_curve() -> str:
-    """Checkpoints of every step, and the callback that drops what was logged beyond the one resumed from."""
-    return json.dumps([*json.loads(checkpoints(1)), callback("LossCurve")])
-
-
-def metrics(run: str = "x") -> list[dict]:
-    return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: str = "x") -> dict[int, float]:
-    rows = metrics(run)
-    steps = [row["step"] for row in rows if "train/loss" in row]
-    assert len(steps) == len(set(steps))
-    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
 def error_of(capsys, arguments: dict[str, str]) -> str:
@@ -193,84 +129,6 @@ def test_accumulation_changes_nothing_but_rounding(arguments):
     main(command(arguments))
     main(command({**arguments, "run_name": "whole", "data.micro_batch_size": "4"}))
     assert losses("whole") == pytest.approx(losses("x"), abs=1e-5)
-
-
-def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
-    arguments["trainer.callbacks"] = checkpoints(2)
-    main(command({**arguments, "run_name": "whole"}))
-    main(command(arguments))
-    run = Path("runs/x")
-    # As a run killed after step 4 left it: logged beyond its last checkpoint, which is of step 2.
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
-    curve = '[{"class_path": "lrsa_lightning.callbacks.LossCurve"}]'
-    main(
-        [
-            "fit",
-            f"--config={run / 'config.yaml'}",
-            f"--trainer.callbacks+={curve}",
-            f"--ckpt_path={run}/checkpoints/step=2.ckpt",
-        ]
-    )
-    assert losses("x") == losses("whole")
-    states = [torch.load(Path("runs") / r / "checkpoints/step=6.ckpt", weights_only=True) for r in ("whole", "x")]
-    first, second = (state["state_dict"] for state in states)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert (run / "config-1.yaml").exists()
-
-
-@pytest.mark.parametrize("stops", [[3, 9], [6, 12], [5, 6, 7]], ids=["mid-epoch", "epoch boundary", "both"])
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_every_resume_goes_on_with_the_next_unseen_sample(arguments, stops, workers):
-    """An epoch has six steps; a resume from a step that a resumed run reached must be as exact as the first one."""
-    arguments |= {"trainer.callbacks": kept_curve(), "trainer.max_steps": "14", "data.num_workers": workers}
-    main(command(arguments))
-    whole = losses()
-    for stop in stops:
-        main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt"])
-        assert losses() == whole
-
-
-@pytest.mark.parametrize("stop", [4, 6, 8])
-@pytest.mark.parametrize("micro", ["1", "4"])
-def test_a_resume_may_change_how_a_global_batch_is_cut(arguments, stop, micro):
-    """As another number of ranks does: the checkpoint's count of micro-batches then means something else."""
-    arguments |= {"trainer.callbacks": kept_curve(), "trainer.max_steps": "14"}
-    main(command(arguments))
-    whole = losses()
-    change = f"--data.micro_batch_size={micro}"
-    main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt", change])
-    assert losses() == pytest.approx(whole, abs=1e-4)
-    # Lightning has written that checkpoint again, after the first micro-batch.
-    main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt"])
-    assert losses() == pytest.approx(whole, abs=1e-4)
-    state = torch.load("runs/x/checkpoints/step=8.ckpt", weights_only=True)
-    assert state["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"seed": 42, "epoch": 1, "consumed": 8}]
-
-
-def test_last_resumes_from_the_newest_checkpoint(arguments):
-    arguments["trainer.callbacks"] = checkpoints(2)
-    main(command(arguments))
-    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=last", "--trainer.max_steps=8"])
-    assert list(losses()) == list(range(8))
-
-
-def test_a_checkpoint_does_not_override_the_command_line(arguments):
-    arguments["trainer.callbacks"] = checkpoints(2)
-    main(command(arguments))
-    cli = LRSACLI(
-        command(
-            {
-                **arguments,
-                "run_name": "y",
-                "model.lr": "0.5",
-                "trainer.max_steps": "7",
-                "ckpt_path": "runs/x/checkpoints/step=6.ckpt",
-            }
-        )
-    )
-    assert cli.model.lr == 0.5
-    assert yaml.safe_load(Path("runs/y/config.yaml").read_text())["model"]["lr"] == 0.5
 
 
 def test_validation_scores_the_answers_of_every_sample(arguments, train_file):

@@ -15,7 +15,7 @@ from lrsa_lightning.data.files import files_of
 from lrsa_lightning.data.loader import ResumableLoader
 from lrsa_lightning.data.mixture import mix, weight_of
 from lrsa_lightning.data.packing import pack_rows
-from lrsa_lightning.data.prepared import PreparedSamples, content_key, describe, prepare, wait_for
+from lrsa_lightning.data.prepared import PreparedSamples, content_key, prepare, wait_for
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName, read_samples
@@ -160,13 +160,11 @@ class LongContextDataModule(lightning.LightningDataModule):
         return [s for f, weight in zip(files, weights, strict=True) for s in mix(self._read(f), weight, self.seed)]
 
     def _reported(self, prepared: PreparedSamples) -> PreparedSamples:
-        log.info("%s", describe(prepared.report, self.seq_len))
-        if left_out := prepared.report["left out"]:
+        counts = prepared.report
+        if changed := counts["left out"] + counts["shortened"]:
             log.warning(
-                "%d of %d samples are longer than data.seq_len %d and left out",
-                left_out,
-                prepared.report["read"],
-                self.seq_len,
+                "%d of %d samples are longer than data.seq_len %d: %d left out, %d shortened",
+                *(changed, counts["read"], self.seq_len, counts["left out"], counts["shortened"]),
             )
         if len(prepared) == 0:
             raise InputError(

@@ -13,17 +13,17 @@ from lrsa_lightning.data.sample import Sample
 
 def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) -> str:
     """Counts, languages, and the share of tokens that are learned."""
-    lengths = [len(row.ids) for row in prepared]
     languages = Counter(sample.language for sample in samples)
     split = ", ".join(f"{language} {count / len(samples):.1%}" for language, count in languages.most_common())
     report = ", ".join(f"{count} {what}" for what, count in prepared.report.items())
-    filled = sum(lengths) / len(lengths) / (seq_len + 1)
+    total = sum(prepared.num_ids)
+    mean = total / len(prepared)
     return "\n".join(
         [
             f"samples         {report}",
             f"languages       {split}",
-            f"tokens a row    mean {sum(lengths) / len(lengths):.0f}, of data.seq_len {seq_len}: {filled:.1%}",
-            f"answer tokens   {sum(prepared.num_answer) / sum(lengths):.3%} of all; "
+            f"tokens a row    mean {mean:.0f}, of data.seq_len {seq_len}: {mean / (seq_len + 1):.1%}",
+            f"answer tokens   {sum(prepared.num_answer) / total:.3%} of all; "
             f"least {min(prepared.num_answer)}, most {max(prepared.num_answer)} a sample",
         ]
     )
@@ -35,7 +35,7 @@ def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> N
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    after = [len(row.ids) for row in prepared]
+    after = prepared.num_ids
     bins = 60
     edges = [max([*own, *after]) * i / bins for i in range(bins + 1)]
     axes.hist(own, bins=edges, alpha=0.6, label=f"as read ({len(own)})")

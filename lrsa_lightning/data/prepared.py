@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def prepare(
         what: the samples' name in the progress bar.
 
     Raises:
-        InputError: no sample fits, or the disk is full.
+        InputError: the disk is full.
     """
     if folder.is_dir():
         return PreparedSamples(folder)
@@ -163,11 +163,3 @@ def _encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int)
             yield from pool.imap(_encode_at, range(len(samples)), chunksize=4)
     finally:
         _worker = None
-
-
-def describe(report: Mapping[str, int], seq_len: int) -> str:
-    """One line for the log."""
-    return (
-        f"{report['kept']} of {report['read']} samples prepared; longer than data.seq_len {seq_len}: "
-        f"{report['left out']} left out, {report['shortened']} shortened"
-    )

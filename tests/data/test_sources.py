@@ -118,6 +118,14 @@ def test_malformed_lines_can_be_skipped_and_counted(tmp_path):
     assert "line 2: not valid JSON" in skipped[0]
 
 
+def test_skipping_begins_with_the_first_row_but_not_a_whole_file(tmp_path):
+    path, skipped = write(tmp_path / "a.jsonl", [{"text": "x"}, GOOD]), []
+    assert [sample.id for sample in read_samples(path, skipped=skipped)] == ["a.jsonl:2"]
+    assert "no known format" in skipped[0]
+    with pytest.raises(InputError, match=r"no row of .*b\.jsonl could be read; the first: .*no known format"):
+        list(read_samples(write(tmp_path / "b.jsonl", [{"text": "x"}] * 2), skipped=[]))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -41,9 +41,11 @@ def read_samples(
             parser = parser or (_detect(row) if source == "auto" else FORMATS[source])
             yield _sample(parser, row, f"{file.rsplit('/', 1)[-1]}:{number}")
         except ValueError as error:
-            if skipped is None or parser is None:
+            if skipped is None:
                 raise InputError(f"{where}: {error}") from None
             skipped.append(f"{where}: {error}")
+    if skipped and parser is None:
+        raise InputError(f"no row of {file} could be read; the first: {skipped[0]}")
 
 
 def _renamed(row: Row, fields: Mapping[str, str] | None) -> Row:

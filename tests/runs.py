@@ -1,0 +1,33 @@
+"""Command lines of runs, and what the runs left behind."""
+
+import json
+from pathlib import Path
+
+
+def command(arguments: dict[str, str], subcommand: str = "fit") -> list[str]:
+    return [subcommand, *(f"--{key}={value}" for key, value in arguments.items())]
+
+
+def callback(name: str, **arguments) -> dict:
+    return {"class_path": f"lrsa_lightning.callbacks.{name}", "init_args": arguments}
+
+
+def checkpoints(every: int) -> str:
+    arguments = {"every_n_train_steps": every, "save_top_k": -1, "save_last": "link", "filename": "{step}"}
+    return json.dumps([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": arguments}])
+
+
+def kept_curve() -> str:
+    """Checkpoints of every step, and the callback that drops what was logged beyond the one resumed from."""
+    return json.dumps([*json.loads(checkpoints(1)), callback("LossCurve")])
+
+
+def metrics(run: str = "x") -> list[dict]:
+    return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: str = "x") -> dict[int, float]:
+    rows = metrics(run)
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert len(steps) == len(set(steps))
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}

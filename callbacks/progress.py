@@ -1,6 +1,8 @@
 """Progress in optimizer steps: a bar in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
@@ -37,10 +39,9 @@ class StepProgress(ProgressBar):
         self._last_step, self._started = trainer.global_step, time.monotonic()
         console = Console()
         if self._enabled and console.is_terminal:
-            columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+            self._bar = _make_bar(console)
             self._bar.start()
-            self._bar.add_task("fit", total=self._total(trainer), completed=trainer.global_step, loss="")
+            self._bar.add_task("step", total=self._total(trainer), completed=trainer.global_step, loss="")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step == self._last_step or not self._enabled:
@@ -59,6 +60,21 @@ class StepProgress(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
+    @contextmanager
+    def part(self, description: str, total: int) -> Iterator[Callable[[], None]]:
+        """A second bar for the length of a `with` block, in a terminal; yields what advances it by one."""
+        own = None if self._bar is not None else _make_bar(Console())
+        bar = self._bar or own
+        if own is not None and self._enabled and own.console.is_terminal:
+            own.start()
+        task = bar.add_task(description, total=total, loss="")
+        try:
+            yield lambda: bar.advance(task)
+        finally:
+            bar.remove_task(task)
+            if own is not None:
+                own.stop()
+
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -67,3 +83,8 @@ class StepProgress(ProgressBar):
     @staticmethod
     def _total(trainer: Trainer) -> int | None:
         return trainer.max_steps if trainer.max_steps > 0 else None
+
+
+def _make_bar(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

@@ -1,40 +1,65 @@
 """RULER while training runs: dense and compressed cache, before, during and after."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.ruler.sources import Sources
+
+_CONTROL_LENGTH = 4096
 
 
 class RulerEval(Callback):
-    """Scores the model on RULER tasks and logs ``ruler/<task>/<length>/r<budget>``, 0..100."""
+    """Scores the model on RULER tasks and logs ``ruler/<task>/<length>/r<budget>``, 0..100.
+
+    Each check also rates the references in one forward pass (``ruler_nll``, ``ruler_exact_match``), which is all that
+    a check in the middle of training does unless it is told to generate. Predictions go to
+    ``ruler/step-<n>.jsonl`` in the run directory and to Weights & Biases.
+    """
 
     def __init__(
         self,
-        tasks: Sequence[str] = ("niah_single_1", "niah_multikey_2"),
+        tasks: Sequence[str] | None = None,
         lengths: Sequence[int] | None = None,
         budgets: Sequence[float] = (1.0, 0.5, 0.25),
-        num_samples: int = 16,
+        num_samples: int = 8,
         every_n_steps: int = 500,
+        generation: Literal["always", "ends", "never"] = "ends",
+        max_seconds: float | None = None,
         lag_divisor: int = 32,
         sink_size: int = 16,
         batch_size: int = 8,
+        prefill_chunk_size: int = 4096,
         template: TemplateName | None = None,
+        sources: Sources | None = None,
+        skip_missing: bool = False,
+        official_compat: bool = False,
         seed: int = 42,
     ):
         """
         Args:
-            tasks: RULER tasks.
-            lengths: prompt lengths in tokens, new tokens included; data.seq_len when None.
+            tasks: RULER tasks; a light choice of those that need no file but the given ones when None.
+            lengths: prompt lengths in tokens, new tokens included; 4096 and data.seq_len when None.
             budgets: retention ratios r of the cache; 1 is dense.
             num_samples: samples of each task and length.
             every_n_steps: optimizer steps between two checks; it also runs before the first and after the last.
+            generation: when answers are generated, besides rating the references: at every check, at the first and the
+                last one, or never.
+            max_seconds: of a check, asked between tasks, lengths and budgets; what was left out is said.
             lag_divisor: lag = length / lag_divisor.
             sink_size: sink of the compressed cache.
             batch_size: prompts decoded together.
+            prefill_chunk_size: prompt tokens a forward pass.
             template: base or chatml; data.template when None.
+            sources: files some tasks are made from: essays, squad, hotpotqa, english_words.
+            skip_missing: leave tasks out whose file was not given, instead of an error.
+            official_compat: sizes and orders of the samples as in RULER's own code.
             seed: of the samples.
         """
         self.tasks = tasks
@@ -42,59 +67,125 @@ class RulerEval(Callback):
         self.budgets = budgets
         self.num_samples = num_samples
         self.every_n_steps = every_n_steps
+        self.generation = generation
+        self.max_seconds = max_seconds
         self.lag_divisor = lag_divisor
         self.sink_size = sink_size
         self.batch_size = batch_size
+        self.prefill_chunk_size = prefill_chunk_size
         self.template = template
+        self.sources = sources or Sources()
+        self.skip_missing = skip_missing
+        self.official_compat = official_compat
         self.seed = seed
         self._evaluator = None
-        self._scored_step = -1
+        self._checked_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the samples.
+        """Makes the samples, on one process of a node, or reads them.
 
         Raises:
-            InputError: an unknown task, or a length that its text does not fit.
+            InputError: an unknown task, a file that is missing, or a length that its text does not fit.
         """
-        from lrsa_lightning.ruler.evaluator import RulerEvaluator
+        from lrsa_lightning.ruler.evaluator import RulerEvaluator, answer_ends
+        from lrsa_lightning.ruler.store import SampleSettings, SampleStore
+        from lrsa_lightning.ruler.tasks import light_tasks, possible_tasks
 
         data = trainer.datamodule
+        template = self.template or data.template
+        settings = SampleSettings(self.seed, template, self.sources, self.official_compat)
+        store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
+        tasks = light_tasks(self.sources) if self.tasks is None else self.tasks
+        tasks = possible_tasks(tasks, self.sources, self.skip_missing)
+        lengths = self.lengths or sorted({min(_CONTROL_LENGTH, data.seq_len), data.seq_len})
+        if trainer.local_rank > 0:
+            trainer.strategy.barrier("RULER samples")
+        samples = {(t, length): store.samples(t, length, self.num_samples) for t in tasks for length in lengths}
+        if trainer.local_rank == 0:
+            trainer.strategy.barrier("RULER samples")
         self._evaluator = RulerEvaluator(
             data.tokenizer,
-            self.tasks,
-            self.lengths or [data.seq_len],
+            samples,
             self.budgets,
-            self.num_samples,
             self.lag_divisor,
             self.sink_size,
             self.batch_size,
-            self.template or data.template,
-            self.seed,
+            self.prefill_chunk_size,
+            end_tokens=answer_ends(template, data.tokenizer),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
-            self._run(trainer, pl_module)
+            self._check(trainer, pl_module, at_end=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._scored_step:
-            self._run(trainer, pl_module)
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._checked_step:
+            self._check(trainer, pl_module, at_end=trainer.global_step == trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self._scored_step:
-            self._run(trainer, pl_module)
+        if trainer.global_step != self._checked_step:
+            self._check(trainer, pl_module, at_end=True)
 
-    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._scored_step = trainer.global_step
-        metrics = {}
-        with trainer.precision_plugin.forward_context():
-            for score in self._evaluator.evaluate(pl_module.model, trainer.global_rank, trainer.world_size):
-                sums = torch.tensor([score.total, score.count], device=pl_module.device)
-                total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-                metrics[score.name] = round(100 * total / count, 2)
-        for logger in trainer.loggers:
-            # Lightning counts the steps it logs from 0: the scores after step n stand beside the loss of step n.
-            logger.log_metrics(metrics, step=max(0, trainer.global_step - 1))
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._check(trainer, pl_module, at_end=True)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool) -> None:
+        from lrsa_lightning.ruler.evaluator import Share
+        from lrsa_lightning.ruler.results import cell_scores, metrics
+
+        self._checked_step = trainer.global_step
+        generation = self.generation == "always" or (self.generation == "ends" and at_end)
+        left_out, records = dict.fromkeys(self._evaluator.cells), []
+        share = Share.of_process_group()
+        with trainer.precision_plugin.forward_context(), _progress(trainer, len(left_out)) as advance:
+            stop = self._out_of_time(trainer)
+            for cell in self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop):
+                records += cell
+                del left_out[cell[0].cell]
+                advance()
+        figures = metrics(cell_scores(records))
+        # What ModelCheckpoint and the like may monitor.
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
         if trainer.is_global_zero:
-            scores = "  ".join(f"{name.removeprefix('ruler/')} {value:g}" for name, value in metrics.items())
-            trainer.print(f"RULER at step {trainer.global_step}: {scores}")
+            self._report(trainer, records, figures, list(left_out))
+
+    def _out_of_time(self, trainer: Trainer) -> Callable[[], bool]:
+        """Whether the time is up; the first process's clock decides for all."""
+        deadline = time.monotonic() + (self.max_seconds or float("inf"))
+        return lambda: trainer.strategy.broadcast(time.monotonic() > deadline)
+
+    def _report(self, trainer: Trainer, records: list, figures: dict[str, float], left_out: list) -> None:
+        from lrsa_lightning.ruler.heat_map import draw_depths
+        from lrsa_lightning.ruler.results import table, write_records
+
+        folder = Path(trainer.default_root_dir) / "ruler"
+        stem = f"step-{trainer.global_step:06d}"
+        write_records(folder / f"{stem}.jsonl", records)
+        picture = draw_depths(records, folder / f"{stem}-depths.png")
+        # Lightning counts the steps it logs from 0: the scores after step n stand beside the loss of step n.
+        step = max(0, trainer.global_step - 1)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step)
+            if hasattr(logger, "log_table"):
+                columns, rows = table(records)
+                logger.log_table("ruler_predictions", columns=columns, data=rows, step=step)
+                if picture is not None:
+                    logger.log_image("ruler_depths", [str(picture)], step=step)
+        trainer.print(summary(trainer.global_step, figures, left_out, self.max_seconds))
+
+
+def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:
+    part = getattr(trainer.progress_bar_callback, "part", None)
+    return part("RULER", total) if part is not None else nullcontext(lambda: None)
+
+
+def summary(step: int, figures: dict[str, float], left_out: list, max_seconds: float | None) -> str:
+    """The scores of a check in a line, or the rating of the references where nothing was generated."""
+    what = "ruler/" if any(name.startswith("ruler/") for name in figures) else "ruler_exact_match/"
+    scores = [f"{name.removeprefix(what)} {value:g}" for name, value in figures.items() if name.startswith(what)]
+    text = f"RULER{'' if what == 'ruler/' else ' (references rated)'} at step {step}: " + "  ".join(scores)
+    if left_out:
+        names = ", ".join(f"{task}/{length}/{budget}" for task, length, budget in left_out)
+        text += f"\nleft out after {max_seconds:g} s (max_seconds): {names}"
+    return text

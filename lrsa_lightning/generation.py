@@ -1,6 +1,6 @@
 """Greedy generation under any attention mode: chunked prefill through the mode's cache, then decoding.
 
-Shape suffixes: B batch, N prompt tokens, T new tokens.
+Shape suffixes: B batch, N prompt tokens, T new tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -37,69 +37,96 @@ def generate(
     Raises:
         ValueError: a length outside 1 .. N, or not one for each row.
     """
-    batch, width = input_ids.shape
-    lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
-    if len(lengths) != batch or not all(1 <= n <= width for n in lengths):
-        raise ValueError(f"generate: lengths must hold {batch} numbers in 1..{width}, got {lengths}")
+    lengths = _checked(lengths, input_ids)
     if eos_token_id is None:
         eos_token_id = model.generation_config.eos_token_id
-    ends = torch.tensor([] if eos_token_id is None else eos_token_id, device=input_ids.device).flatten()
-    input_ids = input_ids[:, : max(lengths)]
+    ends = [] if eos_token_id is None else torch.tensor(eos_token_id).flatten().tolist()
     with mode.installed(model):
-        return _decode(model, _Prompt(model, input_ids, lengths, mode, prefill_chunk_size), max_new_tokens, ends)
+        prompt = Prompt(model, input_ids, lengths, mode, -(-max(lengths) // prefill_chunk_size))
+        return prompt.decode(max_new_tokens, ends)
 
 
-class _Prompt:
-    """A prefilled cache, the next token of each row, and what the next forward pass needs besides."""
+class Prompt:
+    """A prefilled cache, and all that decoding needs besides; the mode must stay installed.
 
-    def __init__(self, model, input_ids: Tensor, lengths: list[int], mode, prefill_chunk_size: int):
-        self.positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
+    Attributes:
+        cache: the mode's, holding the prompts.
+    """
+
+    def __init__(self, model, input_ids: Tensor, lengths: Sequence[int], mode, num_pieces: int = 1):
+        """
+        Args:
+            model: a transformers causal decoder with ``mode`` installed.
+            input_ids: int64 [B, N], padded on the right.
+            lengths: true length of each row.
+            mode: the attention mode.
+            num_pieces: forward passes of the prefill.
+        """
+        input_ids = input_ids[:, : max(lengths)]
+        self._model = model
+        self._positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
         self.cache = mode.make_cache(model.config, lengths)
-        unequal = len(set(lengths)) > 1
-        self.padding_mask = None
-        if unequal and mode.needs_padding_mask:
-            self.padding_mask = torch.arange(input_ids.shape[1], device=input_ids.device) < self.positions_B1
-        self.next_B = self._prefill(model, input_ids, lengths, prefill_chunk_size)
+        self._padding_mask = None
+        if len(set(lengths)) > 1 and mode.needs_padding_mask:
+            self._padding_mask = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
+        self._next_B = self._prefill(input_ids, lengths, num_pieces)
 
-    def _prefill(self, model, input_ids: Tensor, lengths: list[int], chunk_size: int) -> Tensor:
-        last_hidden = [None] * len(lengths)
-        for start in range(0, input_ids.shape[1], chunk_size):
-            piece = input_ids[:, start : start + chunk_size]
-            hidden_BND = model.get_decoder()(
+    def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
+        last_hidden, start = [None] * len(lengths), 0
+        for piece in input_ids.tensor_split(num_pieces, dim=1):
+            stop = start + piece.shape[1]
+            hidden_BND = self._model.get_decoder()(
                 input_ids=piece,
-                attention_mask=None if self.padding_mask is None else self.padding_mask[:, : start + piece.shape[1]],
-                position_ids=torch.arange(start, start + piece.shape[1], device=piece.device).unsqueeze(0),
+                attention_mask=None if self._padding_mask is None else self._padding_mask[:, :stop],
+                position_ids=torch.arange(start, stop, device=piece.device).unsqueeze(0),
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
             for row, length in enumerate(lengths):
-                if start < length <= start + chunk_size:
+                if start < length <= stop:
                     last_hidden[row] = hidden_BND[row, length - 1 - start]
-        return model.get_output_embeddings()(torch.stack(last_hidden)).argmax(dim=-1)
+            start = stop
+        return self._model.get_output_embeddings()(torch.stack(last_hidden)).argmax(dim=-1)
 
-    def step(self, model, token_B: Tensor) -> Tensor:
+    def decode(self, max_new_tokens: int, ends: Sequence[int] = (), early_end: bool = True) -> Tensor:
+        """Greedy continuation, int64 [B, T]; once only.
+
+        Args:
+            max_new_tokens: upper limit of T.
+            ends: token ids that end a row, which then repeats its own.
+            early_end: stop when all rows have ended. Processes that must make the same number of forward passes
+                go on to the limit.
+        """
+        end_ids = torch.tensor(ends, dtype=torch.int64, device=self._next_B.device)
+        token_B = self._next_B
+        tokens, ended_B = [], torch.zeros_like(token_B, dtype=torch.bool)
+        for step in range(max_new_tokens):
+            if step:
+                token_B = torch.where(ended_B, token_B, self._step(token_B))
+            tokens.append(token_B)
+            ended_B |= torch.isin(token_B, end_ids)
+            if early_end and bool(ended_B.all()):
+                break
+        return torch.stack(tokens, dim=1)
+
+    def _step(self, token_B: Tensor) -> Tensor:
         """Feeds one token a row; the next one."""
-        if self.padding_mask is not None:
-            self.padding_mask = torch.nn.functional.pad(self.padding_mask, (0, 1), value=True)
-        hidden_B1D = model.get_decoder()(
+        if self._padding_mask is not None:
+            self._padding_mask = torch.nn.functional.pad(self._padding_mask, (0, 1), value=True)
+        hidden_B1D = self._model.get_decoder()(
             input_ids=token_B.unsqueeze(-1),
-            attention_mask=self.padding_mask,
-            position_ids=self.positions_B1,
+            attention_mask=self._padding_mask,
+            position_ids=self._positions_B1,
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        self.positions_B1 = self.positions_B1 + 1
-        return model.get_output_embeddings()(hidden_B1D[:, -1]).argmax(dim=-1)
+        self._positions_B1 = self._positions_B1 + 1
+        return self._model.get_output_embeddings()(hidden_B1D[:, -1]).argmax(dim=-1)
 
 
-def _decode(model, prompt: _Prompt, max_new_tokens: int, ends: Tensor) -> Tensor:
-    token_B = prompt.next_B
-    tokens, ended_B = [], torch.zeros_like(token_B, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        if step:
-            token_B = torch.where(ended_B, token_B, prompt.step(model, token_B))
-        tokens.append(token_B)
-        ended_B |= torch.isin(token_B, ends)
-        if bool(ended_B.all()):
-            break
-    return torch.stack(tokens, dim=1)
+def _checked(lengths: Sequence[int] | None, input_ids: Tensor) -> list[int]:
+    batch, width = input_ids.shape
+    lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
+    if len(lengths) != batch or not all(1 <= n <= width for n in lengths):
+        raise ValueError(f"generate: lengths must hold {batch} numbers in 1..{width}, got {lengths}")
+    return lengths

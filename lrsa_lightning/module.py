@@ -132,6 +132,8 @@ class LongContextModule(lightning.LightningModule):
             self._window_loss = None
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if not batch:
+            return  # there are no validation files: callbacks have their turn
         share = self.answer_loss(batch) * self.trainer.world_size
         self.log("val/loss", share, prog_bar=True, sync_dist=True, batch_size=int(batch["num_tokens"]))
 

@@ -1,11 +1,12 @@
 """Needle in a haystack: RULER's niah tasks (scripts/data/synthetic/niah.py, constants.py)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from lrsa_lightning.ruler.words import random_number, random_words
+from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, enumeration
+from lrsa_lightning.ruler.sources import Essays
+from lrsa_lightning.ruler.words import ItemType, random_item
 
 _TEMPLATE = (
     "Some special magic {type} are hidden within the following text. Make sure to memorize it. "
@@ -15,64 +16,127 @@ _TEMPLATE = (
 _ANSWER_PREFIX = " The special magic {type} for {query} mentioned in the provided text are"
 _NEEDLE = "One of the special magic {type} for {key} is: {value}."
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+# Where needles may lie in the essays, in percent: round(linspace(0, 100, 40)).
+_DEPTHS = [round(100 * i / 39) for i in range(40)]
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A sample before its haystack has a size.
-
-    Attributes:
-        build: number of haystack units -> task text.
-        answer_prefix: start of the answer, given to the model.
-        outputs: the expected strings.
-        depths: where the queried needles lie, 0 the start, 1 the end.
-    """
-
-    build: Callable[[int], str]
-    answer_prefix: str
-    outputs: list[str]
-    depths: list[float]
+class _Needle:
+    key: int
+    text: str
+    value: str
 
 
 @dataclass(frozen=True)
 class Niah:
-    """One needle among lines of noise, or among lines that are needles themselves."""
+    """Needles in essays, among lines of noise, or among lines that are needles themselves.
 
-    haystack: Literal["noise", "needle"]
-    tokens_per_unit: float = 22.0
+    Attributes:
+        haystack: the essays, or what its lines are.
+        max_length: tokens of a sample.
+        keys: what keys are.
+        values: what values are.
+        num_keys: needles' keys.
+        num_values: values of each key.
+        num_queries: keys asked for.
+    """
 
-    def draw(self, rng: Random) -> Draw:
-        """Draws key, value and place from ``rng``, so that a sample depends on nothing but its seed."""
-        key, value = random_words(rng), random_number(rng)
-        depth = rng.random()
-        needle = _needle(key, value)
-        haystack_seed = rng.getrandbits(64)
-        template, prefix = (_singular(text).format for text in (_TEMPLATE, _ANSWER_PREFIX))
+    haystack: Essays | Literal["noise", "needle"]
+    max_length: int
+    keys: ItemType = "words"
+    values: ItemType = "numbers"
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+    max_units = None
 
-        def build(units: int) -> str:
-            lines = self._haystack(units, haystack_seed, key)
-            lines.insert(int(depth * units), needle)
-            return template(type="number", query=key, context="\n".join(lines))
+    @property
+    def min_units(self) -> int:
+        """Needles are inserted in front of distinct lines; essays may be empty."""
+        return 0 if isinstance(self.haystack, Essays) else self.num_keys * self.num_values
 
-        return Draw(build, prefix(type="number", query=key), [value], [depth])
+    @property
+    def asks_for_one(self) -> bool:
+        """Whether the texts are in the singular."""
+        return self.num_queries * self.num_values == 1
 
-    def _haystack(self, units: int, seed: int, key: str) -> list[str]:
-        if self.haystack == "noise":
-            return [NOISE] * units
-        rng = Random(seed)
-        lines = []
-        while len(lines) < units:
-            if (other := random_words(rng)) != key:
-                lines.append(_needle(other, random_number(rng)))
-        return lines
+    def items(self) -> None:
+        return None
+
+    def official_steps(self) -> OfficialSteps:
+        if isinstance(self.haystack, Essays):
+            return OfficialSteps(500, 500)
+        step = 5 if self.max_length < 4096 else 25
+        return OfficialSteps(step, step)
+
+    def generate(self, draws: Draws, units: int) -> Text:
+        """Units are words of the essays or lines."""
+        rng = draws.rng
+        keys, values, needles = [], [], []
+        for k in range(self.num_keys):
+            keys.append(self._new_key(rng, keys))
+            values.append([random_item(rng, self.values) for _ in range(self.num_values)])
+            needles += [_Needle(k, self._needle(keys[-1], value), value) for value in values[-1]]
+        context, depths = self._hide(draws.shuffled(needles), units, rng, keys)
+        asked = rng.sample(range(self.num_keys), self.num_queries)
+        names = {"type": self.values, "query": enumeration([keys[k] for k in asked])}
+        template, prefix = _TEMPLATE, _ANSWER_PREFIX
+        if self.asks_for_one:
+            template, prefix, names["type"] = singular(template), singular(prefix), self.values.removesuffix("s")
+        outputs = [value for k in asked for value in values[k]]
+        return Text(
+            user=template.format(context=context, **names),
+            answer_prefix=prefix.format(**names),
+            outputs=outputs,
+            answer=" " + enumeration(outputs),
+            depths=[depths[k, value] for k in asked for value in values[k]],
+        )
+
+    def _new_key(self, rng: Random, taken: list[str]) -> str:
+        while (key := random_item(rng, self.keys)) in taken:
+            pass
+        return key
+
+    def _needle(self, key: str, value: str) -> str:
+        return _NEEDLE.format(type=self.values, key=key, value=value)
+
+    def _hide(
+        self, needles: list[_Needle], units: int, rng: Random, keys: list[str]
+    ) -> tuple[str, dict[tuple[int, str], float]]:
+        """The context, and where in it each key's values lie."""
+        if isinstance(self.haystack, Essays):
+            return self._hide_in_essays(needles, self.haystack.sentences(units), rng)
+        lines = [NOISE if self.haystack == "noise" else self._other_needle(rng, keys) for _ in range(units)]
+        # From the last place on, so that the places in front stay what they are.
+        places = sorted(rng.sample(range(units), len(needles)), reverse=True)
+        for place, needle in zip(places, needles, strict=True):
+            lines.insert(place, needle.text)
+        return "\n".join(lines), _depths(needles, [place / units for place in places])
+
+    def _other_needle(self, rng: Random, keys: list[str]) -> str:
+        return self._needle(self._new_key(rng, keys), random_item(rng, self.values))
+
+    @staticmethod
+    def _hide_in_essays(
+        needles: list[_Needle], sentences: list[str], rng: Random
+    ) -> tuple[str, dict[tuple[int, str], float]]:
+        depths = sorted(rng.sample(_DEPTHS, len(needles)))
+        pieces, start = [], 0
+        for depth, needle in zip(depths, needles, strict=True):
+            end = int(len(sentences) * (depth / 100))
+            pieces += [" ".join(sentences[start:end]), needle.text]
+            start = end
+        # A needle at either end, or behind another one, keeps the space of the empty piece beside it.
+        context = " ".join([*pieces, " ".join(sentences[start:])])
+        return context, _depths(needles, [depth / 100 for depth in depths])
 
 
-def _needle(key: str, value: str) -> str:
-    return _NEEDLE.format(type="numbers", key=key, value=value)
+def _depths(needles: list[_Needle], places: list[float]) -> dict[tuple[int, str], float]:
+    return {(needle.key, needle.value): place for needle, place in zip(needles, places, strict=True)}
 
 
-def _singular(text: str) -> str:
-    """RULER's edit for a single answer, applied to the task's own text only."""
-    for plural, singular in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
-        text = text.replace(plural, singular)
+def singular(text: str) -> str:
+    """RULER's edit for a single answer."""
+    for plural, one in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
+        text = text.replace(plural, one)
     return text

@@ -1,15 +1,37 @@
-"""The registry of tasks, and their samples fitted to a length."""
+"""The registry of RULER's 13 tasks (scripts/synthetic.yaml, scripts/data/synthetic/constants.py)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Any
+from functools import partial
 
-from lrsa_lightning.data.template import Template, TemplateName, make_template
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.fitting import largest_fit
-from lrsa_lightning.ruler.niah import Draw, Niah
-from lrsa_lightning.ruler.scoring import match_all
+from lrsa_lightning.ruler.cwe import CommonWords
+from lrsa_lightning.ruler.fwe import FrequentWords
+from lrsa_lightning.ruler.kind import Kind
+from lrsa_lightning.ruler.niah import Niah
+from lrsa_lightning.ruler.qa import OfficialQuestionAnswering, QuestionAnswering
+from lrsa_lightning.ruler.scoring import match_all, match_part
+from lrsa_lightning.ruler.sources import Sources, where_to_get
+from lrsa_lightning.ruler.vt import VariableTracking
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task's samples are made for.
+
+    Attributes:
+        max_length: tokens of prompt, template, answer prefix and new tokens together.
+        budget: the same without the new tokens.
+        sources: files some tasks need.
+        count_tokens: of a text.
+        official_compat: whether sizes and orders are the official code's.
+    """
+
+    max_length: int
+    budget: int
+    sources: Sources
+    count_tokens: Callable[[str], int]
+    official_compat: bool
 
 
 @dataclass(frozen=True)
@@ -17,19 +39,59 @@ class Task:
     """A RULER task.
 
     Attributes:
-        kind: draws its samples.
+        make: the kind of its samples under a setting.
         tokens_to_generate: new tokens a model may take; part of the length.
         metric: (prediction, references) -> 0..1.
+        source: name in `Sources` of the file it is made from; None: it needs none.
+        single_answer: whether one string is asked for.
     """
 
-    kind: Niah
+    make: Callable[[Setting], Kind]
     tokens_to_generate: int
-    metric: Callable[[str, Sequence[str]], float]
+    metric: Callable[[str, Sequence[str]], float] = match_all
+    source: str | None = None
+    single_answer: bool = False
+
+
+def _niah(haystack: str, **sizes) -> Task:
+    def make(setting: Setting) -> Niah:
+        text = setting.sources.read("essays") if haystack == "essay" else haystack
+        return Niah(text, setting.max_length, **sizes)
+
+    single = sizes.get("num_values", 1) * sizes.get("num_queries", 1) == 1
+    return Task(make, 128, source="essays" if haystack == "essay" else None, single_answer=single)
+
+
+def _common_words(setting: Setting) -> CommonWords:
+    further = setting.sources.read("english_words") if "english_words" in setting.sources.given() else ()
+    return CommonWords(setting.max_length, further)
+
+
+def _questions(source: str, setting: Setting) -> Kind:
+    data = setting.sources.read(source)
+    if setting.official_compat:
+        return OfficialQuestionAnswering(data)
+    return QuestionAnswering(data, setting.count_tokens)
+
+
+def _qa(source: str) -> Task:
+    return Task(partial(_questions, source), 32, match_part, source, single_answer=True)
 
 
 TASKS = {
-    "niah_single_1": Task(Niah("noise"), 128, match_all),
-    "niah_multikey_2": Task(Niah("needle"), 128, match_all),
+    "niah_single_1": _niah("noise"),
+    "niah_single_2": _niah("essay"),
+    "niah_single_3": _niah("essay", values="uuids"),
+    "niah_multikey_1": _niah("essay", num_keys=4),
+    "niah_multikey_2": _niah("needle"),
+    "niah_multikey_3": _niah("needle", keys="uuids", values="uuids"),
+    "niah_multivalue": _niah("essay", num_values=4),
+    "niah_multiquery": _niah("essay", num_keys=4, num_queries=4),
+    "vt": Task(lambda setting: VariableTracking(setting.max_length, setting.count_tokens), 30),
+    "cwe": Task(_common_words, 120),
+    "fwe": Task(lambda setting: FrequentWords(setting.budget), 50),
+    "qa_1": _qa("squad"),
+    "qa_2": _qa("hotpotqa"),
 }
 
 
@@ -44,62 +106,28 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def make_samples(
-    task: str, tokenizer, max_length: int, num_samples: int, seed: int = 42, template: TemplateName = "base"
-) -> list[dict[str, Any]]:
-    """Samples of one task at one length.
+def light_tasks(sources: Sources) -> list[str]:
+    """A few tasks of each kind, of those that can be made from the files there are: the mid-training default."""
+    has = sources.given()
+    retrieval = "niah_single_2" if "essays" in has else "niah_single_1"
+    wanted = [retrieval, "niah_multikey_2", "niah_multikey_3", "niah_multiquery", "vt", "fwe", "qa_1"]
+    return [task for task in wanted if TASKS[task].source in (None, *has)]
 
-    Sample i depends on (seed, task, max_length, i) and the tokenizer alone, so subsets are stable.
 
-    Args:
-        task: name in `TASKS`.
-        tokenizer: counts the tokens.
-        max_length: tokens of prompt, template, answer prefix and new tokens together.
-        num_samples: how many.
-        seed: of the draws.
-        template: base or chatml; the answer prefix starts the assistant's turn.
-
-    Returns:
-        rows with id, index, task, input, answer_prefix (to be sent behind input), outputs, depths and
-        length (tokens of the prompt plus tokens_to_generate).
+def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -> list[str]:
+    """Those of the tasks whose files are there.
 
     Raises:
-        InputError: unknown task, or a sample that cannot fit max_length.
+        InputError: a file is missing, unless such tasks are to be left out.
     """
-    spec = find_task(task)
-    frame = make_template(template, tokenizer)
-    units = int((max_length - spec.tokens_to_generate) / spec.kind.tokens_per_unit)
-    rows = []
-    for index in range(num_samples):
-        draw = spec.kind.draw(Random(f"{seed}:{task}:{max_length}:{index}"))
-        try:
-            # Samples of one length need much the same haystack: each search starts from the last one's result.
-            units, text, length = _fit(draw, frame, tokenizer, max_length - spec.tokens_to_generate, units)
-        except ValueError as error:
-            raise InputError(f"RULER {task} at length {max_length}: {error} (length less new tokens)") from None
-        rows.append(
-            {
-                "id": f"{task}-{max_length}-{seed}-{index}",
-                "index": index,
-                "task": task,
-                "input": text,
-                "answer_prefix": draw.answer_prefix,
-                "outputs": draw.outputs,
-                "depths": draw.depths,
-                "length": length + spec.tokens_to_generate,
-            }
-        )
-    return rows
-
-
-def _fit(draw: Draw, frame: Template, tokenizer, budget: int, guess: int) -> tuple[int, str, int]:
-    """The largest haystack that fits: its units, the text in front of the answer prefix, tokens of both."""
-
-    def text(units: int) -> str:
-        return frame.before + draw.build(units) + frame.after
-
-    def count_tokens(prompt: str) -> int:
-        return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-
-    units = largest_fit(lambda units: text(units) + draw.answer_prefix, count_tokens, budget, guess)
-    return units, text(units), count_tokens(text(units) + draw.answer_prefix)
+    possible = []
+    for task in tasks:
+        source = find_task(task).source
+        if source is None or source in sources.given():
+            possible.append(task)
+        elif not skip_missing:
+            raise InputError(
+                f"RULER {task} needs the file {source}: {where_to_get(source)}, or leave the task out (tasks, or "
+                "skip_missing)"
+            )
+    return possible

@@ -1,0 +1,59 @@
+"""Questions about documents, as RULER reads them from SQuAD and HotpotQA (scripts/data/synthetic/qa.py)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; documents are numbers in `Questions.documents`.
+
+    Attributes:
+        query: the question.
+        outputs: every annotated answer, duplicates kept.
+        gold: documents that hold the answer, and HotpotQA's distractors.
+        related: the other paragraphs of SQuAD's article, the first to fill up with.
+    """
+
+    query: str
+    outputs: list[str]
+    gold: list[int]
+    related: list[int]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A data set: its questions in the file's order, its distinct documents sorted."""
+
+    questions: list[Question]
+    documents: list[str]
+
+
+def read_squad(content: dict) -> Questions:
+    """The answerable questions of SQuAD v2.0."""
+    articles = [[paragraph["context"] for paragraph in article["paragraphs"]] for article in content["data"]]
+    documents = sorted({text for article in articles for text in article})
+    number = {text: i for i, text in enumerate(documents)}
+    questions = []
+    for article, texts in zip(content["data"], articles, strict=True):
+        numbers = [number[text] for text in texts]
+        for paragraph in article["paragraphs"]:
+            gold = number[paragraph["context"]]
+            related = [i for i in dict.fromkeys(numbers) if i != gold]
+            questions += [
+                Question(qa["question"], [answer["text"] for answer in qa["answers"]], [gold], related)
+                for qa in paragraph["qas"]
+                if not qa["is_impossible"]
+            ]
+    return Questions(questions, documents)
+
+
+def read_hotpotqa(content: list[dict]) -> Questions:
+    """All questions of HotpotQA, each with its own paragraphs, gold and distractors alike."""
+    texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in content]
+    documents = sorted({text for own in texts for text in own})
+    number = {text: i for i, text in enumerate(documents)}
+    questions = [
+        Question(row["question"], [row["answer"]], [number[text] for text in own], [])
+        for row, own in zip(content, texts, strict=True)
+    ]
+    return Questions(questions, documents)

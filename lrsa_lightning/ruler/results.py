@@ -1,0 +1,196 @@
+"""What an evaluation found: a record a sample, and their means by task, length and cache budget."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from lrsa_lightning.ruler.tasks import TASKS
+
+CellName = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample under one cache budget.
+
+    Attributes:
+        id: of the sample.
+        task: its task.
+        length: its maximum length in tokens.
+        budget: r1 for the dense cache, r0.5, ... or a mode's name.
+        fill: the sample's tokens over its maximum length.
+        outputs: the expected strings.
+        depths: where they lie, 0..1; empty where that has no meaning.
+        prediction: the generated text; None where nothing was generated.
+        score: its score, 0..1.
+        hits: whether each expected string is in it.
+        kv_bytes: bytes of the cache once the prompt was read.
+        nll: mean negative log-likelihood of the reference's tokens; None where not measured.
+        exact_match: whether greedy decoding would write the reference.
+    """
+
+    id: str
+    task: str
+    length: int
+    budget: str
+    fill: float
+    outputs: list[str]
+    depths: list[float]
+    prediction: str | None = None
+    score: float | None = None
+    hits: list[bool] = field(default_factory=list)
+    kv_bytes: int | None = None
+    nll: float | None = None
+    exact_match: bool | None = None
+
+    @property
+    def cell(self) -> CellName:
+        """Task, length and budget."""
+        return self.task, self.length, self.budget
+
+    def line(self) -> str:
+        """As a line of a results file."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Writes a results file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text("".join(record.line() for record in records), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a results file; a last line that was cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(Record(**json.loads(line)))
+    return records
+
+
+@dataclass(frozen=True)
+class CellScore:
+    """Means over the samples of a cell; None where none has the figure.
+
+    Attributes:
+        task, length, budget: the cell.
+        count: number of samples.
+        score: RULER's, 0..100.
+        stderr: standard error of the score; None for a single sample.
+        nll: mean negative log-likelihood of the references' tokens.
+        exact_match: share of the references that greedy decoding would write, 0..100.
+        kv_bytes: bytes of the cache after the prompt.
+        fill: tokens over the maximum length.
+    """
+
+    task: str
+    length: int
+    budget: str
+    count: int
+    score: float | None
+    stderr: float | None
+    nll: float | None
+    exact_match: float | None
+    kv_bytes: float | None
+    fill: float
+
+    @property
+    def name(self) -> str:
+        """Name in logs, behind the figure's."""
+        return f"{self.task}/{self.length}/{self.budget}"
+
+
+def cell_scores(records: Iterable[Record]) -> list[CellScore]:
+    """The means of each cell, in the order of the first records."""
+    cells: dict[CellName, list[Record]] = {}
+    for record in records:
+        cells.setdefault(record.cell, []).append(record)
+    return [_mean_of(own) for own in cells.values()]
+
+
+def _mean_of(records: list[Record]) -> CellScore:
+    scores = [100 * record.score for record in records if record.score is not None]
+    exact = [100.0 * record.exact_match for record in records if record.exact_match is not None]
+    return CellScore(
+        *records[0].cell,
+        count=len(records),
+        score=_mean(scores, 2),
+        stderr=round(stdev(scores) / len(scores) ** 0.5, 2) if len(scores) > 1 else None,
+        nll=_mean([record.nll for record in records if record.nll is not None]),
+        exact_match=_mean(exact, 2),
+        kv_bytes=_mean([record.kv_bytes for record in records if record.kv_bytes is not None]),
+        fill=fmean(record.fill for record in records),
+    )
+
+
+def _mean(values: list[float], digits: int | None = None) -> float | None:
+    if not values:
+        return None
+    return fmean(values) if digits is None else round(fmean(values), digits)
+
+
+def metrics(cells: list[CellScore]) -> dict[str, float]:
+    """Figures for a logger.
+
+    ``ruler/<task>/<length>/<budget>`` is the score; ``ruler_stderr``, ``ruler_nll`` and ``ruler_exact_match`` likewise;
+    ``ruler/subset_mean`` the mean over the tasks there are, by length and budget and over everything. Only where all
+    13 tasks were scored is the same mean also ``ruler/average``. ``ruler_kv_bytes/<length>/<budget>`` is the mean
+    cache, ``ruler_fill/<length>`` how full the prompts are.
+    """
+    named = {
+        "ruler": {cell: cell.score for cell in cells},
+        "ruler_stderr": {cell: cell.stderr for cell in cells},
+        "ruler_nll": {cell: cell.nll for cell in cells},
+        "ruler_exact_match": {cell: cell.exact_match for cell in cells},
+    }
+    figures = {
+        f"{figure}/{cell.name}": value
+        for figure, values in named.items()
+        for cell, value in values.items()
+        if value is not None
+    }
+    for figure in ("ruler", "ruler_nll", "ruler_exact_match"):
+        figures |= _means(figure, named[figure])
+    places = dict.fromkeys((cell.length, cell.budget) for cell in cells)
+    for length, budget in places:
+        sizes = [c.kv_bytes for c in cells if (c.length, c.budget) == (length, budget) and c.kv_bytes is not None]
+        if sizes:
+            figures[f"ruler_kv_bytes/{length}/{budget}"] = fmean(sizes)
+        figures[f"ruler_fill/{length}"] = fmean(cell.fill for cell in cells if cell.length == length)
+    return figures
+
+
+def _means(figure: str, values: Mapping[CellScore, float | None]) -> dict[str, float]:
+    """The mean over tasks of each length and budget, and of all."""
+    known = {cell: value for cell, value in values.items() if value is not None}
+    if not known:
+        return {}
+    means = {}
+    for place in dict.fromkeys((cell.length, cell.budget) for cell in known):
+        own = {cell.task: value for cell, value in known.items() if (cell.length, cell.budget) == place}
+        for name in mean_names(own):
+            means[f"{figure}/{name}/{place[0]}/{place[1]}"] = round(fmean(own.values()), 4)
+    complete = all(f"{figure}/average/{cell.length}/{cell.budget}" in means for cell in known)
+    for name in ("subset_mean", "average") if complete else ("subset_mean",):
+        means[f"{figure}/{name}"] = round(fmean(known.values()), 4)
+    return means
+
+
+def mean_names(tasks: Iterable[str]) -> tuple[str, ...]:
+    """What a mean over these tasks may be called: RULER's average is that of all 13."""
+    return ("subset_mean", "average") if set(tasks) == TASKS.keys() else ("subset_mean",)
+
+
+def table(records: Iterable[Record]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of predictions."""
+    columns = ["id", "task", "length", "budget", "outputs", "prediction", "score", "nll", "exact_match", "fill"]
+    rows = []
+    for record in records:
+        values = asdict(record) | {"outputs": " | ".join(record.outputs)}
+        rows.append([values[column] for column in columns])
+    return columns, rows

@@ -1,0 +1,119 @@
+"""The files some RULER tasks are made from, in the official code's formats."""
+
+import gzip
+import json
+import re
+from bisect import bisect_right
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.documents import Questions, read_hotpotqa, read_squad
+
+# Closing quotes and brackets belong to the sentence.
+_SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*$")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Paths of the files, each .json or .json.gz; None where the user has none.
+
+    Attributes:
+        essays: PaulGrahamEssays.json, the haystack of six niah tasks.
+        squad: squad.json, SQuAD's dev set v2.0, for qa_1.
+        hotpotqa: hotpotqa.json, HotpotQA's dev set (distractor), for qa_2.
+        english_words: english_words.json, from which cwe draws where its own 8166 words do not suffice.
+    """
+
+    essays: str | Path | None = None
+    squad: str | Path | None = None
+    hotpotqa: str | Path | None = None
+    english_words: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, path in self.given().items():
+            if not path.is_file():
+                raise InputError(f"RULER's {name} file {path} does not exist: {where_to_get(name)}")
+
+    def given(self) -> dict[str, Path]:
+        """The files there are, by name."""
+        paths = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: Path(path) for name, path in paths.items() if path is not None}
+
+    def read(self, name: str):
+        """What one of the files holds: `Essays`, `Questions` or a list of words.
+
+        Raises:
+            InputError: the user named none, or it has another format.
+        """
+        if name not in self.given():
+            raise InputError(f"RULER needs the file {name}: {where_to_get(name)}")
+        return _read(name, self.given()[name])
+
+
+_JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
+_WHERE = {
+    "essays": f"give PaulGrahamEssays.json, made by download_paulgraham_essay.py in {_JSON}",
+    "squad": "give squad.json, from https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json",
+    "hotpotqa": "give hotpotqa.json, from http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",
+    "english_words": f"give english_words.json from {_JSON} (git LFS)",
+}
+
+
+def where_to_get(name: str) -> str:
+    """What to give for a file of `Sources`, and where it comes from."""
+    return _WHERE[name]
+
+
+class Essays:
+    """The essays as words, and where their sentences end."""
+
+    def __init__(self, text: str):
+        """
+        Args:
+            text: all essays; any white space parts words.
+        """
+        self._words = text.split()
+        ends = [i + 1 for i, word in enumerate(self._words) if _SENTENCE_END.search(word)]
+        self._ends = ends if ends and ends[-1] == len(self._words) else [*ends, len(self._words)]
+        self._sentences = [
+            " ".join(self._words[start:end]) for start, end in zip([0, *self._ends], self._ends, strict=False)
+        ]
+
+    def sentences(self, num_words: int) -> list[str]:
+        """The sentences of the first words, the last one cut short; the essays begin anew where they end."""
+        rounds, rest = divmod(num_words, len(self._words))
+        whole = bisect_right(self._ends, rest)
+        sentences = self._sentences * rounds + self._sentences[:whole]
+        start = self._ends[whole - 1] if whole else 0
+        return [*sentences, " ".join(self._words[start:rest])] if rest > start else sentences
+
+
+def _parse_essays(content) -> Essays:
+    if not content["text"].split():
+        raise ValueError("no text")
+    return Essays(content["text"])
+
+
+_PARSE = {
+    "essays": _parse_essays,
+    "squad": read_squad,
+    "hotpotqa": read_hotpotqa,
+    "english_words": lambda content: list(content.values()),
+}
+_EXPECTED = {
+    "essays": '{"text": "..."}',
+    "squad": 'SQuAD v2.0: {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}',
+    "hotpotqa": 'HotpotQA: [{"question": ..., "answer": ..., "context": [[title, [sentence, ...]], ...]}]',
+    "english_words": '{"0": word, "1": word, ...}',
+}
+
+
+@lru_cache(maxsize=8)
+def _read(name: str, path: Path) -> Essays | Questions | list[str]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            return _PARSE[name](json.load(file))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(f"RULER's {name} file {path}: expected {_EXPECTED[name]} ({error!r})") from error

@@ -1,0 +1,135 @@
+"""Samples on disk, made once and used for every checkpoint and mode."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.samples import SampleMaker
+from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.tasks import find_task
+
+# Changes when the same settings would give other samples.
+_FORMAT = 1
+_MANIFEST, _SAMPLES = "manifest.json", "validation.jsonl"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What all samples of a folder have in common.
+
+    Attributes:
+        seed: of the draws.
+        template: base or chatml.
+        sources: files some tasks need.
+        official_compat: sizes and orders as in the official code.
+    """
+
+    seed: int = 42
+    template: TemplateName = "base"
+    sources: Sources = field(default_factory=Sources)
+    official_compat: bool = False
+
+
+class SampleStore:
+    """A folder with ``<length>/<task>/validation.jsonl``, RULER's own format, each beside its manifest."""
+
+    def __init__(self, folder: Path, tokenizer, settings: SampleSettings):
+        """
+        Args:
+            folder: where the samples lie, or will.
+            tokenizer: the model's.
+            settings: of the samples.
+        """
+        self.folder = folder
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._tokenizer_hash = _sha256(
+            (tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)).encode("utf-8")
+        )
+
+    @classmethod
+    def in_cache(cls, cache_dir: Path, tokenizer, settings: SampleSettings) -> "SampleStore":
+        """A store of its own for these settings."""
+        store = cls(cache_dir, tokenizer, settings)
+        key = _sha256(json.dumps([store.manifest(task) for task in ("niah_single_2", "qa_1", "qa_2", "cwe")]).encode())
+        store.folder = cache_dir / "ruler" / key[:20]
+        return store
+
+    def manifest(self, task: str) -> dict[str, Any]:
+        """All that samples depend on, their length and number apart."""
+        settings = self._settings
+        needed = {find_task(task).source, "english_words" if task == "cwe" else None}
+        files = {name: _sha256(path.read_bytes()) for name, path in settings.sources.given().items() if name in needed}
+        return {
+            "format": _FORMAT,
+            "task": task,
+            "seed": settings.seed,
+            "template": settings.template,
+            "official_compat": settings.official_compat,
+            "tokenizer": self._tokenizer_hash,
+            "files": files,
+        }
+
+    def path(self, task: str, length: int) -> Path:
+        """The file of a task's samples."""
+        return self.folder / str(length) / task / _SAMPLES
+
+    def samples(self, task: str, length: int, num_samples: int) -> list[dict[str, Any]]:
+        """The first samples, read where they were made before.
+
+        Raises:
+            InputError: unknown task, a file it needs is not there, a sample that cannot fit, or a file with samples of
+                other settings.
+        """
+        rows = self._read(task, length)
+        if rows is None or len(rows) < num_samples:
+            settings = self._settings
+            maker = SampleMaker(
+                task, self._tokenizer, length, settings.seed, settings.template, settings.sources,
+                settings.official_compat,
+            )  # fmt: skip
+            rows = maker.make(num_samples)
+            self._write(task, length, rows)
+        return rows[:num_samples]
+
+    def _read(self, task: str, length: int) -> list[dict[str, Any]] | None:
+        path = self.path(task, length)
+        if not path.exists():
+            return None
+        manifest_path = path.with_name(_MANIFEST)
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.exists() else {}
+        expected, content = self.manifest(task), path.read_bytes()
+        differing = [key for key, value in expected.items() if manifest.get(key) != value]
+        if differing:
+            raise InputError(
+                f"{path} holds samples of other settings ({', '.join(differing)}): give another folder, or remove it"
+            )
+        if manifest["sha256"] != _sha256(content):
+            raise InputError(f"{path} is not what {_MANIFEST} beside it says (sha256): remove both to make it again")
+        return [json.loads(line) for line in content.decode("utf-8").splitlines()]
+
+    def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
+        """Both files, the samples last: whoever finds them finds their manifest."""
+        path = self.path(task, length)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        manifest = {
+            **self.manifest(task),
+            "length": length,
+            "num_samples": len(rows),
+            "sha256": _sha256(content.encode("utf-8")),
+        }
+        path.unlink(missing_ok=True)
+        for file, text in ((path.with_name(_MANIFEST), json.dumps(manifest, indent=2) + "\n"), (path, content)):
+            temporary = file.with_name(f"{file.name}.{os.getpid()}")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(file)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

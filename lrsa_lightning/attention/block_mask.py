@@ -47,6 +47,12 @@ class StaticMask:
         """The training forward's: every token is a query, and a raw key."""
         return cls(chunking, chunking.compact_len(num_tokens), num_tokens)
 
+    @classmethod
+    def behind_sink(cls, num_tokens: int, chunking: Chunking) -> "StaticMask":
+        """The same without the sink's own queries, which see nothing else: chunks of whole tiles then lie on tiles."""
+        sink = chunking.sink_size
+        return cls(chunking, chunking.compact_len(num_tokens), num_tokens - sink, sink, sink)
+
     def with_twins(self) -> "StaticMask":
         """The same mask with a twin of each compact tile that the later half of the queries sees whole."""
         compact_end, _ = self._intervals(torch.tensor(self._later_half))
@@ -110,8 +116,8 @@ class StaticMask:
         sees_raw = torch.maximum(start, earliest) < torch.minimum(end, last + self.diagonal + 1)
         all_raw = (start >= latest) & (end <= first + self.diagonal + 1)
         seen = torch.where(raw, sees_raw, start < most)
-        # A ragged last tile is never full: the elements beyond the end must be masked.
-        whole = (start + TILE <= self.num_keys) & (first + query_tile <= self.num_queries)
+        # Keys beyond the end must be masked; what queries beyond it see is never written.
+        whole = start + TILE <= self.num_keys
         twin = start < self.num_twins
         has_twin = (start >= self.num_twins) & (start < 2 * self.num_twins)
         seen &= torch.where(first < self._later_half, ~twin, ~has_twin)

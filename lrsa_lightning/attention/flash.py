@@ -3,13 +3,14 @@
 FlexAttention's FLASH backend runs the same kernels, but compiles them anew for every length and gives them tiles it
 chooses itself. Here one compiled kernel takes any length, and its mask is two intervals a query.
 
-Shape suffixes: B batch, H query heads, G KV heads, Q queries, E extended keys, D head size.
+Shape suffixes: B batch, H query heads, G KV heads, N queries, S sink, E extended keys, D head size.
 """
 
 from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning.attention.block_mask import TILE, StaticMask, tile_lists
 from lrsa_lightning.attention.lagkv import Chunking
@@ -19,30 +20,97 @@ _BACKWARD_QUERY_TILE = {64: 128, 128: 64}
 HEAD_DIMS = tuple(_BACKWARD_QUERY_TILE)
 
 
-def attend(q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, mask: StaticMask, scale: float | None) -> Tensor:
-    """Attention under `mask`, [B, H, Q, D]; differentiable.
+def attend(q_BHND: Tensor, k_BGED: Tensor, v_BGED: Tensor, mask: StaticMask, scale: float | None) -> Tensor:
+    """Attention under `mask`, [B, H, N, D]; differentiable.
 
     Args:
-        q_BHQD: queries, float16 or bfloat16, D in `HEAD_DIMS`.
+        q_BHND: queries, float16 or bfloat16, D in `HEAD_DIMS`; those before the mask's, if any, are the sink's own.
         k_BGED: keys as `mask` lays them out.
         v_BGED: their values.
         mask: who sees whom.
         scale: of the logits; 1 / sqrt(D) when None.
     """
-    from flash_attn.cute import flash_attn_func
+    return _Attention.apply(*(z.transpose(1, 2) for z in (q_BHND, k_BGED, v_BGED)), mask, scale).transpose(1, 2)
 
-    device, backward = q_BHQD.device, None
-    if torch.is_grad_enabled():
-        backward = _tile_lists(mask, device, _BACKWARD_QUERY_TILE[q_BHQD.shape[-1]], by_key=True)
-    out_BQHD, _ = flash_attn_func(
-        *(z.transpose(1, 2) for z in (q_BHQD, k_BGED, v_BGED)),
-        softmax_scale=scale,
-        mask_mod=_mask_mod(mask.chunking),
-        aux_scalars=_lengths(mask),
-        block_sparse_tensors=_tile_lists(mask, device, TILE, by_key=False),
-        block_sparse_tensors_bwd=backward,
-    )
-    return out_BQHD.transpose(1, 2)
+
+class _Attention(torch.autograd.Function):
+    """FlashAttention-4 on the mask's queries; what comes before them sees the sink alone, causally.
+
+    Both write into their part of one tensor: joining them would take memory for another.
+    """
+
+    @staticmethod
+    def forward(ctx, q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, mask: StaticMask, scale: float | None) -> Tensor:
+        from flash_attn.cute.interface import _flash_attn_fwd
+
+        out = q_BNHD.new_empty(q_BNHD.shape)
+        before = q_BNHD.shape[1] - mask.num_queries
+        lse = _flash_attn_fwd(
+            q_BNHD[:, before:],
+            k_BEGD,
+            v_BEGD,
+            softmax_scale=scale,
+            mask_mod=_mask_mod(mask.chunking),
+            aux_scalars=_lengths(mask),
+            block_sparse_tensors=_tile_lists(mask, q_BNHD.device, TILE, by_key=False),
+            return_lse=any(ctx.needs_input_grad),
+            out=out[:, before:],
+        )[1]
+        if before:
+            out[:, :before] = _sink_attention(*_sink_of(q_BNHD, k_BEGD, v_BEGD, mask), scale)
+        ctx.save_for_backward(q_BNHD, k_BEGD, v_BEGD, out, lse)
+        ctx.mask, ctx.scale = mask, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):
+        from flash_attn.cute.interface import _flash_attn_bwd
+
+        (q, k, v, out, lse), mask = ctx.saved_tensors, ctx.mask
+        grad_q = torch.empty_like(q)
+        before = q.shape[1] - mask.num_queries
+        _, grad_k, grad_v = _flash_attn_bwd(
+            q[:, before:],
+            k,
+            v,
+            out[:, before:],
+            grad_out[:, before:],
+            lse,
+            ctx.scale,
+            mask_mod=_mask_mod(mask.chunking),
+            aux_scalars=_lengths(mask),
+            block_sparse_tensors=_tile_lists(mask, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], by_key=True),
+            dq=grad_q[:, before:],
+        )
+        if before:
+            sink = _sink_of(grad_q, grad_k, grad_v, mask)
+            _add_sink_gradients(sink, _sink_of(q, k, v, mask), grad_out[:, :before], ctx.scale)
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _sink_of(q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, mask: StaticMask) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries before the mask's, and the keys and values of the sink, or their gradients: views, [B, S, ., D]."""
+    before = q_BNHD.shape[1] - mask.num_queries
+    sink = slice(mask.num_twins, mask.num_twins + before)
+    return q_BNHD[:, :before], k_BEGD[:, sink], v_BEGD[:, sink]
+
+
+def _sink_attention(q_BSHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, scale: float | None) -> Tensor:
+    q, k, v = (z.transpose(1, 2) for z in (q_BSHD, k_BSGD, v_BSGD))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
+
+
+def _add_sink_gradients(
+    gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...], grad_out_BSHD: Tensor, scale: float | None
+) -> None:
+    """Writes the first queries' gradients and adds those of the sink's keys and values, which others see too."""
+    with torch.enable_grad():
+        inputs = [z.detach().requires_grad_() for z in inputs]
+        out = _sink_attention(*inputs, scale)
+    own = torch.autograd.grad(out, inputs, grad_out_BSHD)
+    gradients[0].copy_(own[0])
+    for gradient, part in zip(gradients[1:], own[1:], strict=True):
+        gradient += part
 
 
 @lru_cache(maxsize=16)

@@ -13,13 +13,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning.attention import flash
-from lrsa_lightning.attention.block_mask import StaticMask, block_mask
+from lrsa_lightning.attention.block_mask import TILE, StaticMask, block_mask
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 from lrsa_lightning.attention.packing import sample_by_sample
 
 log = logging.getLogger(__name__)
 
 Kernel = Literal["FLASH", "TRITON"]
+# From here on the device saves more than the sink's own queries cost the host.
+_BEHIND_SINK_FROM = 32768
+# As exact as without tensor cores, where triton 3.6 gets single rows wrong under this mask (H200).
+_FLOAT32_AS_THREE_PRODUCTS = {"FLOAT32_PRECISION": "'tf32x3'"}
 
 
 @sample_by_sample
@@ -51,7 +55,7 @@ def lrsa_attention(
     if torch.is_autocast_enabled("cuda"):
         q_BHND, k_BGND, v_BGND = (z.to(torch.get_autocast_dtype("cuda")) for z in (q_BHND, k_BGND, v_BGND))
     kernel = kernel or pick_kernel(q_BHND)
-    mask = _training_mask(num_tokens, chunking, twins=kernel == "FLASH" and torch.is_grad_enabled())
+    mask = _training_mask(num_tokens, chunking, kernel, torch.is_grad_enabled())
     k_BGED, v_BGED = _extend(k_BGND, v_BGND, idx, inverse, mask)
     if kernel == "FLASH":
         return flash.attend(q_BHND, k_BGED, v_BGED, mask, scale)
@@ -62,6 +66,7 @@ def lrsa_attention(
         block_mask=block_mask(mask, q_BHND.device),
         scale=scale,
         enable_gqa=q_BHND.shape[1] != k_BGED.shape[1],
+        kernel_options=_FLOAT32_AS_THREE_PRODUCTS,
     )
 
 
@@ -85,9 +90,13 @@ def prefill(
 
 
 @lru_cache(maxsize=8)
-def _training_mask(num_tokens: int, chunking: Chunking, twins: bool) -> StaticMask:
-    mask = StaticMask.of_sequence(num_tokens, chunking)
-    return mask.with_twins() if twins else mask
+def _training_mask(num_tokens: int, chunking: Chunking, kernel: Kernel, has_backward: bool) -> StaticMask:
+    if kernel == "TRITON":
+        return StaticMask.of_sequence(num_tokens, chunking)
+    # Chunks that lie on tiles save tiles, but the sink's own queries then cost launches.
+    pays = num_tokens >= _BEHIND_SINK_FROM and chunking.lag_size % TILE == 0
+    mask = (StaticMask.behind_sink if pays else StaticMask.of_sequence)(num_tokens, chunking)
+    return mask.with_twins() if has_backward else mask
 
 
 def _select(k_BGND: Tensor, v_BGND: Tensor, mode, chunking: Chunking, layer_idx: int | None) -> tuple[Tensor, Tensor]:
@@ -114,9 +123,8 @@ def _extend(
     if _is_power_of_two(k_BGND.shape[-1]):
         from lrsa_lightning.attention.kernels import Extend
 
-        return Extend.apply(k_BGND, v_BGND, idx_BGC, inverse_BGN, mask.num_twins, mask.raw_offset)
-    compact = gather_tokens(k_BGND, idx_BGC), gather_tokens(v_BGND, idx_BGC)
-    return tuple(mask.lay_out(c, raw) for c, raw in zip(compact, (k_BGND, v_BGND), strict=True))
+        return Extend.apply(k_BGND, v_BGND, idx_BGC, inverse_BGN, mask)
+    return tuple(mask.lay_out(gather_tokens(z, idx_BGC), z[:, :, mask.first_raw :]) for z in (k_BGND, v_BGND))
 
 
 def _is_power_of_two(dim: int) -> bool:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lrsa_lightning.attention.block_mask import StaticMask
 from lrsa_lightning.attention.lagkv import Chunking
 
 _BOUND = tl.constexpr(1e15)  # as in lagkv
@@ -110,7 +111,7 @@ def _keep_kernel(
 def _extend_kernel(
     k_ptr, v_ptr, idx_ptr, k_ext_ptr, v_ext_ptr,
     stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_tokens, num_compact, num_twins, raw_offset, DIM: tl.constexpr, ROWS: tl.constexpr,
+    groups, num_ext, num_compact, num_twins, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes [twins ; compact ; zeros ; raw]."""
     tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -123,14 +124,15 @@ def _extend_kernel(
         base = v_ptr + b * stride_vb + g * stride_vg
         ext_ptr = v_ext_ptr
         stride_n = stride_vn
-    num_ext = raw_offset + num_tokens
     j = tile * ROWS + tl.arange(0, ROWS)
     inside = (j < num_ext)[:, None]
     compact = tl.where(j < num_twins, j, j - num_twins)
-    kept = tl.load(idx_ptr + row.to(tl.int64) * num_compact + compact, mask=compact < num_compact, other=0)
-    token = tl.where(compact < num_compact, kept, (j - raw_offset).to(tl.int64))
+    is_compact, is_raw = compact < num_compact, j >= raw_offset
+    kept = tl.load(idx_ptr + row.to(tl.int64) * num_compact + compact, mask=is_compact, other=0)
+    token = tl.where(is_compact, kept, (j - raw_offset + first_raw).to(tl.int64))
     channel = tl.arange(0, DIM)
-    z = tl.load(base + token[:, None] * stride_n + channel[None, :], mask=inside & (token >= 0)[:, None], other=0.0)
+    at = base + token[:, None] * stride_n + channel[None, :]
+    z = tl.load(at, mask=inside & (is_compact | is_raw)[:, None], other=0.0)
     tl.store(ext_ptr + (row.to(tl.int64) * num_ext + j)[:, None] * DIM + channel[None, :], z, mask=inside)
 
 
@@ -138,9 +140,9 @@ def _extend_kernel(
 def _extend_backward_kernel(
     grad_k_ext_ptr, grad_v_ext_ptr, inverse_ptr, grad_k_ptr, grad_v_ptr,
     stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_tokens, num_twins, raw_offset, DIM: tl.constexpr, ROWS: tl.constexpr,
+    groups, num_tokens, num_twins, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Each token's gradient: its raw key's, plus its compact one's and that one's twin's if it was kept."""
+    """Each token's gradient: its raw key's, its compact one's and that one's twin's, as far as it has them."""
     tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, g = (row // groups).to(tl.int64), row % groups
     channel = tl.arange(0, DIM)[None, :]
@@ -155,8 +157,8 @@ def _extend_backward_kernel(
     token = tile * ROWS + tl.arange(0, ROWS)
     inside = token < num_tokens
     compact = tl.load(inverse_ptr + row.to(tl.int64) * num_tokens + token, mask=inside, other=-1)
-    raw_at = base + (raw_offset + token).to(tl.int64)[:, None] * stride_n
-    grad = tl.load(raw_at, mask=inside[:, None], other=0.0).to(tl.float32)
+    raw_at = base + (raw_offset - first_raw + token).to(tl.int64)[:, None] * stride_n
+    grad = tl.load(raw_at, mask=(inside & (token >= first_raw))[:, None], other=0.0).to(tl.float32)
     compact_at = base + (num_twins + compact).to(tl.int64)[:, None] * stride_n
     grad += tl.load(compact_at, mask=(compact >= 0)[:, None], other=0.0).to(tl.float32)
     twin_at = base + compact.to(tl.int64)[:, None] * stride_n
@@ -203,37 +205,38 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
 class Extend(torch.autograd.Function):
     """Keys and values as a `StaticMask` wants them, [B, G, E, D] each.
 
-    Takes k and v [B, G, N, D] of one dtype, idx [B, G, C], inverse [B, G, N], the number of twins and the place of
-    the first raw key.
+    Takes k and v [B, G, N, D] of one dtype, idx [B, G, C], inverse [B, G, N] and a mask of whole sequences.
     """
 
     @staticmethod
     def forward(
-        ctx, k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, num_twins: int, raw_offset: int
+        ctx, k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, mask: StaticMask
     ) -> tuple[Tensor, Tensor]:
         k, v = _rows(k_BGND), _rows(v_BGND)
-        batch, groups, num_tokens, dim = k.shape
-        ctx.num_twins, ctx.raw_offset = num_twins, raw_offset
+        batch, groups, _, dim = k.shape
+        ctx.mask = mask
         ctx.save_for_backward(inverse_BGN)
-        k_ext, v_ext = (z.new_empty(batch, groups, raw_offset + num_tokens, dim) for z in (k, v))
-        _extend_kernel[(triton.cdiv(raw_offset + num_tokens, 64), batch * groups, 2)](
+        num_ext = mask.num_keys
+        k_ext, v_ext = (z.new_empty(batch, groups, num_ext, dim) for z in (k, v))
+        _extend_kernel[(triton.cdiv(num_ext, 64), batch * groups, 2)](
             k, v, idx_BGC, k_ext, v_ext, *k.stride()[:3], *v.stride()[:3],
-            groups, num_tokens, idx_BGC.shape[-1], num_twins, raw_offset, dim, ROWS=64, num_warps=4,
+            groups, num_ext, mask.num_compact, mask.num_twins, mask.raw_offset, mask.first_raw,
+            dim, ROWS=64, num_warps=4,
         )  # fmt: skip
         return k_ext, v_ext
 
     @staticmethod
     def backward(ctx, grad_k_BGED: Tensor, grad_v_BGED: Tensor):
-        (inverse,) = ctx.saved_tensors
+        (inverse,), mask = ctx.saved_tensors, ctx.mask
         k_ext, v_ext = _rows(grad_k_BGED), _rows(grad_v_BGED)
-        batch, groups, num_ext, dim = k_ext.shape
-        num_tokens = num_ext - ctx.raw_offset
+        batch, groups, num_tokens = inverse.shape
+        dim = k_ext.shape[-1]
         grad_k, grad_v = (z.new_empty(batch, groups, num_tokens, dim) for z in (k_ext, v_ext))
         _extend_backward_kernel[(triton.cdiv(num_tokens, 64), batch * groups, 2)](
             k_ext, v_ext, inverse, grad_k, grad_v, *k_ext.stride()[:3], *v_ext.stride()[:3],
-            groups, num_tokens, ctx.num_twins, ctx.raw_offset, dim, ROWS=64, num_warps=4,
+            groups, num_tokens, mask.num_twins, mask.raw_offset, mask.first_raw, dim, ROWS=64, num_warps=4,
         )  # fmt: skip
-        return grad_k, grad_v, None, None, None, None
+        return grad_k, grad_v, None, None, None
 
 
 def _rows(z_BGND: Tensor) -> Tensor:

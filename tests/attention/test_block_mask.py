@@ -37,9 +37,15 @@ def in_tiles(elements, query_tile=TILE):
     """Whether each tile holds a visible element, and whether nothing else: bool [query tiles, key tiles]."""
     rows, columns = -(-elements.shape[0] // query_tile), -(-elements.shape[1] // TILE)
     missing = rows * query_tile - elements.shape[0], columns * TILE - elements.shape[1]
-    padded = torch.nn.functional.pad(elements, (0, missing[1], 0, missing[0]))
-    tiles = padded.unflatten(1, (columns, TILE)).unflatten(0, (rows, query_tile))
-    return tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
+    # No key lies behind the last one; of queries behind the last one nobody asks.
+    padded = torch.nn.functional.pad(elements, (0, missing[1]))
+    seen, full = (
+        torch.nn.functional.pad(padded, (0, 0, 0, missing[0]), value=whole)
+        .unflatten(1, (columns, TILE))
+        .unflatten(0, (rows, query_tile))
+        for whole in (False, True)
+    )
+    return seen.any(dim=3).any(dim=1), full.all(dim=3).all(dim=1)
 
 
 def places(mask):
@@ -60,6 +66,8 @@ MASKS = [StaticMask.of_sequence(n, Chunking(sink, lag, int(ratio * lag))) for n,
     a_cache_view(1500, 200, 64, 32, 700),
     a_cache_view(1500, 5, 300, 150, 1372),
     a_cache_view(900, 5, 128, 0, 517),
+    StaticMask.behind_sink(1500, Chunking(16, 128, 64)),
+    StaticMask.behind_sink(2048, Chunking(200, 256, 64)),
 ]
 
 
@@ -87,6 +95,18 @@ def test_twins_serve_the_later_half_and_nothing_else_changes(query_tile):
     assert torch.equal(seen[:, :twins], late[:, None].expand(-1, twins))
     assert torch.equal(full[:, :twins], seen[:, :twins])
     assert torch.equal(twinned.visible(*places(twinned))[:, twinned.num_twins :], mask.visible(*places(mask)))
+
+
+def test_behind_the_sink_chunks_lie_on_tiles():
+    chunking = Chunking(16, 256, 128)
+    counts = []
+    for mask in (StaticMask.of_sequence(4096, chunking), StaticMask.behind_sink(4096, chunking)):
+        seen, full = mask.tiles()
+        counts.append((int(seen.sum()), int((seen & ~full).sum())))
+    (plain, plain_partial), (behind, partial) = counts
+    assert behind < plain
+    # Of each query tile the diagonal, and the end of the compact keys.
+    assert partial <= 2 * 4096 // TILE < plain_partial
 
 
 def test_block_mask_lists_the_tiles():

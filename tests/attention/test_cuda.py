@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA
-from lrsa_lightning.attention import flex, lagkv, naive
+from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.flex import pick_kernel
 from tests.conftest import make_model
 
@@ -18,21 +18,61 @@ def random_qkv(batch, heads, groups, num_tokens, dim, dtype=torch.bfloat16):
     return [torch.randn(s, device="cuda", dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
 
 
+def skip_without(kernel, q):
+    if kernel == "FLASH" and pick_kernel(q) != "FLASH":
+        pytest.skip("flash-attn-4 is not installed, or does not take this head size")
+
+
+def with_gradients(out, inputs):
+    weights = torch.randn(out.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    return out, *torch.autograd.grad(out, inputs, weights.to(out.dtype))
+
+
+def assert_close(outcome, reference):
+    """Output, then gradients, up to bf16 rounding."""
+    torch.testing.assert_close(outcome[0].float(), reference[0].float(), rtol=2e-2, atol=2e-2)
+    for got, expected in zip(outcome[1:], reference[1:], strict=True):
+        assert (got.float() - expected.float()).norm() < 6e-3 * expected.float().norm()
+
+
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scorer", ["lagkv", "random"])
 def test_flex_equals_naive_in_output_and_gradients(kernel, shape, scorer):
-    q, k, v = random_qkv(*shape)
-    if kernel == "FLASH" and pick_kernel(q) != "FLASH":
-        pytest.skip("flash-attn-4 is not installed, or does not take this head size")
+    qkv = random_qkv(*shape)
+    skip_without(kernel, qkv[0])
     mode = LRSA(lag_size=256, sink_size=16, scorer=scorer)
-    out = flex.lrsa_attention(q, k, v, mode, kernel=kernel)
-    expected = naive.lrsa_attention(q, k, v, mode)
-    weights = torch.randn_like(out)
-    gradients, references = (torch.autograd.grad(o, (q, k, v), weights) for o in (out, expected))
-    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
-    for got, reference in zip(gradients, references, strict=True):
-        assert (got.float() - reference.float()).norm() < 6e-3 * reference.float().norm()
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel), qkv)
+    assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode), qkv))
+
+
+def test_float32_stays_float32():
+    qkv = random_qkv(1, 4, 2, 1500, 64, torch.float32)
+    mode = LRSA(lag_size=64, sink_size=4)
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel="TRITON"), qkv)
+    reference = with_gradients(naive.lrsa_attention(*qkv, mode), qkv)
+    for got, expected in zip(outcome, reference, strict=True):
+        assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_long_rows_whose_sink_queries_run_apart():
+    qkv = random_qkv(1, 6, 1, 33000, 128)
+    skip_without("FLASH", qkv[0])
+    mode = LRSA(lag_size=256, sink_size=16)
+    wide = [z.detach().float().requires_grad_() for z in qkv]
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel="FLASH"), qkv)
+    reference = with_gradients(fill.lrsa_attention(*wide, mode), wide)
+    assert_close(outcome, reference)
+    assert_close(*([z[:, :, : mode.sink_size] for z in parts] for parts in (outcome, reference)))
+
+
+@pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
+def test_packed_rows(kernel):
+    qkv = random_qkv(2, 12, 2, 3000, 128)
+    skip_without(kernel, qkv[0])
+    mode, boundaries = LRSA(lag_size=256, sink_size=16), [[0, 1200, 1300, 3000], [0, 3000]]
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel, cu_seqlens=boundaries), qkv)
+    assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode, cu_seqlens=boundaries), qkv))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -115,8 +155,8 @@ def test_prefill_in_pieces_equals_the_masked_forward(pieces):
 
 @torch.no_grad()
 def test_a_model_gives_the_same_logits_under_flex_and_fill():
-    model = make_model(hidden_size=128, head_dim=64, max_position_embeddings=4096).cuda()
-    ids = torch.randint(0, 97, (1, 1500), device="cuda")
+    model = make_model(hidden_size=128, head_dim=64, num_hidden_layers=1, max_position_embeddings=4096).cuda()
+    ids = torch.randint(0, 97, (1, 1500), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     logits = []
     for backend in ("flex", "fill"):
         LRSA(lag_size=64, sink_size=4, backend=backend).install(model)

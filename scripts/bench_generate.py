@@ -117,7 +117,7 @@ def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> No
     print("|---|---|---|---|---|---|")
     dense_bytes = None
     for name, mode in modes(ratios).items():
-        decode(model, mode, prompt, 2)  # compiles
+        decode(model, mode, prompt, new_tokens)  # compiles, also what runs when a chunk is complete
         prefill, step, busy, held = decode(model, mode, prompt, new_tokens)
         dense_bytes = dense_bytes or held
         sizes = f"{held / 2**20:.0f} | {held / dense_bytes:.3f}"

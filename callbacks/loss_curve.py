@@ -34,7 +34,7 @@ class LossCurve(Callback):
 
         axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
         axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="train/loss")
-        axes.plot(steps, _smooth(losses, self.smoothing), color="tab:blue", label=f"smoothed ({self.smoothing:g})")
+        axes.plot(steps, smooth(losses, self.smoothing), color="tab:blue", label=f"smoothed ({self.smoothing:g})")
         axes.set(xlabel="optimizer step", ylabel="loss per answer token", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -45,7 +45,7 @@ def _metrics_file(trainer: Trainer) -> MetricsFile | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
 
 
-def _smooth(values: list[float], weight: float) -> list[float]:
+def smooth(values: list[float], weight: float) -> list[float]:
     """Exponential moving average, corrected for its start."""
     smoothed, average, norm = [], 0.0, 0.0
     for value in values:

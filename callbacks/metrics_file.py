@@ -60,7 +60,8 @@ class MetricsFile(Logger):
 
 
 def read_metric(path: Path, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric of a metrics file."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Steps and values of one metric of a metrics file; a last line that was cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     points = [(row["step"], row[key]) for row in rows if key in row]
     return [step for step, _ in points], [value for _, value in points]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lrsa_lightning.callbacks.loss_curve import _smooth
+from lrsa_lightning.callbacks.loss_curve import smooth
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, read_metric
 
 
@@ -13,6 +13,8 @@ def test_metrics_are_appended_and_read_back(tmp_path):
     logger.log_metrics({"train/loss": 2.0}, step=0)
     logger.log_metrics({"other": 1.0}, step=0)
     logger.log_metrics({"train/loss": 1.0}, step=1)
+    with logger.path.open("a") as file:
+        file.write('{"step": 2, "train')  # killed while writing
     assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
 
 
@@ -25,5 +27,5 @@ def test_steps_beyond_the_resumed_one_are_forgotten(tmp_path):
 
 
 def test_smoothing_has_no_bias_at_the_start():
-    assert _smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
-    assert _smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)
+    assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
+    assert smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)

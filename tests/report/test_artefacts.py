@@ -1,0 +1,107 @@
+"""What a report writes: tables, pictures, and a page that needs nothing else."""
+
+import base64
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from lrsa_lightning.report import read_runs, write_report
+from lrsa_lightning.ruler.results import Record
+from tests.report.conftest import records
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+QUESTIONS = {"qa_1": [1.0, 0.0], "qa_2": [0.0, 0.0], "vt": [1.0, 1.0]}
+DATA = {"seed_everything": 42, "data": {"seq_len": 4096, "num_workers": 1}, "trainer": {"max_steps": 3}}
+
+
+def needles():
+    place = {"depths": [0.5], "hits": [True]}
+    return [Record("niah_single_1-4096-42-0", "niah_single_1", 4096, "r1", 0.9, ["x"], score=1.0, **place)]
+
+
+@pytest.fixture
+def report(make_run, tmp_path):
+    """Of a run, of another that has less, and of an evaluation folder."""
+    scored = [*records(QUESTIONS), *records(QUESTIONS, budget="r0.5"), *needles()]
+    folders = [
+        make_run("lrsa", {3: scored}, [3.0, 2.0, 1.0], DATA),
+        make_run(
+            "vanilla", {2: records({"vt": [0.0], "qa_1": [1.0, 1.0]})}, [3.0, 2.5, 2.0], DATA | {"seed_everything": 1}
+        ),
+        make_run("<base>", records(QUESTIONS)),
+    ]
+    return write_report(read_runs(list(map(str, folders))), tmp_path / "out")
+
+
+def test_the_page_holds_every_picture_and_asks_for_nothing_else(report):
+    page = report.files[-1].read_text(encoding="utf-8")
+    pictures = [path for path in report.files if path.suffix == ".png"]
+    names = ["fig2_loss.png", "fig3_qa.png", "fig4_mean.png", "depths_lrsa.png"]
+    assert [path.name for path in pictures] == names
+    sources = re.findall(r'src="([^"]*)"', page)
+    prefix = "data:image/png;base64,"
+    assert [base64.b64decode(s.removeprefix(prefix)) for s in sources] == [path.read_bytes() for path in pictures]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    without_data = re.sub(r"base64,[^\"]*", "", page)
+    assert not re.search(r"https?:|<link|<script|@import|url\(|href=", without_data)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_page_has_the_tables_and_escapes_names(report):
+    page = report.files[-1].read_text(encoding="utf-8")
+    assert "Subset mean over 2 tasks (vt, qa_1)" in page
+    assert "<b>100.0</b>" not in page.split("What was compared")[1]
+    assert "&lt;base&gt;" in page
+    assert "<base>" not in page
+    assert page.count("<table>") == 3
+
+
+def test_the_notes_say_what_is_missing_or_differs(report):
+    assert report.notes == [
+        "<base> has no training loss: it is not in Figure 2.",
+        "vanilla was scored at step 2, but trained for 3 steps.",
+        "Not in the means of 4K, because not every run was scored on them under each of its budgets: niah_single_1, "
+        "qa_2.",
+        "Not the same samples in all rows (their number): 4K: vt (1 to 2).",
+        "Figure 3 does not have both QA tasks everywhere, but 1 task (qa_1).",
+        "The runs did not learn from the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
+    ]
+
+
+def test_a_later_report_leaves_nothing_of_an_earlier_one(report, make_run, tmp_path):
+    later = write_report(read_runs([str(make_run("only", losses=[1.0, float("nan")]))]), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fig2_loss.png", "report.html"]
+    assert later.markdown == ""
+    assert "No run has RULER scores: there is no Table 1 and no Figure 3 and 4." in later.notes
+
+
+def test_without_question_answering_there_is_no_figure_3(make_run, tmp_path):
+    a, b = make_run("a", records({"vt": [1.0], "qa_1": [1.0]})), make_run("b", records({"vt": [1.0], "qa_2": [1.0]}))
+    report = write_report(read_runs([str(a), str(b)]), tmp_path / "out")
+    assert "fig3_qa.png" not in [path.name for path in report.files]
+    assert "No Figure 3: the runs share no question answering task (qa_1, qa_2)." in report.notes
+
+
+def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    main([f"_$x$={make_run('a', records(QUESTIONS))}", "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert out.startswith("Subset mean over 3 tasks (vt, qa_1, qa_2)\n\n| Model | Budget | 4K | Avg |\n")
+    assert "| _$x$ | 1x | 50.0 | 50.0 |" in out
+    assert "note: _$x$ has no training loss" in out
+    assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["a", "--output", "a/results.jsonl"], ["a", "b"]])
+def test_bad_input_is_one_line_and_exit_status_2(make_run, tmp_path, monkeypatch, capsys, arguments):
+    make_run("a", records({"vt": [1.0]}))
+    make_run("b", records({"cwe": [1.0]}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(SCRIPT))["main"](arguments)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lrsa: error: ")
+    assert not (tmp_path / "report").exists()

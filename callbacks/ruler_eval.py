@@ -1,9 +1,9 @@
 """RULER while training runs: dense and compressed cache, before, during and after."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import torch
@@ -138,33 +138,36 @@ class RulerEval(Callback):
         generation = self.generation == "always" or (self.generation == "ends" and at_end)
         left_out, records = dict.fromkeys(self._evaluator.cells), []
         share = Share.of_process_group()
-        with trainer.precision_plugin.forward_context(), _progress(trainer, len(left_out)) as advance:
+        with (
+            trainer.precision_plugin.forward_context(),
+            _progress(trainer, self._evaluator.num_batches(share)) as advance,
+        ):
             stop = self._out_of_time(trainer)
-            for cell in self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop):
-                records += cell
-                del left_out[cell[0].cell]
+            for batch in self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop):
+                records += batch
+                left_out.pop(batch[0].cell, None)
                 advance()
         figures = metrics(cell_scores(records))
         # What ModelCheckpoint and the like may monitor.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
         if trainer.is_global_zero:
-            self._report(trainer, records, figures, list(left_out))
+            self._report(trainer, pl_module.trained_steps, records, figures, list(left_out))
 
     def _out_of_time(self, trainer: Trainer) -> Callable[[], bool]:
         """Whether the time is up; the first process's clock decides for all."""
-        deadline = time.monotonic() + (self.max_seconds or float("inf"))
-        return lambda: trainer.strategy.broadcast(time.monotonic() > deadline)
+        deadline = monotonic() + (self.max_seconds or float("inf"))
+        return lambda: trainer.strategy.broadcast(monotonic() > deadline)
 
-    def _report(self, trainer: Trainer, records: list, figures: dict[str, float], left_out: list) -> None:
+    def _report(self, trainer: Trainer, steps: int, records: list, figures: dict[str, float], left_out: list) -> None:
         from lrsa_lightning.ruler.heat_map import draw_depths
         from lrsa_lightning.ruler.results import table, write_records
 
         folder = Path(trainer.default_root_dir) / "ruler"
-        stem = f"step-{trainer.global_step:06d}"
+        stem = f"step-{steps:06d}"
         write_records(folder / f"{stem}.jsonl", records)
         picture = draw_depths(records, folder / f"{stem}-depths.png")
         # Lightning counts the steps it logs from 0: the scores after step n stand beside the loss of step n.
-        step = max(0, trainer.global_step - 1)
+        step = max(0, steps - 1)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
             if hasattr(logger, "log_table"):
@@ -172,7 +175,7 @@ class RulerEval(Callback):
                 logger.log_table("ruler_predictions", columns=columns, data=rows, step=step)
                 if picture is not None:
                     logger.log_image("ruler_depths", [str(picture)], step=step)
-        trainer.print(summary(trainer.global_step, figures, left_out, self.max_seconds))
+        trainer.print(summary(steps, figures, left_out, self.max_seconds))
 
 
 def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:
@@ -181,10 +184,12 @@ def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[
 
 
 def summary(step: int, figures: dict[str, float], left_out: list, max_seconds: float | None) -> str:
-    """The scores of a check in a line, or the rating of the references where nothing was generated."""
-    what = "ruler/" if any(name.startswith("ruler/") for name in figures) else "ruler_exact_match/"
-    scores = [f"{name.removeprefix(what)} {value:g}" for name, value in figures.items() if name.startswith(what)]
-    text = f"RULER{'' if what == 'ruler/' else ' (references rated)'} at step {step}: " + "  ".join(scores)
+    """The scores of a check, or the share of references it would write where nothing was generated."""
+    from lrsa_lightning.ruler.summary import score_table
+
+    generated = any(name.startswith("ruler/") for name in figures)
+    what, figure = ("RULER", "ruler") if generated else ("RULER (references, teacher-forced)", "ruler_exact_match")
+    text = f"{what} at step {step}\n{score_table(figures, figure)}"
     if left_out:
         names = ", ".join(f"{task}/{length}/{budget}" for task, length, budget in left_out)
         text += f"\nleft out after {max_seconds:g} s (max_seconds): {names}"

@@ -16,8 +16,14 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.run_directory import RunDirectory, check_checkpoint
 
-# Lightning's own calls of deprecated functions, and a datamodule without validation files.
-_NOISE = ("'set_vital' is deprecated", ".*LeafSpec.* is deprecated", "Total length of `list` across ranks is zero")
+# Calls of functions that are deprecated in the newest releases alone, and a datamodule without validation files.
+_NOISE = (
+    "'set_vital' is deprecated",
+    ".*LeafSpec.* is deprecated",
+    r"\s*``(instantiate_classes|enable_path)``",
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    "Total length of `list` across ranks is zero",
+)
 
 
 class Parser(LightningArgumentParser):

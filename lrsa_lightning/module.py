@@ -69,6 +69,7 @@ class LongContextModule(lightning.LightningModule):
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self._window_loss: Tensor | None = None
+        self._loaded_steps = 0
 
     def prepare_data(self) -> None:
         """Checks model, attention, length and vocabulary against each other before any data or weight is read.
@@ -112,8 +113,14 @@ class LongContextModule(lightning.LightningModule):
         total = linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size, batch["weights"])
         return total / batch["num_tokens"]
 
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps behind the weights; `lrsa validate` makes none, but loads some."""
+        return max(self.trainer.global_step, self._loaded_steps)
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Called before Lightning takes its progress from the checkpoint."""
+        self._loaded_steps = checkpoint["global_step"]
         if align := getattr(self.trainer.datamodule, "align_progress", None):
             align(checkpoint)
 

@@ -1,10 +1,15 @@
 """From a hub id, a folder or configuration keys to a transformers causal decoder."""
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lrsa_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Read by the modelling code, though not every configuration class declares it.
 _UNDECLARED = {"head_dim"}
@@ -71,14 +76,57 @@ def check_length(config, seq_len: int) -> None:
         )
 
 
-def load_model(config, name_or_path: str | None):
-    """The model in the current default dtype and on the current default device.
+def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = None):
+    """The model in the given or the current default dtype, on the current default device.
 
     Weights are those of ``name_or_path``, or random for None.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.get_default_dtype()
+    dtype = dtype or torch.get_default_dtype()
     if name_or_path is not None:
         return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model taken from a run.
+
+    Attributes:
+        model: in evaluation mode.
+        config: the run's resolved configuration.
+    """
+
+    model: "PreTrainedModel"
+    config: dict[str, Any]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Hub id or folder of its tokenizer."""
+        data = self.config["data"]
+        if data["source"] == "demo":
+            return str(Path(data["cache_dir"]) / "demo" / "tokenizer")
+        return data["tokenizer"] or self.config["model"]["name_or_path"]
+
+
+def load_checkpoint(checkpoint: Path, dtype: torch.dtype) -> TrainedModel:
+    """The model of ``runs/<name>/checkpoints/<file>``, by the configuration that lies in the run directory.
+
+    Raises:
+        InputError: there is no such file, or no configuration beside it.
+    """
+    import yaml
+    from transformers import AutoModelForCausalLM
+
+    config_path = checkpoint.parent.parent / "config.yaml"
+    for path in (checkpoint, config_path):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: give a file of runs/<name>/checkpoints/")
+    run = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    keys = ("name_or_path", "from_config", "rope_parameters")
+    config = load_config(*(run["model"][key] for key in keys))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
+    return TrainedModel(model.eval(), run)

@@ -20,7 +20,7 @@ CONFIG = Path("configs") / "demo.yaml"
 def ruler_scores(metrics: Path) -> list[dict[str, float]]:
     """The RULER scores of a metrics file, one dict for each check, in order."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    checks = [{key: value for key, value in row.items() if key.startswith("ruler/")} for row in rows]
+    checks = [{key: value for key, value in row.items() if key.startswith("ruler/niah")} for row in rows]
     return [check for check in checks if check]
 
 

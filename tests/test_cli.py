@@ -11,6 +11,7 @@ import yaml
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.ruler.results import read_records
 from tests.conftest import QUIET, longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, losses, metrics
 
@@ -77,7 +78,11 @@ def test_fit_writes_the_run_directory(arguments):
     assert list(losses()) == list(range(6))
     checks = [row for row in metrics() if "ruler/niah_single_1/512/r0.5" in row]
     assert len(checks) == 2
-    assert set(checks[0]) == {"step", *(f"ruler/niah_single_1/512/r{budget}" for budget in ("1", "0.5", "0.25"))}
+    for figure in ("ruler", "ruler_stderr", "ruler_nll", "ruler_exact_match"):
+        assert checks[0].keys() >= {f"{figure}/niah_single_1/512/r{budget}" for budget in ("1", "0.5", "0.25")}
+    assert not any("average" in key for key in checks[0])
+    assert len(read_records(run / "ruler" / "step-000006.jsonl")) == 3 * ruler["num_samples"]
+    assert (run / "ruler" / "step-000006-depths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_ruler_callback_leaves_the_loss_curve_as_it_is(arguments):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning
+from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting
@@ -20,6 +21,7 @@ from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName, read_samples
 from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -199,7 +201,8 @@ class LongContextDataModule(lightning.LightningDataModule):
     def val_dataloader(self):
         if self._val is None:
             # Lightning skips a validation without batches, callbacks included: `lrsa validate` gets an empty one.
-            return [{}] if self.trainer is not None and self.trainer.state.fn == "validate" else []
+            validates = self.trainer is not None and self.trainer.state.fn == "validate"
+            return DataLoader([{}], batch_size=None) if validates else []
         # One row at a time, so that no sample is left over.
         return self._loader(self._val, self._data_parallel_size, 1, shuffle=False)
 
@@ -245,20 +248,10 @@ class LongContextDataModule(lightning.LightningDataModule):
             log.warning("%d malformed rows of %s left out; the first: %s", len(skipped), file, skipped[0])
 
     def _load_tokenizer(self):
-        from transformers import AutoTokenizer
-
         name = str(self.cache_dir / "demo" / "tokenizer") if self.source == "demo" else self.tokenizer_name
         if name is None:
             raise InputError("data.tokenizer is not set, and there is no model.name_or_path to take it from")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise InputError(f"data.tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-        if not tokenizer.is_fast:
-            raise InputError(
-                f"data.tokenizer {name!r} has no fast version (tokenizer.json), which preparing data needs"
-            )
-        return tokenizer
+        return load_tokenizer(name, "data.tokenizer")
 
     def _dataset(self, samples: PreparedSamples) -> LongContextDataset:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id

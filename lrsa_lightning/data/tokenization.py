@@ -2,6 +2,8 @@
 
 import re
 
+from lrsa_lightning.errors import InputError
+
 # Long enough that a piece's own cost counts for nothing, short enough that no tokenizer slows down on it.
 _PIECE = 8192
 # Places where no token reaches over, the most frequent ones first; a tokenizer is asked which hold for it. A letter
@@ -13,6 +15,27 @@ _SAFE_PLACES = (
     re.compile(r"(?<=\S\n)(?=[^\W\d_])" + _FULL_STOP),
 )
 _PROBE = "One line, two words.\nAnd 3 more:\nDon't\n\nstop here \nnow\r\nnew\n一行中文。\n第二行。还有“引号”。\n" * 2
+
+
+def load_tokenizer(name: str, option: str):
+    """The tokenizer of a hub id or folder.
+
+    Args:
+        name: hub id or folder.
+        option: what the user calls it, for the error.
+
+    Raises:
+        InputError: there is none, or no fast version of it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{option} {name!r} has no fast version (tokenizer.json), which preparing data needs")
+    return tokenizer
 
 
 class LongTokenizer:

@@ -118,6 +118,11 @@ class RulerEvaluator:
         """Task, length and budget of all there is to score, in order."""
         return [(task, length, budget) for task, length in self.samples for budget in (*self._budgets, *self._modes)]
 
+    def num_batches(self, share: Share) -> int:
+        """Batches of an evaluation, in each process."""
+        sizes = [-(-len(self.samples[task, length]) // share.world_size) for task, length, _ in self.cells]
+        return sum(-(-size // self.batch_size) for size in sizes)
+
     def mode(self, length: int, budget: str) -> AttentionMode:
         """The attention a budget is measured with, whatever the model was trained with."""
         if budget in self._modes:
@@ -138,7 +143,7 @@ class RulerEvaluator:
         done: Collection[tuple[str, str]] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[list[Record]]:
-        """Yields the records of each cell; leaves attention, train modes, random state and memory as they were.
+        """Yields the records of each batch; leaves attention, train modes, random state and memory as they were.
 
         Args:
             model: a transformers causal decoder.
@@ -146,39 +151,41 @@ class RulerEvaluator:
             teacher_forcing: whether to rate the references.
             share: what this process scores of it.
             done: ids and budgets of samples to leave out; the same in all processes.
-            stop: asked before each cell, in all processes; ends the evaluation.
+            stop: asked before each task, length and budget, in all processes; ends the evaluation.
         """
+        share = share or Share()
         for task, length, budget in self.cells:
             samples = [row for row in self.samples[task, length] if (row["id"], budget) not in done]
             if not samples:
                 continue
             if stop():
                 return
-            with _untouched(model):
-                records = self._cell(model, task, length, budget, samples, generation, teacher_forcing, share)
-            yield records
+            mine, num_own = share.deal(samples)
+            for start in range(0, len(mine), self.batch_size):
+                batch = mine[start : start + self.batch_size]
+                with _untouched(model):
+                    records = self._score(model, budget, batch, generation, teacher_forcing, share)
+                yield share.gather(records[: max(0, num_own - start)])
 
-    def _cell(self, model, task, length, budget, samples, generation, teacher_forcing, share) -> list[Record]:
-        share = share or Share()
-        mine, own = share.deal(samples)
-        mode, found = self.mode(length, budget), [{} for _ in mine]
-        for start in range(0, len(mine), self.batch_size):
-            batch = mine[start : start + self.batch_size]
-            prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
-            if teacher_forcing:
-                with self.stopwatch.time("teacher forcing", model.device):
-                    rated = self._rate(model, mode, prompts, batch, length)
-                for values, more in zip(found[start:], rated, strict=False):
-                    values |= more
-            if generation:
-                answers = self._answer(model, mode, prompts, task, self._num_pieces(length, share))
-                for values, more, row in zip(found[start:], answers, batch, strict=False):
-                    values |= more | _score(task, more["prediction"], row["outputs"])
-        records = [
+    def _score(
+        self, model, budget: str, batch: list[Row], generation: bool, teacher_forcing: bool, share: Share
+    ) -> list[Record]:
+        task, length = batch[0]["task"], batch[0]["max_length"]
+        mode, found = self.mode(length, budget), [{} for _ in batch]
+        prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
+        if teacher_forcing:
+            with self.stopwatch.time("teacher forcing", model.device):
+                found = [f | r for f, r in zip(found, self._rate(model, mode, prompts, batch, length), strict=True)]
+        if generation:
+            answers = self._answer(model, mode, prompts, task, self._num_pieces(length, share))
+            found = [
+                f | a | _score_prediction(task, a["prediction"], row["outputs"])
+                for f, a, row in zip(found, answers, batch, strict=True)
+            ]
+        return [
             Record(row["id"], task, length, budget, row["length"] / length, row["outputs"], row["depths"], **values)
-            for row, values in zip(mine[:own], found, strict=False)
+            for row, values in zip(batch, found, strict=True)
         ]
-        return share.gather(records)
 
     def _rate(self, model, mode: AttentionMode, prompts: list[list[int]], batch: list[Row], length: int) -> list[dict]:
         answers = [self._ids(row["answer"]) for row in batch]
@@ -209,7 +216,7 @@ class RulerEvaluator:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _score(task: str, prediction: str, outputs: list[str]) -> dict[str, Any]:
+def _score_prediction(task: str, prediction: str, outputs: list[str]) -> dict[str, Any]:
     hits = [match_all(prediction, [output]) == 1 for output in outputs]
     return {"score": find_task(task).metric(prediction, outputs), "hits": hits}
 

@@ -38,9 +38,7 @@ class FrequentWords:
         """Units are words of the text, roughly: each word's count is rounded down."""
         vocabulary = draws.shuffled(sorted(coded_words(draws.rng, max(self.budget // 50, 5), _LETTERS)))
         vocabulary[0] = "..."
-        words = [
-            word for rank, word in enumerate(vocabulary, start=1) for _ in range(int(units * rank**-2.0 / _ZETA))
-        ]
+        words = [word for rank, word in enumerate(vocabulary, start=1) for _ in range(int(units * rank**-2.0 / _ZETA))]
         outputs = vocabulary[1:4]
         context = " ".join(draws.shuffled(words))
         return Text(_TEMPLATE.format(context=context), _ANSWER_PREFIX, outputs, " " + enumeration(outputs))

@@ -59,7 +59,7 @@ def make_samples(
             all samples, questions in the file's order, coarse steps, one stream of random numbers.
 
     Returns:
-        rows with id, index, task, input, answer_prefix (to be sent behind input), outputs, answer (outputs as the
+        rows with id, index, task, max_length, input, answer_prefix (to be sent behind input), outputs, answer (outputs as the
         task's example writes them), depths (0..1, of each output, where it has one), length (tokens of the prompt plus
         tokens_to_generate), length_w_model_temp (the same: the template is counted in) and, for niah,
         token_position_answer.
@@ -196,6 +196,7 @@ class SampleMaker:
             "id": f"{self.task}-{self.max_length}-{self.seed}-{index}",
             "index": index,
             "task": self.task,
+            "max_length": self.max_length,
             "input": fit.prompt.input,
             "answer_prefix": text.answer_prefix,
             "outputs": text.outputs,

@@ -1,7 +1,11 @@
 """RULER's metrics (scripts/eval/synthetic/constants.py, scripts/eval/evaluate.py)."""
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from lrsa_lightning.errors import InputError
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -41,3 +45,26 @@ def score_predictions(task: str, predictions: Sequence[str], references: Sequenc
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
     scores = [metric(p, r) for p, r in zip(predictions, references, strict=True)]
     return round(100 * sum(scores) / len(scores), 2)
+
+
+def score_file(path: Path) -> float:
+    """Score of a file of predictions in RULER's format: <task>.jsonl, each line with pred and outputs.
+
+    Raises:
+        InputError: the file is not named after a task, does not exist, or a line is malformed.
+    """
+    predictions, references = [], []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"predictions file {path} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            predictions.append(row["pred"])
+            references.append(row["outputs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: expected an object with pred and outputs ({error!r})") from error
+    if not predictions:
+        raise InputError(f"{path} holds no predictions")
+    return score_predictions(path.stem, predictions, references)

@@ -31,15 +31,18 @@ class Sources:
     hotpotqa: str | Path | None = None
     english_words: str | Path | None = None
 
-    def __post_init__(self) -> None:
-        for name, path in self.given().items():
+    def given(self) -> dict[str, Path]:
+        """The files there are, by name.
+
+        Raises:
+            InputError: one does not exist.
+        """
+        paths = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: Path(path) for name, path in paths.items() if path is not None}
+        for name, path in given.items():
             if not path.is_file():
                 raise InputError(f"RULER's {name} file {path} does not exist: {where_to_get(name)}")
-
-    def given(self) -> dict[str, Path]:
-        """The files there are, by name."""
-        paths = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: Path(path) for name, path in paths.items() if path is not None}
+        return given
 
     def read(self, name: str):
         """What one of the files holds: `Essays`, `Questions` or a list of words.

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,29 @@ class SampleStore:
             temporary = file.with_name(f"{file.name}.{os.getpid()}")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(file)
+
+
+def make_in_parallel(
+    store: SampleStore, tasks: Sequence[str], lengths: Sequence[int], num_samples: int, num_workers: int
+) -> Iterator[Path]:
+    """Makes what a store lacks, a task and length in a process; yields each file once it is there.
+
+    Raises:
+        InputError: as `SampleStore.samples`.
+    """
+    # A forked tokenizer must not use threads; each worker has one core anyway.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
+        # The longest first, so that none is left alone at the end.
+        cells = [(task, length) for length in sorted(lengths, reverse=True) for task in tasks]
+        made = {pool.submit(store.samples, *cell, num_samples): cell for cell in cells}
+        try:
+            for future in as_completed(made):
+                future.result()
+                yield store.path(*made[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _sha256(content: bytes) -> str:

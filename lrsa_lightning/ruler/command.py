@@ -1,0 +1,133 @@
+"""The evaluation behind scripts/eval_ruler.py: a model, its samples, and a folder of results."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Fabric
+
+from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
+from lrsa_lightning.ruler.evaluation import EvaluationFolder
+from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
+from lrsa_lightning.ruler.options import chosen_tasks, sample_settings
+from lrsa_lightning.ruler.results import Record, cell_scores, metrics
+from lrsa_lightning.ruler.store import SampleStore
+from lrsa_lightning.ruler.summary import score_table
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Evaluation:
+    """One call of the command; see its help for the options."""
+
+    def __init__(self, options: Namespace):
+        """
+        Args:
+            options: parsed, with the attention mode instantiated.
+
+        Raises:
+            InputError: model, samples or folder are not what they should be.
+        """
+        self._options = options
+        if options.precision not in (None, *_PRECISIONS):
+            raise InputError(f"--precision {options.precision!r}: expected one of {', '.join(_PRECISIONS)}")
+        tasks = chosen_tasks(options)
+        self._fabric = Fabric(devices=options.devices, accelerator="auto" if torch.cuda.is_available() else "cpu")
+        self._fabric.launch()
+        check_length(self._model.config, max(options.lengths))
+        settings = sample_settings(options, self._template)
+        if options.samples is None:
+            store = SampleStore.in_cache(Path(".lrsa_cache"), self._tokenizer, settings)
+        else:
+            store = SampleStore(Path(options.samples), self._tokenizer, settings)
+        with self._fabric.rank_zero_first():
+            samples = {
+                (task, length): store.samples(task, length, options.num_samples)
+                for length in options.lengths
+                for task in tasks
+            }
+        modes = {} if options.attention is None else {type(options.attention).__name__.lower(): options.attention}
+        self._evaluator = RulerEvaluator(
+            self._tokenizer,
+            samples,
+            options.budgets,
+            options.lag_divisor,
+            options.sink_size,
+            options.batch_size,
+            options.prefill_chunk_size,
+            modes,
+            answer_ends(self._template, self._tokenizer),
+        )
+        self._folder = EvaluationFolder(Path(options.output), self._settings(store))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that speaks."""
+        return self._fabric.is_global_zero
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the whole evaluation, those done earlier included."""
+        return self._evaluator.num_batches(Share.of_process_group())
+
+    def run(self) -> Iterator[list[Record]]:
+        """Scores what is lacking in the folder, batch by batch."""
+        model = self._model.to(self._fabric.device)
+        options = self._options
+        share = Share.of_process_group()
+        yield from self._folder.run(self._evaluator, model, share, options.generation, options.teacher_forcing)
+
+    def summary(self) -> str:
+        """The scores of everything in the folder, and where the time of this call went."""
+        figures = metrics(cell_scores(self._folder.records()))
+        seconds = "  ".join(f"{part} {time:.1f} s" for part, time in self._evaluator.stopwatch.seconds.items())
+        return f"{score_table(figures)}\n{seconds}\nresults: {self._folder.path}"
+
+    @cached_property
+    def _run(self):
+        """The run a checkpoint belongs to."""
+        return load_checkpoint(Path(self._options.checkpoint), self._dtype)
+
+    @cached_property
+    def _model(self):
+        if self._options.checkpoint is not None:
+            return self._run.model
+        config = load_config(self._options.model, None)
+        return load_model(config, self._options.model, self._dtype).eval()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        default = "bfloat16" if torch.cuda.is_available() else "float32"
+        return _PRECISIONS[self._options.precision or default]
+
+    @cached_property
+    def _tokenizer(self):
+        own = self._options.model if self._options.checkpoint is None else self._run.tokenizer_name
+        return load_tokenizer(self._options.tokenizer or own, "--tokenizer")
+
+    @property
+    def _template(self) -> str:
+        of_run = "base" if self._options.checkpoint is None else self._run.config["data"]["template"]
+        return self._options.template or of_run
+
+    def _settings(self, store: SampleStore) -> dict[str, Any]:
+        """All that a sample's result depends on, beside its own name and budget."""
+        options = self._options
+        weights = Path(options.checkpoint or options.model)
+        files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights.resolve()]
+        return {
+            "model": str(weights),
+            "weights": [[f.name, f.stat().st_size, int(f.stat().st_mtime)] for f in files if f.exists()],
+            "dtype": str(self._dtype),
+            "samples": store.manifest("niah_single_1"),
+            "lag_divisor": options.lag_divisor,
+            "sink_size": options.sink_size,
+            "attention": repr(options.attention),
+            "generation": options.generation,
+            "teacher_forcing": options.teacher_forcing,
+        }

@@ -1,0 +1,57 @@
+"""An evaluation in a folder: results are appended batch by batch, so a killed one continues where it was."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
+from lrsa_lightning.ruler.results import Record, read_records, write_records
+
+RESULTS, SETTINGS = "results.jsonl", "settings.json"
+
+
+class EvaluationFolder:
+    """``results.jsonl``, a record a sample, beside ``settings.json``, what they depend on."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        """
+        Args:
+            folder: where the results lie, or will.
+            settings: all that a sample's result depends on, model and samples included.
+
+        Raises:
+            InputError: the folder holds results of other settings.
+        """
+        self.path = folder / RESULTS
+        self._settings_path = folder / SETTINGS
+        self._settings = settings
+        if self._settings_path.exists():
+            earlier = json.loads(self._settings_path.read_text(encoding="utf-8"))
+            differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
+            if differing:
+                raise InputError(
+                    f"{folder} holds results of other settings ({', '.join(sorted(differing))} differ): give another "
+                    "--output, or remove it"
+                )
+
+    def records(self) -> list[Record]:
+        """The results there are."""
+        return read_records(self.path) if self.path.exists() else []
+
+    def run(
+        self, evaluator: RulerEvaluator, model, share: Share, generation: bool, teacher_forcing: bool
+    ) -> Iterator[list[Record]]:
+        """Scores what is lacking; yields each batch once it is on disk."""
+        earlier = self.records()
+        if share.rank == 0:
+            self._settings_path.parent.mkdir(parents=True, exist_ok=True)
+            self._settings_path.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
+            write_records(self.path, earlier)  # without a line that was cut short
+        done = {(record.id, record.budget) for record in earlier}
+        for batch in evaluator.evaluate(model, generation, teacher_forcing, share, done):
+            if share.rank == 0:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("".join(record.line() for record in batch))
+            yield batch

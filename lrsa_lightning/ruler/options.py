@@ -1,0 +1,45 @@
+"""Options that the commands around RULER share."""
+
+from argparse import Namespace
+
+from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.store import SampleSettings
+from lrsa_lightning.ruler.tasks import TASKS, possible_tasks
+
+PAPER_LENGTHS = [4096, 8192, 16384, 32768]
+
+
+def add_sample_options(parser) -> None:
+    """Adds what decides which samples there are."""
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="RULER tasks; all 13 by default")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=PAPER_LENGTHS, help="maximum lengths in tokens, new tokens included"
+    )
+    parser.add_argument("--num_samples", type=int, default=500, help="samples of each task and length")
+    parser.add_argument("--seed", type=int, default=42, help="of the samples")
+    parser.add_argument("--essays", help="PaulGrahamEssays.json(.gz), for six niah tasks")
+    parser.add_argument("--squad", help="squad.json(.gz), for qa_1")
+    parser.add_argument("--hotpotqa", help="hotpotqa.json(.gz), for qa_2")
+    parser.add_argument("--english_words", help="english_words.json(.gz), for cwe beyond 64K tokens")
+    parser.add_argument(
+        "--skip_missing", action="store_true", help="leave tasks out whose file was not given, instead of an error"
+    )
+    parser.add_argument("--official_compat", action="store_true", help="sizes and orders as in the official code")
+
+
+def chosen_tasks(options: Namespace) -> list[str]:
+    """The tasks to make.
+
+    Raises:
+        InputError: an unknown task, or a file that is missing.
+    """
+    return possible_tasks(options.tasks, _sources(options), options.skip_missing)
+
+
+def sample_settings(options: Namespace, template: str) -> SampleSettings:
+    """The settings of the samples."""
+    return SampleSettings(options.seed, template, _sources(options), options.official_compat)
+
+
+def _sources(options: Namespace) -> Sources:
+    return Sources(options.essays, options.squad, options.hotpotqa, options.english_words)

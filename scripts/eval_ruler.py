@@ -1,0 +1,71 @@
+"""Scores a model on RULER: any attention, any cache budget, any length; a killed run continues where it was.
+
+The model is a Hugging Face folder or hub id (--model) or a checkpoint of a run (--checkpoint). Each budget r < 1 is
+LRSA's cache with lag = length / 32, as in the paper's Table 1; --attention adds a mode of your own. Results go to
+OUTPUT/results.jsonl, which scripts/report.py reads. With --predictions no model is run: files in RULER's own format
+(fields pred and outputs) are scored.
+Usage: python scripts/eval_ruler.py --model Qwen/Qwen2.5-1.5B --output eval --lengths 4096 32768 --essays FILE ...
+       python scripts/eval_ruler.py --checkpoint runs/NAME/checkpoints/last.ckpt --output eval --skip_missing
+       python scripts/eval_ruler.py --predictions pred/niah_single_1.jsonl pred/qa_1.jsonl
+"""
+
+import sys
+from pathlib import Path
+
+from rich.progress import track
+
+from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.cli import Parser, report_input_errors
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.options import add_sample_options
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model", type=str | None, help="Hugging Face folder or hub id")
+    parser.add_argument("--checkpoint", type=str | None, help="runs/<name>/checkpoints/<file>")
+    parser.add_argument("--tokenizer", type=str | None, help="the model's own when not given")
+    parser.add_argument("--output", type=str, default="ruler_eval", help="folder of the results")
+    parser.add_argument("--samples", type=str | None, help="folder of scripts/make_ruler.py; a cache when not given")
+    parser.add_argument("--template", type=str | None, help="base or chatml; the run's, or base, when not given")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[1.0, 0.5, 0.25], help="retention ratios; 1 dense")
+    parser.add_argument(
+        "--attention", type=AttentionMode | None, enable_path=True, help="a further mode: file, or class and arguments"
+    )
+    parser.add_argument("--lag_divisor", type=int, default=32, help="lag = length / lag_divisor")
+    parser.add_argument("--sink_size", type=int, default=16, help="sink of the compressed cache")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--prefill_chunk_size", type=int, default=4096, help="prompt tokens a forward pass")
+    parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
+    parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU")
+    parser.add_argument("--precision", type=str | None, help="bfloat16 or float32; by the device when not given")
+    parser.add_argument("--predictions", type=str, nargs="+", help="score these files instead, named <task>.jsonl")
+    add_sample_options(parser)
+    return parser
+
+
+@report_input_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluates, or scores predictions, and prints the scores."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.predictions:
+        from lrsa_lightning.ruler.scoring import score_file
+
+        for path in map(Path, options.predictions):
+            print(f"{path.stem:<20}{score_file(path)}")
+        return
+    if (options.model is None) == (options.checkpoint is None):
+        raise InputError("give exactly one of --model and --checkpoint (or --predictions)")
+    from lrsa_lightning.ruler.command import Evaluation
+
+    evaluation = Evaluation(parser.instantiate_classes(options))
+    for _ in track(evaluation.run(), "RULER", total=evaluation.num_batches, disable=not sys.stdout.isatty()):
+        pass
+    if evaluation.is_first:
+        print(evaluation.summary())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

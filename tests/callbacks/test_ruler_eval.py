@@ -1,0 +1,97 @@
+"""RULER amid training, through the command: what is measured when, and what it leaves alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lrsa_lightning.callbacks import ruler_eval as module
+from lrsa_lightning.cli import main
+from lrsa_lightning.ruler.results import read_records
+from tests.runs import callback, checkpoints, command, losses, metrics
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+RULER = {"tasks": ["niah_single_1"], "lengths": [512], "budgets": [0.5], "num_samples": 1, "every_n_steps": 3}
+
+
+@pytest.fixture
+def fit(arguments):
+    """Runs six steps with RulerEval and returns the checks' figures by step."""
+
+    def run(subcommand="fit", more=(), **options) -> dict[int, dict[str, float]]:
+        arguments["trainer.callbacks"] = json.dumps([callback("RulerEval", **RULER | options), *more])
+        main(command(arguments, subcommand))
+        return {row["step"]: row for row in metrics() if any(key.startswith("ruler") for key in row)}
+
+    return run
+
+
+def generated(checks):
+    return [step for step, row in checks.items() if "ruler/niah_single_1/512/r0.5" in row]
+
+
+@pytest.mark.parametrize(("when", "steps"), [("ends", [0, 5]), ("always", [0, 2, 5]), ("never", [])])
+def test_every_check_rates_the_references_and_some_generate(fit, when, steps):
+    checks = fit(generation=when)
+    assert list(checks) == [0, 2, 5]
+    assert all("ruler_nll/niah_single_1/512/r0.5" in row for row in checks.values())
+    assert generated(checks) == steps
+
+
+def test_what_the_time_did_not_suffice_for_is_said(fit, monkeypatch, capsys):
+    clock = iter(range(100))
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock))
+    options = {"tasks": ["niah_single_1", "niah_multikey_2"], "budgets": [1.0, 0.5], "generation": "never"}
+    fit(**options, max_seconds=3.5)
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "left out after 3.5 s (max_seconds): niah_multikey_2/512/r0.5" in out
+    records = read_records(Path("runs/x/ruler/step-000006.jsonl"))
+    assert [record.cell for record in records] == [
+        ("niah_single_1", 512, "r1"),
+        ("niah_single_1", 512, "r0.5"),
+        ("niah_multikey_2", 512, "r1"),
+    ]
+
+
+def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, arguments, capsys):
+    checks = fit(more=json.loads(checkpoints(6)))
+    records = Path("runs/x/ruler/step-000006.jsonl")
+    before = read_records(records)
+    records.unlink()
+    arguments["ckpt_path"] = "runs/x/checkpoints/step=6.ckpt"
+    after = fit("validate")
+    assert read_records(records) == before
+    assert after[5] == checks[5]
+
+
+def test_checkpoints_can_be_kept_by_a_score(fit):
+    best = {"monitor": "ruler_nll/subset_mean", "every_n_train_steps": 3, "filename": "{step}", "save_top_k": 1}
+    fit(generation="never", more=[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best}])
+    nll = {row["step"]: row["ruler_nll/subset_mean"] for row in metrics() if "ruler_nll/subset_mean" in row}
+    (kept,) = Path("runs/x/checkpoints").iterdir()
+    assert kept.name == f"step={min((2, 5), key=nll.get) + 1}.ckpt"
+
+
+def test_the_light_default_takes_the_tasks_that_need_no_file(fit, capsys):
+    checks = fit(tasks=None, lengths=[2048], generation="never")
+    names = {key.split("/")[1] for key in checks[5] if key.startswith("ruler_nll/")}
+    assert names == {"niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "fwe", "subset_mean"}
+
+
+def test_a_task_whose_file_is_missing_fails_before_training(fit, capsys):
+    for options, message in (
+        ({"tasks": ["qa_1"]}, "RULER qa_1 needs the file squad: give squad.json, from https://"),
+        ({"tasks": ["qa_1"], "sources": {"squad": "nowhere.json"}}, "squad file nowhere.json does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            fit(**options)
+        assert message in capsys.readouterr().err
+    assert not Path("runs/x/metrics.jsonl").exists()
+    assert fit(tasks=["niah_single_1", "qa_1"], skip_missing=True, generation="never")
+
+
+def test_the_loss_curve_is_the_same_with_and_without(fit, arguments):
+    fit(generation="always")
+    with_ruler = losses()
+    main(command({**arguments, "trainer.callbacks": "[]", "run_name": "without"}))
+    assert losses("without") == with_ruler

@@ -1,0 +1,75 @@
+"""Means, standard errors and names of what an evaluation found, worked out by hand."""
+
+import pytest
+
+from lrsa_lightning.ruler import TASKS
+from lrsa_lightning.ruler.heat_map import depth_scores, draw_depths
+from lrsa_lightning.ruler.results import Record, cell_scores, metrics, read_records, table, write_records
+from lrsa_lightning.ruler.summary import score_table
+
+
+def record(i, task="vt", length=4096, budget="r1", score=1.0, **values):
+    return Record(f"{task}-{i}", task, length, budget, 0.9, ["a", "b"], [0.05, 0.95], score=score, **values)
+
+
+def test_means_and_standard_errors():
+    records = [record(0, score=1.0, nll=1.0, exact_match=True, kv_bytes=10), record(1, score=0.5, nll=2.0, kv_bytes=20)]
+    records += [record(2, score=0.0, nll=6.0, exact_match=False, kv_bytes=30), record(0, budget="r0.5", score=0.25)]
+    first, second = cell_scores(records)
+    assert (first.count, first.score, first.nll, first.exact_match, first.kv_bytes) == (3, 50.0, 3.0, 50.0, 20)
+    assert first.stderr == 28.87  # 50 / sqrt(3): the sample deviation of 0, 50, 100 is 50
+    assert (second.score, second.stderr, second.nll, second.exact_match) == (25.0, None, None, None)
+
+
+def test_a_mean_is_called_rulers_average_only_over_all_13_tasks():
+    some = metrics(cell_scores([record(0, "vt", score=1.0), record(0, "cwe", score=0.0)]))
+    assert some["ruler/subset_mean/4096/r1"] == some["ruler/subset_mean"] == 50
+    assert not any("average" in name for name in some)
+    every = [record(0, task, score=float(task == "vt")) for task in TASKS]
+    figures = metrics(cell_scores([*every, record(0, "vt", 8192, score=1.0)]))
+    assert figures["ruler/average/4096/r1"] == figures["ruler/subset_mean/4096/r1"] == pytest.approx(7.6923)
+    assert "ruler/average/8192/r1" not in figures
+    assert "ruler/average" not in figures
+    assert metrics(cell_scores(every))["ruler/average"] == pytest.approx(7.6923)
+
+
+def test_figures_that_were_not_measured_are_not_logged():
+    figures = metrics(cell_scores([record(0, score=None, nll=2.0, exact_match=True)]))
+    assert figures == {
+        "ruler_nll/vt/4096/r1": 2.0,
+        "ruler_exact_match/vt/4096/r1": 100.0,
+        "ruler_nll/subset_mean/4096/r1": 2.0,
+        "ruler_nll/subset_mean": 2.0,
+        "ruler_exact_match/subset_mean/4096/r1": 100.0,
+        "ruler_exact_match/subset_mean": 100.0,
+        "ruler_fill/4096": 0.9,
+    }
+
+
+def test_records_survive_their_file_and_a_torn_last_line(tmp_path):
+    records = [record(0, prediction="x\n\u2028y", hits=[True, False]), record(1)]
+    path = tmp_path / "new" / "results.jsonl"
+    write_records(path, records)
+    assert read_records(path) == records
+    with path.open("a") as file:
+        file.write(records[0].line()[:40])
+    assert read_records(path) == records
+    assert table(records)[1][0][:6] == ["vt-0", "vt", 4096, "r1", "a | b", "x\n\u2028y"]
+
+
+def test_heat_map_by_depth(tmp_path):
+    records = [record(0, hits=[True, False]), record(1, hits=[False, False]), record(2, budget="r0.5", hits=[True] * 2)]
+    scores = depth_scores(records)
+    assert scores[4096, "r1"] == [50.0, *[None] * 8, 0.0]
+    assert scores[4096, "r0.5"] == [100.0, *[None] * 8, 100.0]
+    assert draw_depths(records, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert draw_depths([record(0)], tmp_path / "none.png") is None
+
+
+def test_score_table():
+    figures = metrics(cell_scores([record(0, score=1.0), record(0, budget="r0.5", score=0.5)]))
+    assert score_table(figures).splitlines() == [
+        "task           length       r1     r0.5",
+        "vt               4096      100       50",
+        "subset_mean      4096      100       50",
+    ]

@@ -1,0 +1,78 @@
+"""Samples on disk: made once, reused, never mistaken for others."""
+
+import json
+
+import pytest
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler import make_samples
+from lrsa_lightning.ruler import store as module
+from lrsa_lightning.ruler.store import SampleSettings, SampleStore, make_in_parallel
+
+TASK = "niah_single_1"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts the times samples are made."""
+    calls = []
+
+    class CountingMaker(module.SampleMaker):
+        def make(self, num_samples):
+            calls.append(num_samples)
+            return super().make(num_samples)
+
+    monkeypatch.setattr(module, "SampleMaker", CountingMaker)
+    return calls
+
+
+def test_samples_are_made_once_and_more_only_when_needed(tokenizer, tmp_path, made):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    expected = make_samples(TASK, tokenizer, 640, 4)
+    assert store.samples(TASK, 640, 3) == expected[:3]
+    assert store.samples(TASK, 640, 2) == expected[:2]
+    assert SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 3) == expected[:3]
+    assert store.samples(TASK, 640, 4) == expected
+    assert made == [3, 4]
+
+
+def test_the_file_is_rulers_and_the_manifest_says_what_it_holds(tokenizer, tmp_path):
+    SampleStore(tmp_path, tokenizer, SampleSettings(seed=7)).samples(TASK, 640, 2)
+    rows = [json.loads(line) for line in (tmp_path / "640" / TASK / "validation.jsonl").read_text().splitlines()]
+    official = {"index", "input", "outputs", "length", "length_w_model_temp", "answer_prefix", "token_position_answer"}
+    assert all(row.keys() >= official for row in rows)
+    manifest = json.loads((tmp_path / "640" / TASK / "manifest.json").read_text())
+    assert (manifest["seed"], manifest["num_samples"], manifest["length"]) == (7, 2, 640)
+
+
+def test_samples_of_other_settings_are_refused(tokenizer, tmp_path):
+    SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2)
+    other = SampleStore(tmp_path, tokenizer, SampleSettings(seed=1, template="chatml"))
+    with pytest.raises(InputError, match=r"640/niah_single_1/validation.jsonl.*\(seed, template\)"):
+        other.samples(TASK, 640, 2)
+
+
+def test_a_file_that_was_changed_is_refused(tokenizer, tmp_path):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 2)
+    with store.path(TASK, 640).open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(InputError, match="sha256"):
+        store.samples(TASK, 640, 2)
+
+
+def test_each_setting_has_its_own_place_in_a_cache(tokenizer, tmp_path):
+    settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(official_compat=True)]
+    folders = {SampleStore.in_cache(tmp_path, tokenizer, one).folder for one in settings}
+    assert len(folders) == 3
+
+
+def test_several_processes_make_the_same_files(tokenizer, tmp_path):
+    one, several = (SampleStore(tmp_path / name, tokenizer, SampleSettings()) for name in ("one", "several"))
+    paths = list(make_in_parallel(several, [TASK, "niah_multikey_2"], [640, 1024], 2, 2))
+    assert len(paths) == 4
+    for path in paths:
+        one.samples(path.parent.name, int(path.parent.parent.name), 2)
+        assert path.read_bytes() == (tmp_path / "one" / path.relative_to(tmp_path / "several")).read_bytes()
+    with pytest.raises(InputError, match="at length 100"):
+        list(make_in_parallel(several, [TASK], [100], 1, 2))

@@ -72,12 +72,12 @@ class Prompt:
         self._next_B = self._prefill(input_ids, lengths, num_pieces)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
+        # Needs no mask: padding on the right is seen by padding alone.
         last_hidden, start = [None] * len(lengths), 0
         for piece in input_ids.tensor_split(num_pieces, dim=1):
             stop = start + piece.shape[1]
             hidden_BND = self._model.get_decoder()(
                 input_ids=piece,
-                attention_mask=None if self._padding_mask is None else self._padding_mask[:, :stop],
                 position_ids=torch.arange(start, stop, device=piece.device).unsqueeze(0),
                 past_key_values=self.cache,
                 use_cache=True,

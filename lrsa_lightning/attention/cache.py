@@ -71,6 +71,8 @@ class LagKVLayer(DynamicLayer):
         self.prompt_lengths = list(lengths) if lengths is not None and len(set(lengths)) > 1 else None
         self._ended_rows: dict[int, tuple[Tensor, Tensor]] = {}
         self._row_seen: list[int] | None = None
+        self._row_padding: list[int] = []
+        self._row_padding_B: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -151,18 +153,21 @@ class LagKVLayer(DynamicLayer):
     def _align_rows(self) -> None:
         """Lays the rows out right-aligned, each at its own length, ready for decoding."""
         rows = [self._ended_rows[row] for row in range(len(self.prompt_lengths))]
-        self._stack_rows(rows)
-        self._row_seen, self._ended_rows = list(self.prompt_lengths), {}
-
-    def _stack_rows(self, rows: list[tuple[Tensor, Tensor]]) -> None:
         longest = max(k.shape[2] for k, _ in rows)
         self.keys, self.values = (
             torch.cat([torch.nn.functional.pad(z, (0, 0, longest - z.shape[2], 0)) for z in column])
             for column in zip(*rows, strict=True)
         )
+        self._row_seen, self._ended_rows = list(self.prompt_lengths), {}
+        self._set_row_padding([longest - k.shape[2] for k, _ in rows])
 
-    def _row_padding(self) -> list[int]:
-        return [self.keys.shape[2] - self.chunking.stored_len(seen) for seen in self._row_seen]
+    def _set_row_padding(self, padding: list[int]) -> None:
+        """Notes how many unused keys lie in front of each row, and drops those that all rows have."""
+        spare = min(padding)
+        self._row_padding = [own - spare for own in padding]
+        # On the device once and for all steps until a row compresses: each copy would wait for the device.
+        self._row_padding_B = torch.tensor(self._row_padding, device=self.keys.device)
+        self.keys, self.values = self.keys[:, :, spare:], self.values[:, :, spare:]
 
     def _update_rows(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Appends one token to rows of unequal length; whoever completes a chunk compresses, alone."""
@@ -171,17 +176,30 @@ class LagKVLayer(DynamicLayer):
                 f"rows of unequal length take one token at a time after their prompts, got {key_states.shape[2]}: "
                 "their chunk boundaries differ"
             )
-        padding = self._row_padding()
         keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
-        keys.lrsa_view = CacheView(keys.shape[2], 0, 0, torch.tensor(padding, device=keys.device))
+        keys.lrsa_view = CacheView(keys.shape[2], 0, 0, self._row_padding_B)
         before, self._row_seen = self._row_seen, [seen + 1 for seen in self._row_seen]
         self.seen += 1
         self.keys, self.values = keys, values
         compressed = self.chunking.compressed_chunks
-        if any(compressed(b) != compressed(a) for b, a in zip(before, self._row_seen, strict=True)):
-            rows = [tuple(z[row : row + 1, :, pad:] for z in (keys, values)) for row, pad in enumerate(padding)]
-            self._stack_rows([self._compress(held, b, b + 1)[1] for held, b in zip(rows, before, strict=True)])
+        complete = [row for row, seen in enumerate(before) if compressed(seen) != compressed(seen + 1)]
+        if complete:
+            # The newest query still reads the tokens that are now dropped.
+            self.keys, self.values = keys.clone(), values.clone()
+            padding = [
+                self._compress_row(r, before[r]) if r in complete else p for r, p in enumerate(self._row_padding)
+            ]
+            self._set_row_padding(padding)
         return keys, values
+
+    def _compress_row(self, row: int, before: int) -> int:
+        """Compresses the chunk a row has completed, in place; the padding it then has."""
+        held = tuple(z[row : row + 1, :, self._row_padding[row] :] for z in (self.keys, self.values))
+        stays = self._compress(held, before, before + 1)[1]
+        padding = self.keys.shape[2] - stays[0].shape[2]
+        for z, own in zip((self.keys, self.values), stays, strict=True):
+            z[row : row + 1, :, padding:] = own
+        return padding
 
     def get_seq_length(self) -> int:
         """Tokens seen (not held), of the longest row."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lrsa_lightning.ruler.kind import OfficialSteps
+from lrsa_lightning.ruler.kind import OfficialSteps, TooFewUnits
 
 Prompt = TypeVar("Prompt")
 # The official code draws anew until a draw fits; a draw of the least units differs from the next by a few tokens.
@@ -75,7 +75,9 @@ def largest_fit(
     return best
 
 
-def official_units(tokens_of: Callable[[int], int], steps: OfficialSteps, budget: int, max_length: int) -> int:
+def official_units(
+    tokens_of: Callable[[int], int], steps: OfficialSteps, budget: int, max_length: int, most: int | None = None
+) -> int:
     """Units the official code begins each sample with; ``tokens_of`` draws a new prompt each time.
 
     Args:
@@ -83,6 +85,7 @@ def official_units(tokens_of: Callable[[int], int], steps: OfficialSteps, budget
         steps: of the task.
         budget: tokens of a prompt.
         max_length: tokens of a prompt and of its answer.
+        most: units above which there is no prompt; None: no limit.
     """
     if steps.most is None:
         units = steps.probe
@@ -91,13 +94,14 @@ def official_units(tokens_of: Callable[[int], int], steps: OfficialSteps, budget
         return units - steps.step
     per_unit = (tokens_of(steps.probe) - steps.beside) / steps.probe
     low, high = steps.step, max(int(max_length / per_unit * steps.most), 2 * steps.step)
+    high = high if most is None else min(high, most)
     found = steps.step
     while low <= high:
         middle = (low + high) // 2
         try:
             fits = tokens_of(middle) <= budget
-        except ValueError:
-            fits = True  # fewer documents than belong to the question: more are wanted
+        except TooFewUnits:
+            fits = True
         if fits:
             found, low = middle, middle + 1
         else:
@@ -119,8 +123,8 @@ def official_fit(
             found = Fit(units, prompt := build(units), count_tokens(prompt))
             if found.tokens <= budget:
                 return found
-        except ValueError:
-            pass  # fewer units than the sample needs
+        except TooFewUnits:
+            pass
         if units > step:
             units -= step
         else:

@@ -32,7 +32,7 @@ class FrequentWords:
         return None
 
     def official_steps(self) -> OfficialSteps:
-        return OfficialSteps(self.budget // 32, self.budget // _LETTERS, most=None)
+        return OfficialSteps(max(1, self.budget // 32), self.budget // _LETTERS, most=None)
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are words of the text, roughly: each word's count is rounded down."""

@@ -49,6 +49,10 @@ class Text:
     example: tuple[str, str] | None = None
 
 
+class TooFewUnits(ValueError):
+    """A sample cannot be that small."""
+
+
 @dataclass(frozen=True)
 class OfficialSteps:
     """How the official code sizes a task's samples.
@@ -83,7 +87,11 @@ class Kind(Protocol):
         """The official code's search for the number of units."""
 
     def generate(self, draws: Draws, units: int) -> Text:
-        """A sample of so many units."""
+        """A sample of so many units.
+
+        Raises:
+            TooFewUnits: the sample needs more.
+        """
 
 
 def enumeration(items: list[str]) -> str:

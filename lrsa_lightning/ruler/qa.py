@@ -6,7 +6,7 @@ from math import gcd
 from random import Random
 
 from lrsa_lightning.ruler.documents import Question, Questions
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text
+from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, TooFewUnits
 
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -113,7 +113,7 @@ class OfficialQuestionAnswering:
         """Units are documents.
 
         Raises:
-            ValueError: fewer than belong to the question.
+            TooFewUnits: fewer than belong to the question.
         """
         question, rng = self.data.questions[draws.item], draws.rng
         everything = range(len(self.data.documents))
@@ -127,7 +127,7 @@ class OfficialQuestionAnswering:
         elif room >= 0:
             chosen = question.gold + rng.sample(question.related, room)
         else:
-            raise ValueError(f"the question alone has {len(question.gold)} documents")
+            raise TooFewUnits(f"the question alone has {len(question.gold)} documents")
         return _text(self.data, question, draws.shuffled(chosen))
 
 

@@ -59,9 +59,9 @@ def make_samples(
             all samples, questions in the file's order, coarse steps, one stream of random numbers.
 
     Returns:
-        rows with id, index, task, max_length, input, answer_prefix (to be sent behind input), outputs, answer (outputs as the
-        task's example writes them), depths (0..1, of each output, where it has one), length (tokens of the prompt plus
-        tokens_to_generate), length_w_model_temp (the same: the template is counted in) and, for niah,
+        rows with id, index, task, max_length, input, answer_prefix (to be sent behind input), outputs, answer (outputs
+        as the task's example writes them), depths (0..1, of each output, where it has one), length (tokens of the
+        prompt plus tokens_to_generate), length_w_model_temp (the same: the template is counted in) and, for niah,
         token_position_answer.
 
     Raises:
@@ -136,17 +136,17 @@ class SampleMaker:
                 passed_over += 1
                 log.info("RULER %s at length %d: a question's own documents do not fit", self.task, self.max_length)
                 continue
-            if fit.units == kind.max_units and fit.tokens + self._new_tokens < _LEAST_FILL * self.max_length:
-                raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
             # Samples of one length need much the same haystack. Always the first one's: later ones must not depend
             # on how many are made.
             guess = guess or fit.units
-            yield fit
+            yield self._filled(fit)
         raise self._refusal(f"only {len(items) - passed_over} of {len(items)} questions fit, with their documents")
 
     def _official_fits(self) -> Iterator[Fit[_Prompt]]:
         rng, steps = Random(self.seed), self._kind.official_steps()
         items = self._kind.items()
+        if items is not None and not items:
+            raise self._refusal("there are 0 questions")
         first = 0 if items is None else items[0]
 
         def prompt(item: int, units: int) -> _Prompt:
@@ -155,13 +155,24 @@ class SampleMaker:
         def tokens_of(units: int) -> int:
             return self._count_prompt(prompt(first, units))
 
-        units = official_units(tokens_of, steps, self._budget, self.max_length)
+        units = official_units(tokens_of, steps, self._budget, self.max_length, self._kind.max_units)
         for item in count() if items is None else items:
             try:
-                yield official_fit(partial(prompt, item), self._count_prompt, self._budget, units, steps.step)
+                fit = official_fit(partial(prompt, item), self._count_prompt, self._budget, units, steps.step)
+                yield self._filled(fit)
             except DoesNotFit as error:
                 raise self._refusal(f"sample {item} {error}; without official_compat it may") from None
         raise self._refusal(f"there are {len(items)} questions")
+
+    def _filled(self, fit: Fit[_Prompt]) -> Fit[_Prompt]:
+        """The fit, if it is not short of units.
+
+        Raises:
+            InputError: it has all there are, and they fill too little.
+        """
+        if fit.units == self._kind.max_units and fit.tokens + self._new_tokens < _LEAST_FILL * self.max_length:
+            raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
+        return fit
 
     def _own_draws(self, item: int) -> Draws:
         return Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)

@@ -55,7 +55,7 @@ def score_file(path: Path) -> float:
     """
     predictions, references = [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would also part at U+2028
     except OSError as error:
         raise InputError(f"predictions file {path} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
@@ -65,6 +65,4 @@ def score_file(path: Path) -> float:
             references.append(row["outputs"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number}: expected an object with pred and outputs ({error!r})") from error
-    if not predictions:
-        raise InputError(f"{path} holds no predictions")
     return score_predictions(path.stem, predictions, references)

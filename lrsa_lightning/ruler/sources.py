@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -52,7 +53,8 @@ class Sources:
         """
         if name not in self.given():
             raise InputError(f"RULER needs the file {name}: {where_to_get(name)}")
-        return _read(name, self.given()[name])
+        path = self.given()[name].resolve()
+        return _read(name, path, path.stat().st_mtime_ns)
 
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
@@ -114,9 +116,9 @@ _EXPECTED = {
 
 
 @lru_cache(maxsize=8)
-def _read(name: str, path: Path) -> Essays | Questions | list[str]:
+def _read(name: str, path: Path, changed_ns: int) -> Essays | Questions | list[str]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             return _PARSE[name](json.load(file))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"RULER's {name} file {path}: expected {_EXPECTED[name]} ({error!r})") from error

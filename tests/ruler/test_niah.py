@@ -1,77 +1,216 @@
-"""niah_single_1 and niah_multikey_2 against RULER's texts, to the space."""
+"""The eight niah tasks against RULER's texts, to the space."""
 
 import re
+from dataclasses import dataclass
+from importlib.resources import files
+from random import Random
 
 import pytest
 
-from lrsa_lightning.ruler import TASKS, make_samples
+from lrsa_lightning.ruler.kind import Draws
+from lrsa_lightning.ruler.niah import Niah
+from lrsa_lightning.ruler.sources import Essays
+from tests.ruler.conftest import AROUND, NIAH, between, count_tokens, essay_sentences, essay_words, user_turn
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = re.compile(r"One of the special magic numbers for (.+) is: (\d{7})\.")
-INPUT = re.compile(
-    r"A special magic number is hidden within the following text\. Make sure to memorize it\. "
-    r"I will quiz you about the number afterwards\.\n(?P<context>.*)\n"
-    r"What is the special magic number for (?P<query>.+) mentioned in the provided text\?",
-    re.DOTALL,
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+# The places in the essays, in percent: 40 points from 0 to 100, rounded.
+GRID = [0, 3, 5, 8, 10, 13, 15, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 44, 46, 49]
+GRID += [100 - depth for depth in reversed(GRID)]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A task as RULER's table has it."""
+
+    haystack: str = "essay"
+    keys: str = "words"
+    values: str = "numbers"
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+
+    @property
+    def needle(self) -> re.Pattern:
+        key = UUID if self.keys == "uuids" else r"[^\n.]+?"
+        value = UUID if self.values == "uuids" else r"[1-9]\d{6}"
+        return re.compile(rf"One of the special magic {self.values} for ({key}) is: ({value})\.")
+
+
+SPECS = {
+    "niah_single_1": Spec("noise"),
+    "niah_single_2": Spec(),
+    "niah_single_3": Spec(values="uuids"),
+    "niah_multikey_1": Spec(num_keys=4),
+    "niah_multikey_2": Spec("needle"),
+    "niah_multikey_3": Spec("needle", keys="uuids", values="uuids"),
+    "niah_multivalue": Spec(num_values=4),
+    "niah_multiquery": Spec(num_keys=4, num_queries=4),
+}
+ESSAY_TASKS = [task for task in NIAH if SPECS[task].haystack == "essay"]
+# Text, query and answer prefix for one answer, and for several.
+SINGULAR = (
+    "A special magic {type} is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {type} afterwards.\n",
+    "\nWhat is the special magic {type} for {query} mentioned in the provided text?",
+    " The special magic {type} for {query} mentioned in the provided text is",
+)
+PLURAL = (
+    "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the numbers afterwards.\n",
+    "\nWhat are all the special magic numbers for {query} mentioned in the provided text?",
+    " The special magic numbers for {query} mentioned in the provided text are",
 )
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("template", ["base", "chatml"])
-def test_texts(tokenizer, task, template):
-    before, after = ("", "") if template == "base" else ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
-    for sample in make_samples(task, tokenizer, 4096, 4, template=template):
-        assert sample["input"].startswith(before)
-        assert sample["input"].endswith(after)
-        match = INPUT.fullmatch(sample["input"][len(before) : len(sample["input"]) - len(after)])
-        query, (value,) = match["query"], sample["outputs"]
-        assert sample["answer_prefix"] == f" The special magic number for {query} mentioned in the provided text is"
-        lines = match["context"].split("\n")
-        assert lines.count(f"One of the special magic numbers for {query} is: {value}.") == 1
-        needles = [NEEDLE.fullmatch(line) for line in lines]
-        if task == "niah_single_1":
-            assert [line for line, needle in zip(lines, needles, strict=True) if not needle] == [NOISE] * (
-                len(lines) - 1
-            )
+def texts_of(spec: Spec) -> tuple[str, ...]:
+    if spec.num_values * spec.num_queries > 1:
+        return PLURAL
+    return tuple(text.replace("{type}", {"numbers": "number", "uuids": "uuid"}[spec.values]) for text in SINGULAR)
+
+
+def parse(task: str, sample: dict, template: str = "base") -> tuple[str, str, list[tuple[str, str]]]:
+    """The context, the query, and keys and values of its needles, once all else is as it should be."""
+    head, question, prefix = texts_of(SPECS[task])
+    query = between(sample["answer_prefix"], *prefix.split("{query}"))
+    context = between(user_turn(sample, template), head, question.replace("{query}", query))
+    return context, query, SPECS[task].needle.findall(context)
+
+
+def parse_essay(task: str, context: str) -> tuple[list[str], list[re.Match]]:
+    """The pieces of the essays around the needles, less the one space that joins them, and the needles."""
+    needles = list(SPECS[task].needle.finditer(context))
+    starts = [0, *(needle.end() + 1 for needle in needles)]
+    ends = [*(needle.start() - 1 for needle in needles), len(context)]
+    pieces = [context[start:end] for start, end in zip(starts, ends, strict=True)]
+    joined = [pieces[0]]
+    for needle, piece in zip(needles, pieces[1:], strict=True):
+        joined += [needle[0], piece]
+    assert " ".join(joined) == context
+    return pieces, needles
+
+
+@pytest.mark.parametrize("official_compat", [False, True])
+@pytest.mark.parametrize("template", AROUND)
+@pytest.mark.parametrize("task", NIAH)
+def test_texts(samples, tokenizer, task, template, official_compat):
+    spec = SPECS[task]
+    for sample in samples(task, 4096, 4, template, official_compat=official_compat):
+        _, query, needles = parse(task, sample, template)
+        asked = re.split(", and |, ", query) if spec.num_queries > 1 else [query]
+        assert len(asked) == len(set(asked)) == spec.num_queries
+        if spec.num_queries > 1:
+            assert query == f"{asked[0]}, {asked[1]}, {asked[2]}, and {asked[3]}"
+        values = {key: [value for k, value in needles if k == key] for key in asked}
+        assert all(len(found) == spec.num_values for found in values.values())
+        if spec.num_values == 1:
+            assert sample["outputs"] == [values[key][0] for key in asked]
         else:
-            assert all(needles)
-            assert sum(needle[1] == query for needle in needles) == 1
+            assert sorted(sample["outputs"]) == sorted(values[query])
+        if spec.haystack != "needle":
+            assert len(needles) == spec.num_keys * spec.num_values
+            assert len({key for key, _ in needles}) == spec.num_keys
+        before = sample["input"][: sample["input"].index(sample["outputs"][0])]
+        assert sample["token_position_answer"] == count_tokens(tokenizer, before)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("max_length", [1024, 4096])
-def test_budget_is_kept_and_filled(tokenizer, task, max_length):
-    for sample in make_samples(task, tokenizer, max_length, 8):
-        tokens = len(tokenizer(sample["input"] + sample["answer_prefix"])["input_ids"])
-        assert sample["length"] == tokens + 128
-        assert 0.95 * max_length <= sample["length"] <= max_length
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3"])
+def test_lines(samples, task):
+    spec = SPECS[task]
+    for sample in samples(task, 4096, 4):
+        context, query, _ = parse(task, sample)
+        lines = context.split("\n")
+        own = f"One of the special magic {spec.values} for {query} is: {sample['outputs'][0]}."
+        assert lines.count(own) == 1
+        assert sample["depths"] == [lines.index(own) / (len(lines) - 1)]
+        assert len(lines) > 20
+        if spec.haystack == "noise":
+            assert set(lines) == {NOISE, own}
+        else:
+            assert all(spec.needle.fullmatch(line) for line in lines)
+            assert len(set(lines)) == len(lines)
 
 
-def test_samples_depend_on_their_index_only(tokenizer):
-    few = make_samples("niah_multikey_2", tokenizer, 1024, 2)
-    assert make_samples("niah_multikey_2", tokenizer, 1024, 5)[:2] == few
-    assert make_samples("niah_multikey_2", tokenizer, 1024, 2, seed=1)[0]["outputs"] != few[0]["outputs"]
-    assert len({row["id"] for row in make_samples("niah_single_1", tokenizer, 1024, 5)}) == 5
+@pytest.mark.parametrize("official_compat", [False, True])
+@pytest.mark.parametrize("task", ESSAY_TASKS)
+def test_needles_lie_between_sentences_on_the_grid(samples, task, official_compat):
+    sentences = essay_sentences()
+    for sample in samples(task, 4096, 4, official_compat=official_compat):
+        pieces, needles = parse_essay(task, parse(task, sample)[0])
+        rest = " ".join(piece for piece in pieces if piece)
+        assert rest.split(" ") == essay_words()[: len(rest.split(" "))]
+        # Lengths of the text behind each number of sentences, the last of which may be cut short.
+        ends = [len(" ".join(sentences[:n])) for n in range(len(sentences))]
+        ends = [end for end in ends if end < len(rest)] + [len(rest)]
+        depth_of = {}
+        for i, needle in enumerate(needles):
+            behind = ends.index(len(" ".join(piece for piece in pieces[: i + 1] if piece)))
+            depth_of[needle[2]] = [depth for depth in GRID if int((len(ends) - 1) * depth / 100) == behind]
+        for value, depth in zip(sample["outputs"], sample["depths"], strict=True):
+            assert round(100 * depth) in depth_of[value]
+        assert all(depth_of.values())
 
 
-def test_needles_lie_everywhere(tokenizer):
-    samples = make_samples("niah_single_1", tokenizer, 2048, 40)
+def test_needles_at_the_ends_and_side_by_side_keep_the_spaces_of_empty_pieces():
+    """50 words are 8 sentences, so that many of the 40 depths fall on the same place."""
+    kind = Niah(Essays(" ".join(essay_words())), 4096, num_values=4)
+    seen = set()
+    for seed in range(300):
+        text = kind.generate(Draws(Random(seed)), 50)
+        context = between(text.user, PLURAL[0], text.user[text.user.rindex("\nWhat are all") :])
+        pieces, needles = parse_essay("niah_multivalue", context)
+        assert " ".join(piece for piece in pieces if piece) == " ".join(essay_words()[:50])
+        assert len(needles) == 4
+        seen |= {("start", context.startswith(" One of")), ("end", context.endswith(". "))}
+        seen.add(("double", bool(re.search(r"\.  One of", context))))
+        assert context.startswith(" ") == (int(8 * min(text.depths)) == 0)
+        assert context.endswith(" ") == (max(text.depths) == 1)
+    assert seen == {(where, found) for where in ("start", "end", "double") for found in (True, False)}
+
+
+def test_essays_begin_anew_where_they_end():
+    words = ["One", "two", "three.", "Four", "five?", "Six", "seven"]
+    essays = Essays("One  two\nthree.\tFour five?\n\nSix seven")
+    for count in range(40):
+        assert " ".join(essays.sentences(count)).split() == (words * 6)[:count]
+
+
+def test_keys_are_an_adjective_and_a_noun_of_wonderwords(samples):
+    folder = files("wonderwords") / "assets"
+    adjectives, nouns = (set((folder / f"{kind}list.txt").read_text().split("\n")) for kind in ("adjective", "noun"))
+    keys = {key for sample in samples("niah_multikey_2", 4096, 4) for key, _ in parse("niah_multikey_2", sample)[2]}
+    for key in keys:
+        parts = key.split("-")
+        assert any("-".join(parts[:i]) in adjectives and "-".join(parts[i:]) in nouns for i in range(1, len(parts)))
+    assert len(keys) > 80
+
+
+@pytest.mark.parametrize("task", NIAH)
+def test_needles_lie_everywhere(samples, task):
     places = []
-    for sample in samples:
-        lines = INPUT.fullmatch(sample["input"])["context"].split("\n")
-        places.append(next(i for i, line in enumerate(lines) if line != NOISE) / len(lines))
+    for sample in samples(task, 2048, 40):
+        user = user_turn(sample, "base")
+        context, _, _ = parse(task, sample)
+        start = user.index(context)
+        for value, depth in zip(sample["outputs"], sample["depths"], strict=True):
+            places.append((user.index(f" is: {value}.") - start) / len(context))
+            assert abs(depth - places[-1]) < 0.15
     assert min(places) < 0.1
     assert max(places) > 0.85
-    for sample, place in zip(samples, places, strict=True):
-        assert abs(sample["depths"][0] - place) < 0.1
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_length_that_cannot_hold_the_text_is_refused(tokenizer, task):
-    with pytest.raises(ValueError, match=f"{task} at length 160"):
-        make_samples(task, tokenizer, 160, 1)
+def test_the_order_of_values_varies(samples):
+    """Other than the official code's, which is the same in all samples (test_official.py)."""
+    orders = set()
+    for sample in samples("niah_multivalue", 2048, 20):
+        values = [value for _, value in parse("niah_multivalue", sample)[2]]
+        orders.add(tuple(sample["outputs"].index(value) for value in values))
+    assert len(orders) > 8
 
 
-def test_an_unknown_task_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="niah_single_1"):
-        make_samples("niah_single_9", tokenizer, 4096, 1)
+def test_the_key_asked_for_varies(samples):
+    asked = set()
+    for sample in samples("niah_multikey_1", 2048, 20):
+        _, query, needles = parse("niah_multikey_1", sample)
+        asked.add([key for key, _ in needles].index(query))
+    assert asked == {0, 1, 2, 3}

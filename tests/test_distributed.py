@@ -1,5 +1,6 @@
-"""Two real processes (DDP over gloo): the same losses as one, and a resume with another number of ranks."""
+"""Two real processes (DDP over gloo): the same losses and RULER scores as one, and a resume with other ranks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import command, kept_curve, losses
+from lrsa_lightning.ruler.results import read_records
+from tests.runs import callback, command, kept_curve, losses
 
 pytestmark = pytest.mark.slow
 
@@ -36,3 +38,20 @@ def test_a_run_resumes_with_another_number_of_ranks(fit, first, then, step):
     whole = fit(first)
     assert list(whole) == list(range(14))
     assert fit(then, step) == pytest.approx(whole, abs=1e-5)
+
+
+def test_ranks_share_a_ruler_check(fit, arguments):
+    ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], num_samples=3, generation="always")
+    arguments |= {"trainer.callbacks": json.dumps([ruler]), "trainer.max_steps": "1"}
+    found = []
+    for devices in (1, 2):
+        arguments["run_name"] = "x"
+        fit(devices)
+        found.append(read_records(Path("runs/x/ruler/step-000000.jsonl")))
+        Path("runs/x").rename(f"runs/of-{devices}")
+    one, two = found
+    assert len(one) == 9
+    assert [(r.id, r.budget, r.prediction, r.kv_bytes > 0) for r in two] == [
+        (r.id, r.budget, r.prediction, r.kv_bytes > 0) for r in one
+    ]
+    assert [r.nll for r in two] == pytest.approx([r.nll for r in one], rel=1e-5)

@@ -1,10 +1,14 @@
 """The commands of scripts/: each explains itself without the hardware or the data it needs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lrsa_lightning.ruler.results import read_records
+from tests.conftest import make_model, write_jsonl
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -54,3 +58,63 @@ def test_prepare_data_prepares_what_a_run_then_finds(arguments, tmp_path):
     missing = run("prepare_data.py", *arguments, "--data.train_files", "nowhere.jsonl", cwd=tmp_path)
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[-1].startswith("lrsa: error: data file nowhere.jsonl does not exist")
+
+
+@pytest.fixture
+def model_dir(tokenizer, tmp_path):
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=2048)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+RULER = ["--tasks", "niah_single_1", "--lengths", "640", "--num_samples", "3"]
+
+
+def test_make_ruler_writes_the_official_format_and_eval_ruler_reads_it(model_dir, tmp_path):
+    made = run("make_ruler.py", "--tokenizer", model_dir, "--output", "samples", *RULER, cwd=tmp_path)
+    assert made.stdout.split() == ["samples/640/niah_single_1/validation.jsonl"], made.stderr
+    arguments = ["--model", model_dir, "--samples", "samples", "--output", "eval", "--budgets", "1", "0.5", *RULER]
+    mode = SCRIPTS.parent / "configs" / "attention" / "lrsa_r25.yaml"
+    arguments += ["--attention", mode, "--batch_size", "1"]
+    result = run("eval_ruler.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split() == ["task", "length", "r1", "r0.5", "lrsa"]
+    path = tmp_path / "eval" / "results.jsonl"
+    records = read_records(path)
+    assert [record.budget for record in records] == ["r1"] * 3 + ["r0.5"] * 3 + ["lrsa"] * 3
+    # As a kill within a line leaves it: what is lacking is scored again, and only that.
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("r0.5") + 100])
+    assert run("eval_ruler.py", *arguments, cwd=tmp_path).returncode == 0
+    assert read_records(path) == records
+    other = run("eval_ruler.py", *arguments, "--sink_size", "4", cwd=tmp_path)
+    assert other.stderr.splitlines()[-1].startswith("lrsa: error: eval holds results of other settings (sink_size")
+
+
+def test_eval_ruler_scores_predictions_without_a_model(tmp_path):
+    rows = [{"pred": "It is 1234567.", "outputs": ["1234567"]}, {"pred": "\u2028no", "outputs": ["7654321"]}]
+    write_jsonl(tmp_path / "niah_single_1.jsonl", rows)
+    result = run("eval_ruler.py", "--predictions", "niah_single_1.jsonl", cwd=tmp_path)
+    assert result.stdout.split() == ["niah_single_1", "50.0"], result.stderr
+    (tmp_path / "vt.jsonl").write_text(json.dumps(rows[0]) + '\n{"pred": 1}\n')
+    wrong = run("eval_ruler.py", "--predictions", "vt.jsonl", cwd=tmp_path)
+    assert wrong.stderr.splitlines()[-1].startswith("lrsa: error: vt.jsonl, line 2: expected an object with pred and")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--checkpoint", "nowhere.ckpt", "--skip_missing"],
+            "nowhere.ckpt does not exist: give a file of runs/<name>/checkpoints/",
+        ),
+        ([], "give exactly one of --model and --checkpoint"),
+        (["--model", "x", "--tasks", "vtt"], "unknown RULER task 'vtt', expected one of niah_single_1,"),
+        (["--model", "x", "--tasks", "qa_1"], "RULER qa_1 needs the file squad: give squad.json, from https://"),
+    ],
+)
+def test_eval_ruler_refuses_in_a_line(tmp_path, arguments, message):
+    result = run("eval_ruler.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]

@@ -127,7 +127,7 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
             possible.append(task)
         elif not skip_missing:
             raise InputError(
-                f"RULER {task} needs the file {source}: {where_to_get(source)}, or leave the task out (tasks, or "
-                "skip_missing)"
+                f"RULER {task} needs the file {source}: {where_to_get(source)}; or leave the task out, or with "
+                "skip_missing all such"
             )
     return possible

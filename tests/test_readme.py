@@ -1,6 +1,7 @@
 """What the README tells a user to type works."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def test_commands_parse(command, monkeypatch, capsys):
         main([*command.replace("\\ ", "").split()[1:], "--print_config"])
     assert caught.value.code == 0
     assert "class_path: lrsa_lightning." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["make_ruler.py", "eval_ruler.py", "report.py"])
+def test_options_of_scripts_exist(script):
+    commands = re.findall(rf"^python scripts/{script} (?:.*\\\n)*.*$", README, re.MULTILINE)
+    options = set(re.findall(r"--\w+", " ".join(command.split("#")[0] for command in commands)))
+    assert options
+    shown = subprocess.run([sys.executable, ROOT / "scripts" / script, "--help"], capture_output=True, text=True)
+    assert options <= set(re.findall(r"--\w+", shown.stdout))
 
 
 def test_the_ten_lines_run(tmp_path, tokenizer, capsys):

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+_MEANS = {"subset_mean", "average"}
+
 
 def score_table(figures: Mapping[str, float], figure: str = "ruler") -> str:
-    """Tasks and means by length, a column for each cache budget.
+    """Tasks by length, and their means where there are several, a column for each cache budget.
 
     Args:
         figures: as `results.metrics` names them.
@@ -16,6 +18,8 @@ def score_table(figures: Mapping[str, float], figure: str = "ruler") -> str:
         if kind == figure and len(place) == 3:
             task, length, budget = place
             cells.setdefault((task, int(length)), {})[budget] = value
+    if len({task for task, _ in cells} - _MEANS) == 1:
+        cells = {place: row for place, row in cells.items() if place[0] not in _MEANS}
     budgets = list(dict.fromkeys(budget for row in cells.values() for budget in row))
     width = max((len(task) for task, _ in cells), default=4) + 2
     lines = ["".join([f"{'task':<{width}}{'length':>8}", *(f"{budget:>9}" for budget in budgets)])]

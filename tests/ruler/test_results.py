@@ -67,9 +67,15 @@ def test_heat_map_by_depth(tmp_path):
 
 
 def test_score_table():
-    figures = metrics(cell_scores([record(0, score=1.0), record(0, budget="r0.5", score=0.5)]))
-    assert score_table(figures).splitlines() == [
-        "task           length       r1     r0.5",
-        "vt               4096      100       50",
-        "subset_mean      4096      100       50",
+    one = [record(0, score=1.0), record(0, budget="r0.5", score=0.5)]
+    assert score_table(metrics(cell_scores(one))).splitlines() == [
+        "task  length       r1     r0.5",
+        "vt      4096      100       50",
+    ]
+    two = [record(0, score=1.0), record(0, "cwe", score=0.5)]
+    assert score_table(metrics(cell_scores(two))).splitlines() == [
+        "task           length       r1",
+        "vt               4096      100",
+        "cwe              4096       50",
+        "subset_mean      4096       75",
     ]

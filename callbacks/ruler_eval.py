@@ -88,7 +88,8 @@ class RulerEval(Callback):
             InputError: an unknown task, a file that is missing, or a length that its text does not fit.
         """
         from lrsa_lightning.ruler.evaluator import RulerEvaluator, answer_ends
-        from lrsa_lightning.ruler.store import SampleSettings, SampleStore
+        from lrsa_lightning.ruler.samples import SampleSettings
+        from lrsa_lightning.ruler.store import SampleStore
         from lrsa_lightning.ruler.tasks import light_tasks, possible_tasks
 
         data = trainer.datamodule

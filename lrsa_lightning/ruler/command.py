@@ -40,19 +40,26 @@ class Evaluation:
         self._fabric = Fabric(devices=options.devices, accelerator="auto" if torch.cuda.is_available() else "cpu")
         self._fabric.launch()
         check_length(self._model.config, max(options.lengths))
-        settings = sample_settings(options, self._template)
-        if options.samples is None:
-            store = SampleStore.in_cache(Path(".lrsa_cache"), self._tokenizer, settings)
-        else:
-            store = SampleStore(Path(options.samples), self._tokenizer, settings)
+        store = self._store()
         with self._fabric.rank_zero_first():
             samples = {
                 (task, length): store.samples(task, length, options.num_samples)
                 for length in options.lengths
                 for task in tasks
             }
+        self._evaluator = self._make_evaluator(samples)
+        self._folder = EvaluationFolder(Path(options.output), self._settings(store))
+
+    def _store(self) -> SampleStore:
+        settings = sample_settings(self._options, self._template)
+        if self._options.samples is None:
+            return SampleStore.in_cache(Path(".lrsa_cache"), self._tokenizer, settings)
+        return SampleStore(Path(self._options.samples), self._tokenizer, settings)
+
+    def _make_evaluator(self, samples: dict) -> RulerEvaluator:
+        options = self._options
         modes = {} if options.attention is None else {type(options.attention).__name__.lower(): options.attention}
-        self._evaluator = RulerEvaluator(
+        return RulerEvaluator(
             self._tokenizer,
             samples,
             options.budgets,
@@ -63,7 +70,6 @@ class Evaluation:
             modes,
             answer_ends(self._template, self._tokenizer),
         )
-        self._folder = EvaluationFolder(Path(options.output), self._settings(store))
 
     @property
     def is_first(self) -> bool:

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
-from lrsa_lightning.ruler.store import SampleSettings
 from lrsa_lightning.ruler.tasks import TASKS, possible_tasks
 
 PAPER_LENGTHS = [4096, 8192, 16384, 32768]

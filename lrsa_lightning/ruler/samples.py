@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -68,8 +68,25 @@ def make_samples(
         InputError: unknown task, a file it needs is not there, or a sample that cannot fit max_length.
     """
     sources = Sources(essays, squad, hotpotqa, english_words)
-    maker = SampleMaker(task, tokenizer, max_length, seed, template, sources, official_compat)
-    return maker.make(num_samples)
+    settings = SampleSettings(seed, template, sources, official_compat)
+    return SampleMaker(task, tokenizer, max_length, settings).make(num_samples)
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What samples have in common, whatever their task, length and number.
+
+    Attributes:
+        seed: of the draws.
+        template: base or chatml.
+        sources: files some tasks need.
+        official_compat: sizes and orders as in the official code.
+    """
+
+    seed: int = 42
+    template: TemplateName = "base"
+    sources: Sources = field(default_factory=Sources)
+    official_compat: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,17 +98,13 @@ class _Prompt:
 class SampleMaker:
     """Draws the samples of one task at one length until they fit."""
 
-    def __init__(
-        self,
-        task: str,
-        tokenizer,
-        max_length: int,
-        seed: int,
-        template: TemplateName,
-        sources: Sources,
-        official_compat: bool,
-    ):
-        """Arguments as of `make_samples`.
+    def __init__(self, task: str, tokenizer, max_length: int, settings: SampleSettings):
+        """
+        Args:
+            task: name in `TASKS`.
+            tokenizer: counts the tokens.
+            max_length: tokens of prompt, template, answer prefix and new tokens together.
+            settings: the rest.
 
         Raises:
             InputError: unknown task, or a file it needs is not there.
@@ -99,13 +112,15 @@ class SampleMaker:
         spec = find_task(task)
         self.task = task
         self.max_length = max_length
-        self.seed = seed
+        self.seed = settings.seed
         self._new_tokens = spec.tokens_to_generate
         self._budget = max_length - spec.tokens_to_generate
         self._tokenizer = tokenizer
-        self._official = official_compat
-        self._kind: Kind = spec.make(Setting(max_length, self._budget, sources, self._count_tokens, official_compat))
-        self._template = self._make_template(template)
+        self._official = settings.official_compat
+        setting = Setting(max_length, self._budget, settings.sources, self._count_tokens, self._official)
+        self._kind: Kind = spec.make(setting)
+        self._template = self._make_template(settings.template)
+        self._passed_over = 0
 
     def make(self, num_samples: int) -> list[dict[str, Any]]:
         """The first samples.
@@ -114,11 +129,15 @@ class SampleMaker:
             InputError: a sample cannot fit, or too few of the task's questions do.
         """
         fits = self._official_fits() if self._official else self._fits()
-        return [self._row(index, fit) for index, fit in zip(range(num_samples), fits, strict=False)]
+        rows = [self._row(index, fit) for index, fit in zip(range(num_samples), fits, strict=False)]
+        if self._passed_over:
+            what = f"RULER {self.task} at length {self.max_length}"
+            log.info("%s: %d questions passed over, whose own documents do not fit", what, self._passed_over)
+        return rows
 
     def _fits(self) -> Iterator[Fit[_Prompt]]:
         kind, items = self._kind, self._kind.items()
-        guess, passed_over = None, 0
+        guess = None
         for item in count() if items is None else items:
             try:
                 fit = largest_fit(
@@ -133,14 +152,14 @@ class SampleMaker:
             except DoesNotFit as error:
                 if items is None:
                     raise self._refusal(f"{error} (length less new tokens)") from None
-                passed_over += 1
-                log.info("RULER %s at length %d: a question's own documents do not fit", self.task, self.max_length)
+                self._passed_over += 1
                 continue
             # Samples of one length need much the same haystack. Always the first one's: later ones must not depend
             # on how many are made.
             guess = guess or fit.units
             yield self._filled(fit)
-        raise self._refusal(f"only {len(items) - passed_over} of {len(items)} questions fit, with their documents")
+        fitting = len(items) - self._passed_over
+        raise self._refusal(f"only {fitting} of {len(items)} questions fit, with their documents")
 
     def _official_fits(self) -> Iterator[Fit[_Prompt]]:
         rng, steps = Random(self.seed), self._kind.official_steps()

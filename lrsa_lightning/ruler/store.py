@@ -5,37 +5,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.samples import SampleMaker
-from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import find_task
 
 # Changes when the same settings would give other samples.
 _FORMAT = 1
 _MANIFEST, _SAMPLES = "manifest.json", "validation.jsonl"
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """What all samples of a folder have in common.
-
-    Attributes:
-        seed: of the draws.
-        template: base or chatml.
-        sources: files some tasks need.
-        official_compat: sizes and orders as in the official code.
-    """
-
-    seed: int = 42
-    template: TemplateName = "base"
-    sources: Sources = field(default_factory=Sources)
-    official_compat: bool = False
 
 
 class SampleStore:
@@ -91,11 +71,7 @@ class SampleStore:
         """
         rows = self._read(task, length)
         if rows is None or len(rows) < num_samples:
-            settings = self._settings
-            maker = SampleMaker(
-                task, self._tokenizer, length, settings.seed, settings.template, settings.sources,
-                settings.official_compat,
-            )  # fmt: skip
+            maker = SampleMaker(task, self._tokenizer, length, self._settings)
             rows = maker.make(num_samples)
             self._write(task, length, rows)
         return rows[:num_samples]

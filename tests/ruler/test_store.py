@@ -7,7 +7,8 @@ import pytest
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
-from lrsa_lightning.ruler.store import SampleSettings, SampleStore, make_in_parallel
+from lrsa_lightning.ruler.samples import SampleSettings
+from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
 TASK = "niah_single_1"
 

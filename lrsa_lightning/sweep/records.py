@@ -1,0 +1,73 @@
+"""What is known of a cell from one call to the next: a record, a log and a lock in ``<runs_dir>/cells``."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.run_directory import RunDirectory
+
+FINISHED, BROKEN, NEW = "finished", "broken", "new"
+
+
+class CellRecord:
+    """One cell's files. The run's own directory is ``<runs_dir>/<name>``."""
+
+    def __init__(self, runs_dir: Path, name: str):
+        self.run = runs_dir / name
+        self.folder = runs_dir / "cells"
+        self.log = self.folder / f"{name}.log"
+        self._file = self.folder / f"{name}.json"
+        self._lock = self.folder / f"{name}.lock"
+
+    def state(self, command: list[str]) -> str:
+        """Whether it is finished, broken off, or was never begun.
+
+        Raises:
+            InputError: what was begun under this name is another command.
+        """
+        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
+        if known is None:
+            return NEW
+        if known["command"] != command:
+            raise InputError(
+                f"{self.run} was begun by another command, {' '.join(known['command'])}: give another --runs_dir"
+            )
+        return FINISHED if known["status"] == 0 else BROKEN
+
+    def write(self, command: list[str], status: int | None) -> None:
+        """Keeps the command and its exit status, None while it runs; whole or not at all."""
+        partial = self._file.with_suffix(".part")
+        partial.write_text(json.dumps({"command": command, "status": status}, indent=1), encoding="utf-8")
+        partial.replace(self._file)
+
+    def clear_start(self) -> bool:
+        """Readies a broken cell: True where it has a checkpoint to go on from; else its beginnings are removed."""
+        from lrsa_lightning.checkpoint_files import find_last
+
+        if find_last(RunDirectory(self.run).checkpoints).path is not None:
+            return True
+        shutil.rmtree(self.run, ignore_errors=True)
+        return False
+
+    def lock(self) -> int | None:
+        """A descriptor that locks the cell while this process or a child that inherits it lives; None if taken.
+
+        A cell whose parent was killed runs on and keeps its lock: nobody starts it a second time.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of the log."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

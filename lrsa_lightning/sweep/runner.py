@@ -1,0 +1,184 @@
+"""Runs the cells of a sweep, as many at a time as there are slots."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrsa_lightning.sweep.cells import Cell
+from lrsa_lightning.sweep.commands import build_command
+from lrsa_lightning.sweep.definition import Sweep
+from lrsa_lightning.sweep.devices import Slot
+from lrsa_lightning.sweep.records import BROKEN, FINISHED, CellRecord
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a cell.
+
+    Attributes:
+        cell: the cell.
+        status: exit status of its last process; None where another process runs it.
+        seconds: it took now; 0 where it was finished already.
+    """
+
+    cell: Cell
+    status: int | None
+    seconds: float = 0.0
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    record: CellRecord
+    command: list[str]
+    process: subprocess.Popen
+    slot: Slot
+    lock: int
+    since: float
+
+
+class SweepRunner:
+    """Skips what is finished, goes on with what is broken, and lets no cell's failure stop the others."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        runs_dir: Path,
+        slots: Sequence[Slot],
+        grace_seconds: float = 120.0,
+        say: Callable[[str], None] = print,
+    ):
+        """
+        Args:
+            sweep: of `read_sweep`.
+            runs_dir: folder of the cells' run directories.
+            slots: where they run.
+            grace_seconds: children have to save and end once they are told to.
+            say: takes the lines for the user.
+        """
+        self.sweep = sweep
+        self.runs_dir = runs_dir
+        self._free = list(slots)
+        self._grace_seconds = grace_seconds
+        self._say = say
+        self._running: list[_Running] = []
+        self._results: list[Result] = []
+
+    def run(self, cells: Sequence[Cell]) -> list[Result]:
+        """Runs cells and waits for them; their results in the order of the cells.
+
+        Raises:
+            InputError: a run directory is of another command.
+            KeyboardInterrupt: after the children, told to save, have ended.
+        """
+        commands = {cell.name: self.command(cell) for cell in cells}
+        for cell in cells:
+            self._record(cell).state(commands[cell.name])
+        try:
+            for number, cell in enumerate(cells, 1):
+                while not self._free:
+                    self._reap()
+                self._begin(cell, commands[cell.name], f"[{number}/{len(cells)}] {cell.name}")
+            while self._running:
+                self._reap()
+        finally:
+            self._stop()
+        places = {cell.name: place for place, cell in enumerate(cells)}
+        return sorted(self._results, key=lambda result: places[result.cell.name])
+
+    def command(self, cell: Cell) -> list[str]:
+        """The agent's words, and where the run lies; the same ones start it and go on with it."""
+        where = [f"--runs_dir={self.runs_dir}", f"--run_name={cell.name}", "--ckpt_path=last"]
+        return [*build_command(self.sweep, cell.parameters), *where]
+
+    def _record(self, cell: Cell) -> CellRecord:
+        return CellRecord(self.runs_dir, cell.name)
+
+    def _begin(self, cell: Cell, command: list[str], title: str) -> None:
+        record = self._record(cell)
+        lock = record.lock()
+        if lock is None:
+            self._say(f"{title}: another process runs it")
+            self._results.append(Result(cell, None))
+            return
+        state = record.state(command)
+        if state == FINISHED:
+            os.close(lock)
+            self._say(f"{title}: finished already")
+            self._results.append(Result(cell, 0))
+            return
+        how = "starts" if state != BROKEN else "goes on" if record.clear_start() else "starts over"
+        slot = self._free.pop(0)
+        self._say(f"{title}: {how} on {slot.name}, output in {record.log}")
+        record.write(command, None)
+        try:
+            process = self._start(command, record, slot, lock)
+        except OSError as error:  # the program is not there
+            record.log.write_text(f"{error}\n", encoding="utf-8")
+            process = subprocess.Popen(["sh", "-c", "exit 127"])
+        self._running.append(_Running(cell, record, command, process, slot, lock, time.monotonic()))
+
+    def _start(self, command: list[str], record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where `lrsa` is installed
+        with record.log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env={**os.environ, "PATH": path, **slot.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+                start_new_session=True,  # Ctrl-C reaches it through us, once
+            )
+
+    def _reap(self) -> None:
+        ended = [one for one in self._running if one.process.poll() is not None]
+        for one in ended:
+            self._end(one)
+        if not ended:
+            time.sleep(_POLL_SECONDS)
+
+    def _end(self, one: _Running) -> None:
+        status, seconds = one.process.returncode, time.monotonic() - one.since
+        one.record.write(one.command, status)
+        os.close(one.lock)
+        self._running.remove(one)
+        self._free.append(one.slot)
+        self._results.append(Result(one.cell, status, seconds))
+        if status == 0:
+            self._say(f"{one.cell.name}: finished in {seconds:.0f} s")
+        else:
+            tail = "\n".join(f"  {line}" for line in one.record.tail().splitlines())
+            self._say(f"{one.cell.name}: failed with exit status {status}, after {seconds:.0f} s:\n{tail}")
+
+    def _stop(self) -> None:
+        """Tells the children to save and end; those that do not within the grace, or at a second Ctrl-C, are killed."""
+        if not self._running:
+            return
+        self._say(f"stopping {len(self._running)} cells, which save first; Ctrl-C again kills them")
+        try:
+            for one in self._running:
+                one.process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + self._grace_seconds
+            while time.monotonic() < until and any(one.process.poll() is None for one in self._running):
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for one in list(self._running):
+                _kill(one.process)
+                one.record.write(one.command, one.process.returncode)
+                os.close(one.lock)
+                self._running.remove(one)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Ends what is left of a child and of its own children."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

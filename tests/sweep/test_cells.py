@@ -1,0 +1,112 @@
+"""Cells of grids and of random searches, and their names."""
+
+import pytest
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.sweep import build_command, make_cells, read_sweep
+
+
+def test_a_grid_has_every_choice_once(make_sweep):
+    file = make_sweep(
+        {"m": {"values": ["x/a.yaml", "b.yaml"]}, "seed_everything": {"values": [1, 2]}, "c": {"value": 3}}
+    )
+    cells = make_cells(read_sweep(file))
+    assert [cell.name for cell in cells] == ["a_seed-1", "a_seed-2", "b_seed-1", "b_seed-2"]
+    assert [cell.setting for cell in cells] == ["a_c-3", "a_c-3", "b_c-3", "b_c-3"]
+    assert cells[2].parameters == {"m": "b.yaml", "seed_everything": 1, "c": 3}
+    assert len(make_cells(read_sweep(file), count=3)) == 3
+
+
+def test_values_that_look_alike_get_numbers(make_sweep):
+    cells = make_cells(read_sweep(make_sweep({"m": {"values": ["x/a.yaml", "y/a.yaml", {"class_path": "LRSA"}]}})))
+    assert [cell.name for cell in cells] == ["001_a", "002_a", "m-class-path-LRSA"]
+
+
+@pytest.mark.parametrize(
+    ("described", "low", "high", "kind"),
+    [
+        ({"distribution": "uniform", "min": 0.0, "max": 1.0}, 0, 1, float),
+        ({"min": 0.5, "max": 1.0}, 0.5, 1, float),
+        ({"min": 2, "max": 5}, 2, 5, int),
+        ({"distribution": "int_uniform", "min": 2, "max": 5}, 2, 5, int),
+        ({"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-2}, 1e-6, 1e-2, float),
+        ({"distribution": "q_uniform", "q": 16, "min": 16, "max": 640}, 16, 640, int),
+        ({"distribution": "q_uniform", "q": 0.25, "min": 0.0, "max": 1.0}, 0, 1, float),
+        ({"distribution": "q_log_uniform_values", "q": 8, "min": 8, "max": 4096}, 8, 4096, int),
+        ({"values": [3, 4]}, 3, 4, int),
+        ({"value": 7}, 7, 7, int),
+    ],
+)
+def test_draws_lie_where_they_should_and_whole_numbers_stay_whole(make_sweep, described, low, high, kind):
+    sweep = read_sweep(make_sweep({"x": described}, method="random"))
+    drawn = [cell.parameters["x"] for cell in make_cells(sweep, 60)]
+    assert all(low <= value <= high and type(value) is kind for value in drawn)
+    assert "value" in described or len(set(drawn)) > 1
+    if "q" in described:
+        assert all(value % described["q"] == 0 for value in drawn)
+    assert [cell.parameters["x"] for cell in make_cells(sweep, 60)] == drawn
+    if "value" not in described:
+        assert [cell.parameters["x"] for cell in make_cells(sweep, 60, seed=1)] != drawn
+
+
+def test_log_uniform_values_spreads_over_the_decades(make_sweep):
+    described = {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-2}
+    cells = make_cells(read_sweep(make_sweep({"x": described}, method="random")), 400)
+    below = sum(cell.parameters["x"] < 1e-4 for cell in cells)
+    assert 150 < below < 250
+
+
+def test_probabilities_weigh_values(make_sweep):
+    described = {"values": ["a", "b"], "probabilities": [0.0, 1.0]}
+    cells = make_cells(read_sweep(make_sweep({"x": described}, method="random")), 20)
+    assert {cell.parameters["x"] for cell in cells} == {"b"}
+
+
+def test_a_greater_count_goes_on_with_the_same_search(make_sweep):
+    sweep = read_sweep(make_sweep({"x": {"min": 0.0, "max": 1.0}}, method="random", run_cap=4))
+    few, many = make_cells(sweep), make_cells(sweep, 8)
+    assert [cell.name for cell in many[:4]] == [cell.name for cell in few]
+    assert few[0].name.startswith("001_x-0.")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "keys", "message"),
+    [
+        ({"x": {"min": 0.0, "max": 1.0}}, {}, "a grid needs value or values"),
+        ({"x": {"min": 0.0, "max": 1.0}}, {"method": "random"}, "give --count"),
+        ({"x": {"value": 1}}, {"method": "bayes"}, "'bayes' needs W&B's server"),
+        ({"x": {"parameters": {"y": {"value": 1}}}}, {}, "name the option in full"),
+        ({"x": {"value": 1}}, {"command": ["${program}"]}, r"lacks \$\{args\}"),
+        ({}, {}, "no 'parameters'"),
+        ({"x": {"distribution": "beta"}}, {"method": "random", "run_cap": 1}, "'beta' is not one of"),
+        ({"x": {"distribution": "uniform", "min": "1e-5", "max": 1}}, {"method": "random", "run_cap": 1}, "1.0e-5"),
+        ({"x": {"min": 3, "max": 2}}, {"method": "random", "run_cap": 1}, "no value lies between"),
+        (
+            {"x": {"distribution": "q_uniform", "min": 1, "max": 2, "q": "a"}},
+            {"method": "random", "run_cap": 1},
+            "q is",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(make_sweep, parameters, keys, message):
+    with pytest.raises(InputError, match=message):
+        make_cells(read_sweep(make_sweep(parameters, **keys)))
+
+
+def test_a_missing_file_and_a_broken_one(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: [")
+    for name, message in (("x.yaml", "expected a sweep file"), ("y.yaml", "cannot be read")):
+        with pytest.raises(InputError, match=message):
+            read_sweep(tmp_path / name)
+
+
+def test_commands_are_those_of_wandbs_agent(make_sweep, monkeypatch):
+    words = ["${env}", "${interpreter}", "${program}", "--f=${envvar:MY_FILES}", "${args_no_equals}", "${args}"]
+    sweep = read_sweep(make_sweep({"x": {"value": 1}}, command=words))
+    with pytest.raises(InputError, match="MY_FILES"):
+        build_command(sweep, {"x": 1})
+    for files in ("a.jsonl", "b c.jsonl"):  # the builder must not keep the first one's
+        monkeypatch.setenv("MY_FILES", files)
+        built = build_command(sweep, {"x": 1, "y": True})
+        assert built[:2] == ["/usr/bin/env", "python"]
+        assert built[3:] == [f"--f={files}", "--x", "1", "--y", "True", "--x=1", "--y=True"]

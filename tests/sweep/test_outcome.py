@@ -1,0 +1,99 @@
+"""The table, and whether cells may be compared."""
+
+import json
+
+import pytest
+
+from lrsa_lightning.sweep import Result, SweepRunner, conclude, make_cells, make_slots, read_sweep
+
+
+@pytest.fixture
+def outcome(make_sweep, runs):
+    """(parameters, keys of the file) -> sweep run with the stub and concluded."""
+
+    def make(parameters, change=lambda: None, **keys):
+        sweep = read_sweep(make_sweep(parameters, **keys))
+        results = SweepRunner(sweep, runs, make_slots(2, []), say=lambda line: None).run(make_cells(sweep))
+        change()
+        return conclude(sweep, runs, results)
+
+    return make
+
+
+def test_the_table_and_the_report(outcome, runs):
+    found = outcome({"mode": {"values": ["a", "b"]}})
+    header, first, second = [line.split() for line in found.table.splitlines()]
+    assert header == ["cell", "ruler/subset_mean", "tokens", "status"]
+    assert first == ["mode-a", "26", "100", "finished"]
+    assert second == ["mode-b", "*", "51", "100", "finished"]
+    assert any("same samples in the same order, 100 tokens each" in note for note in found.notes)
+    names = {path.relative_to(runs / "report").as_posix() for path in found.files}
+    assert {"table1.md", "fig2_loss.png", "report.html"} <= names
+    assert all(path.exists() for path in found.files)
+
+
+def test_a_metric_to_minimise_has_the_least_as_its_best(outcome):
+    found = outcome({"mode": {"values": ["a", "b"]}}, metric={"name": "ruler/subset_mean", "goal": "minimize"})
+    assert next(line for line in found.table.splitlines() if "*" in line).startswith("mode-a")
+
+
+def test_seeds_are_averaged_and_each_has_its_report(outcome, runs):
+    found = outcome({"mode": {"values": ["a", "b"]}, "seed_everything": {"values": [1, 3]}})
+    lines = [line.split() for line in found.table.splitlines()]
+    assert lines[-2] == ["mode-a", "27", "1.414", "2"]
+    assert lines[-1] == ["mode-b", "52", "1.414", "2"]
+    assert {path.parent.name for path in found.files} == {"seed-1", "seed-3"}
+    # Each report has one seed: nothing in it says that the order differs.
+    assert not any("did not learn from the same data" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("mode", "what"), [("long", "data.seq_len is"), ("more", "the number of tokens is")])
+def test_other_data_or_other_amounts_are_not_compared(outcome, mode, what):
+    found = outcome({"mode": {"values": ["a", mode]}})
+    assert any(what in note for note in found.notes)
+    assert any("no cell is called the best" in note for note in found.notes)
+    assert not any("same order" in note and "tokens each" in note for note in found.notes)
+    assert "*" not in found.table
+
+
+def test_no_mean_over_seeds_of_unequal_cells(outcome):
+    found = outcome({"mode": {"values": ["a", "long"]}, "seed_everything": {"values": [1, 2]}})
+    assert "deviation" not in found.table
+
+
+def test_other_tasks_are_not_compared(outcome, runs):
+    def change():
+        file = runs / "mode-b/ruler/step-000002.jsonl"
+        record = json.loads(file.read_text()) | {"task": "vt"}
+        file.write_text(file.read_text() + json.dumps(record) + "\n")
+
+    found = outcome({"mode": {"values": ["a", "b"]}}, change)
+    assert any("not scored on the same RULER tasks" in note for note in found.notes)
+    assert "*" not in found.table
+
+
+def test_a_base_model_that_was_only_scored_does_not_spoil_the_comparison(outcome, runs):
+    def change():
+        (runs / "mode-a/metrics.jsonl").write_text('{"step": 0, "ruler/subset_mean": 1.0}\n')
+        (runs / "mode-a/config.yaml").write_text('{"trainer": {"max_steps": 0}}')
+
+    found = outcome({"mode": {"values": ["a", "b", "c"]}}, change)
+    assert any("100 tokens each" in note for note in found.notes)
+    assert "*" in found.table
+
+
+def test_a_subset_is_never_called_rulers_average(outcome):
+    found = outcome({"mode": {"values": ["a", "b"]}}, metric={"name": "ruler/average", "goal": "maximize"})
+    assert any("needs all 13 tasks" in note and "ruler/subset_mean" in note for note in found.notes)
+    assert all("–" in line for line in found.table.splitlines()[1:])
+
+
+def test_a_failed_cell_has_a_line_and_no_place_in_the_report(make_sweep, runs):
+    sweep = read_sweep(make_sweep({"mode": {"values": ["a", "b"]}}))
+    (runs / "fail-b").touch()
+    results = SweepRunner(sweep, runs, make_slots(1, []), say=lambda line: None).run(make_cells(sweep))
+    assert [type(result) for result in results] == [Result, Result]
+    found = conclude(sweep, runs, results)
+    assert "failed (3)" in found.table.splitlines()[2]
+    assert any(note.startswith("mode-b is not in the report") for note in found.notes)
+    assert found.files

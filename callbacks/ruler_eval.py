@@ -1,7 +1,9 @@
 """RULER while training runs: dense and compressed cache, before, during and after."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -10,7 +12,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.sources import Sources
+
+log = logging.getLogger(__name__)
 
 _CONTROL_LENGTH = 4096
 
@@ -44,7 +49,8 @@ class RulerEval(Callback):
     ):
         """
         Args:
-            tasks: RULER tasks; a light choice of those that need no file but the given ones when None.
+            tasks: RULER tasks; when None a light choice of those that fit the lengths and need no file but the given
+                ones.
             lengths: prompt lengths in tokens, new tokens included; 4096 and data.seq_len when None.
             budgets: retention ratios r of the cache; 1 is dense.
             num_samples: samples of each task and length.
@@ -87,6 +93,7 @@ class RulerEval(Callback):
         Raises:
             InputError: an unknown task, a file that is missing, or a length that its text does not fit.
         """
+        from lrsa_lightning.pretrained import check_length, load_config
         from lrsa_lightning.ruler.evaluator import RulerEvaluator, answer_ends
         from lrsa_lightning.ruler.samples import SampleSettings
         from lrsa_lightning.ruler.store import SampleStore
@@ -94,14 +101,16 @@ class RulerEval(Callback):
 
         data = trainer.datamodule
         template = self.template or data.template
-        settings = SampleSettings(self.seed, template, self.sources, self.official_compat)
-        store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
+        lengths = self.lengths or sorted({min(_CONTROL_LENGTH, data.seq_len), data.seq_len})
+        config = load_config(pl_module.name_or_path, pl_module.from_config, pl_module.rope_parameters)
+        check_length(config, max(lengths), "RulerEval.lengths")
         tasks = light_tasks(self.sources) if self.tasks is None else self.tasks
         tasks = possible_tasks(tasks, self.sources, self.skip_missing)
-        lengths = self.lengths or sorted({min(_CONTROL_LENGTH, data.seq_len), data.seq_len})
+        settings = SampleSettings(self.seed, template, self.sources, self.official_compat)
+        store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
         if trainer.local_rank > 0:
             trainer.strategy.barrier("RULER samples")
-        samples = {(t, length): store.samples(t, length, self.num_samples) for t in tasks for length in lengths}
+        samples = self._samples(store, tasks, lengths)
         if trainer.local_rank == 0:
             trainer.strategy.barrier("RULER samples")
         self._evaluator = RulerEvaluator(
@@ -114,6 +123,18 @@ class RulerEval(Callback):
             self.prefill_chunk_size,
             end_tokens=answer_ends(template, data.tokenizer),
         )
+
+    def _samples(self, store, tasks: Sequence[str], lengths: Sequence[int]) -> dict[tuple[str, int], list[dict]]:
+        """The samples by task and length; of the light choice, those that fit."""
+        samples = {}
+        for task, length in product(tasks, lengths):
+            try:
+                samples[task, length] = store.samples(task, length, self.num_samples)
+            except InputError as error:
+                if self.tasks is not None:
+                    raise
+                log.info("%s; left out", error)
+        return samples
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -135,6 +156,8 @@ class RulerEval(Callback):
         from lrsa_lightning.ruler.evaluator import Share
         from lrsa_lightning.ruler.results import cell_scores, metrics
 
+        if not self._evaluator.samples:
+            return
         self._checked_step = trainer.global_step
         generation = self.generation == "always" or (self.generation == "ends" and at_end)
         left_out, records = dict.fromkeys(self._evaluator.cells), []

@@ -60,19 +60,24 @@ def _config_from_keys(keys: dict[str, Any]):
         raise InputError(f"model.from_config: {error}") from error
 
 
-def check_length(config, seq_len: int) -> None:
-    """Refuses rows longer than the positions the model knows, its RoPE scaling counted in.
+def check_length(config, length: int, option: str = "data.seq_len") -> None:
+    """Refuses texts longer than the positions the model knows, its RoPE scaling counted in.
+
+    Args:
+        config: the model's.
+        length: tokens.
+        option: what the user calls it, for the error.
 
     Raises:
-        InputError: seq_len is beyond them.
+        InputError: it is beyond them.
     """
     rope = config.rope_parameters or {}
     scaled = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", config.max_position_embeddings)
     positions = max(config.max_position_embeddings, int(scaled))
-    if seq_len > positions:
+    if length > positions:
         raise InputError(
-            f"data.seq_len {seq_len} is beyond the model's {positions} positions: lower it, or scale RoPE with "
-            f"model.rope_parameters {{rope_type: yarn, factor: {-(-seq_len // positions)}.0}}"
+            f"{option} {length} is beyond the model's {positions} positions: lower it, or scale RoPE with "
+            f"model.rope_parameters {{rope_type: yarn, factor: {-(-length // positions)}.0}}"
         )
 
 

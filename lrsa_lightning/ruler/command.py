@@ -39,7 +39,7 @@ class Evaluation:
         tasks = chosen_tasks(options)
         self._fabric = Fabric(devices=options.devices, accelerator="auto" if torch.cuda.is_available() else "cpu")
         self._fabric.launch()
-        check_length(self._model.config, max(options.lengths))
+        check_length(self._model.config, max(options.lengths), "--lengths")
         store = self._store()
         with self._fabric.rank_zero_first():
             samples = {

@@ -72,10 +72,21 @@ def test_checkpoints_can_be_kept_by_a_score(fit):
     assert kept.name == f"step={min((2, 5), key=nll.get) + 1}.ckpt"
 
 
-def test_the_light_default_takes_the_tasks_that_need_no_file(fit, capsys):
-    checks = fit(tasks=None, lengths=[2048], generation="never")
+def test_the_light_default_takes_the_tasks_that_need_no_file_and_fit(fit):
+    checks = fit(tasks=None, lengths=[1024], generation="never")
     names = {key.split("/")[1] for key in checks[5] if key.startswith("ruler_nll/")}
-    assert names == {"niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "fwe", "subset_mean"}
+    assert names == {"niah_single_1", "niah_multikey_2", "niah_multikey_3", "fwe", "subset_mean"}
+
+
+def test_training_goes_on_where_nothing_of_the_light_default_fits(fit):
+    assert fit(tasks=None, lengths=[150], generation="never") == {}
+    assert len(losses()) == 6
+
+
+def test_lengths_beyond_the_models_positions_are_refused(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit(lengths=[4096])
+    assert "RulerEval.lengths 4096 is beyond the model's 1024 positions" in capsys.readouterr().err
 
 
 def test_a_task_whose_file_is_missing_fails_before_training(fit, capsys):

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lrsa_lightning.flops import causal_pairs
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
@@ -33,6 +35,13 @@ class AttentionMode(ABC):
 
     def check(self, config: "PreTrainedConfig") -> None:  # noqa: B027  a mode without limits need not override it
         """Raises InputError, with the reason, for a model this mode cannot be exact for."""
+
+    def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
+        """Query-key pairs a layer attends over in a sequence of ``num_tokens``; full causal attention's by default.
+
+        The throughput counts the attention's floating-point operations by them.
+        """
+        return causal_pairs(num_tokens)
 
     def install(self, model: "PreTrainedModel") -> None:
         """Swaps the attention of a loaded model in place.

@@ -117,6 +117,16 @@ class LRSA(AttentionMode):
             return kernels.select(k_BGND, v_BGND, chunks, self.v_weight)[0]
         return lagkv.keep_best(self.score(k_BGND, v_BGND, layer_idx, start), self._chunking.kept)
 
+    def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
+        chunking = self.chunking(layer_idx)
+        sink, lag = chunking.sink_size, chunking.lag_size
+        # Each query of chunk c misses what chunks 0 .. c-2 dropped.
+        missed = sum(
+            min(lag, num_tokens - sink - chunk * lag) * (chunking.raw_visible(chunk) - chunking.compact_visible(chunk))
+            for chunk in range(2, chunking.chunk_of(num_tokens - 1) + 1)
+        )
+        return super().visible_pairs(num_tokens, layer_idx) - missed
+
     def make_cache(self, config, lengths: Sequence[int] | None = None):
         from lrsa_lightning.attention.cache import LagKVCache
 

@@ -1,0 +1,76 @@
+"""Floating-point operations of a training step, from the shapes of the model and who sees whom.
+
+Counted are the matrix products, 2 operations a multiply-add: projections, feed-forward, attention by its visible
+query-key pairs, and the head on the answer tokens it meets. Recomputed activations are not: these are the model's
+operations, not the device's. Nor are norms, RoPE and the ranking of tokens, which are no matrix products.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from lrsa_lightning.attention import AttentionMode
+
+# A product's backward is two of the same size.
+_FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """What a step takes, forward and backward.
+
+    Attributes:
+        real: with the attention the mode computes.
+        dense: had every token seen all before it.
+    """
+
+    real: int
+    dense: int
+
+
+@dataclass(frozen=True)
+class DecoderFlops:
+    """Forward operations of a decoder's parts.
+
+    Attributes:
+        layers: number of decoder layers.
+        token: of a token in all layers, without attention.
+        pair: of a visible query-key pair in one layer, all heads: its logit and its share of the output.
+        answer_token: of a token in the head.
+    """
+
+    layers: int
+    token: int
+    pair: int
+    answer_token: int
+
+    @classmethod
+    def of(cls, config: "PreTrainedConfig") -> "DecoderFlops":
+        """Those of a dense decoder with a gated feed-forward (Qwen2, Llama, Mistral and their like)."""
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        attention = 2 * hidden * head_dim * (heads + config.num_key_value_heads)
+        weights = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
+        return cls(config.num_hidden_layers, 2 * weights, 4 * heads * head_dim, 2 * hidden * config.vocab_size)
+
+    def training(self, lengths: Mapping[int, int], num_answer: int, mode: "AttentionMode") -> StepFlops:
+        """Forward and backward of sequences that attend within themselves.
+
+        Args:
+            lengths: how many sequences there are of each length in tokens, padding included where it is computed.
+            num_answer: answer tokens of all of them.
+            mode: the attention, asked for its visible pairs in each layer.
+        """
+        rest = self.token * sum(length * count for length, count in lengths.items()) + self.answer_token * num_answer
+        layers = range(self.layers)
+        real = sum(count * mode.visible_pairs(length, layer) for length, count in lengths.items() for layer in layers)
+        dense = sum(count * causal_pairs(length) for length, count in lengths.items()) * self.layers
+        return StepFlops(*(_FORWARD_AND_BACKWARD * (rest + self.pair * pairs) for pairs in (real, dense)))
+
+
+def causal_pairs(num_tokens: int) -> int:
+    """Query-key pairs of full causal attention."""
+    return num_tokens * (num_tokens + 1) // 2

@@ -1,0 +1,57 @@
+"""Counted operations against a count of the mask itself, and against torch's own counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.attention.naive import lrsa_mask
+from lrsa_lightning.flops import DecoderFlops, causal_pairs
+from tests.conftest import make_model
+
+SIZES = [(0, 8, 0.5), (4, 8, 0.5), (4, 8, 0.25), (3, 7, 1.0), (16, 4, 0.0)]
+
+
+@pytest.mark.parametrize(("sink", "lag", "retention"), SIZES)
+def test_lrsa_sees_as_many_pairs_as_its_mask_holds(sink, lag, retention):
+    mode = LRSA(lag, retention, sink)
+    for num_tokens in (1, sink + 1, sink + 2 * lag, sink + 2 * lag + 1, sink + 5 * lag - 1, sink + 6 * lag + 3):
+        keys, values = torch.randn(2, 1, 1, num_tokens, 8)
+        mask = lrsa_mask(mode.select(keys, values), num_tokens, sink, lag)
+        assert mode.visible_pairs(num_tokens) == int(mask.sum())
+
+
+def test_skipped_layers_and_vanilla_see_all_before_them():
+    mode = LRSA(lag_size=8, sink_size=4, skip_layers=[1])
+    assert mode.visible_pairs(100, 1) == Vanilla().visible_pairs(100) == causal_pairs(100) == 5050
+    assert mode.visible_pairs(100, 0) < 5050
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_torchs_counter_finds_the_same_products(model_type):
+    """Eager attention computes all N squared pairs, masked or not."""
+    model, num_tokens = make_model(model_type, head_dim=16), 24
+    Vanilla("eager").install(model)
+    flops = DecoderFlops.of(model.config)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False)
+    expected = 2 * num_tokens * (flops.token + flops.answer_token + flops.layers * flops.pair * num_tokens)
+    assert counter.get_total_flops() == expected
+
+
+def test_a_step_is_forward_and_twice_as_much_backward():
+    flops = DecoderFlops(layers=3, token=10, pair=2, answer_token=100)
+    mode = LRSA(lag_size=8, retention_ratio=0.5, sink_size=4, skip_layers=[2])
+    step = flops.training({40: 1, 20: 2}, 5, mode)
+    rest = 80 * 10 + 5 * 100
+    assert step.dense == 3 * (rest + 2 * 3 * (820 + 2 * 210))
+    seen = [mode.visible_pairs(length, layer) for length in (40, 20, 20) for layer in range(3)]
+    assert step.real == 3 * (rest + 2 * sum(seen))
+    assert flops.training({80: 1}, 5, mode).dense > step.dense
+
+
+def test_the_papers_sizes_save_what_the_measurements_say():
+    """Element-exact ratios at 32K and 128K, counted for the attention kernels."""
+    for retention, length, ratio in ((0.5, 2**15, 1.83), (0.25, 2**15, 3.13), (0.5, 2**17, 1.95), (0.25, 2**17, 3.74)):
+        pairs = LRSA(1024, retention, 16).visible_pairs(length)
+        assert causal_pairs(length) / pairs == pytest.approx(ratio, abs=0.01)

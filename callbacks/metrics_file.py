@@ -1,6 +1,7 @@
 """A logger that needs no account: one JSON object a line in the run directory."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration is in config.yaml beside the file."""
 
+    def rows(self) -> list[dict[str, float]]:
+        """What was logged so far."""
+        return read_rows(self.path) if self.path.exists() else []
+
     @rank_zero_only
     def forget_after(self, step: int) -> None:
         """Drops what an earlier, interrupted run logged beyond the step that training resumes from.
@@ -54,14 +59,29 @@ class MetricsFile(Logger):
             step: optimizer steps done; Lightning logs the last of them as step - 1.
         """
         if self.path.exists():
-            rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if json.loads(row)["step"] < step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            kept = [row for row in self.rows() if row["step"] < step]
+            whole = self.path.with_suffix(".tmp")
+            whole.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            whole.replace(self.path)
+
+
+def metrics_files(loggers: Sequence[Logger]) -> list[MetricsFile]:
+    """Those of a trainer's loggers."""
+    return [logger for logger in loggers if isinstance(logger, MetricsFile)]
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; a last line that was cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_metric(path: Path, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric of a metrics file; a last line that was cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    points = [(row["step"], row[key]) for row in rows if key in row]
-    return [step for step, _ in points], [value for _, value in points]
+    return points(read_rows(path), key)
+
+
+def points(rows: Sequence[dict[str, float]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric."""
+    found = [(row["step"], row[key]) for row in rows if key in row]
+    return [step for step, _ in found], [value for _, value in found]

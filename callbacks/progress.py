@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
@@ -11,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StepProgress(ProgressBar):
-    """Shows optimizer steps, loss and time left. Lightning's own bars count micro-batches of an epoch."""
+    """Shows optimizer steps, loss, tokens a second and time left. Lightning's own bars count micro-batches of an epoch.
+
+    Tokens a second are those since the line or the bar's refresh before, evaluations and checkpoints included.
+    """
 
     def __init__(self, every_n_lines: int = 50):
         """
@@ -23,7 +27,7 @@ class StepProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._last_step = 0
-        self._started = 0.0
+        self._speed: Speed | None = None
 
     def disable(self) -> None:
         self._enabled = False
@@ -36,23 +40,29 @@ class StepProgress(ProgressBar):
         (self._bar.console if self._bar is not None else Console(soft_wrap=True)).print(*args, highlight=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step, self._started = trainer.global_step, time.monotonic()
+        self._last_step, self._speed = trainer.global_step, None
         console = Console()
         if self._enabled and console.is_terminal:
             self._bar = _make_bar(console)
             self._bar.start()
-            self._bar.add_task("step", total=self._total(trainer), completed=trainer.global_step, loss="")
+            self._bar.add_task("step", total=self._total(trainer), completed=trainer.global_step, figures="")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        if self._speed is None:  # not before: an evaluation may run before the first step
+            self._speed = Speed(trainer.global_step, pl_module.seen_tokens[0])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step == self._last_step or not self._enabled:
             return
         self._last_step = trainer.global_step
-        loss = f"loss {float(trainer.callback_metrics['train/loss']):.4f}"
+        if self._bar is None and trainer.global_step % self.every_n_lines:
+            return
+        rate, left = self._speed.at(trainer.global_step, pl_module.seen_tokens[0], self._total(trainer))
+        figures = f"loss {float(trainer.callback_metrics['train/loss']):.4f}  {rate:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, loss=loss)
-        elif trainer.global_step % self.every_n_lines == 0:
-            seconds = time.monotonic() - self._started
-            print(f"step {trainer.global_step}/{self._total(trainer)}  {loss}  {seconds:.0f} s", flush=True)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, figures=figures)
+        else:
+            print(f"step {trainer.global_step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -67,7 +77,7 @@ class StepProgress(ProgressBar):
         bar = self._bar or own
         if own is not None and self._enabled and own.console.is_terminal:
             own.start()
-        task = bar.add_task(description, total=total, loss="")
+        task = bar.add_task(description, total=total, figures="")
         try:
             yield lambda: bar.advance(task)
         finally:
@@ -86,5 +96,23 @@ class StepProgress(ProgressBar):
 
 
 def _make_bar(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+class Speed:
+    """Tokens a second lately, and the time that is left at the pace so far."""
+
+    def __init__(self, step: int, tokens: int):
+        self._first = self._last = (time.monotonic(), step, tokens)
+
+    def at(self, step: int, tokens: int, total_steps: int | None) -> tuple[float, str]:
+        """Tokens a second since the last call, and the time left as h:mm:ss, ? where the end is unknown."""
+        now = (time.monotonic(), step, tokens)
+        (start, first_step, _), (before, _, fewer) = self._first, self._last
+        self._last = now
+        rate = (tokens - fewer) / max(now[0] - before, 1e-9)
+        if total_steps is None:
+            return rate, "?"
+        left = (now[0] - start) / (step - first_step) * (total_steps - step)
+        return rate, str(timedelta(seconds=round(left)))

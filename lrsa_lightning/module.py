@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.loss import linear_cross_entropy
+from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 
 
 class LongContextModule(lightning.LightningModule):
@@ -68,7 +70,9 @@ class LongContextModule(lightning.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.loss_chunk_size = loss_chunk_size
         self.model = None
-        self._window_loss: Tensor | None = None
+        self._window: list[Tensor] | None = None
+        self._seen: Tensor | None = None
+        self._loaded_seen = [0, 0]
         self._loaded_steps = 0
 
     def prepare_data(self) -> None:
@@ -89,6 +93,13 @@ class LongContextModule(lightning.LightningModule):
                 "they do not belong together"
             )
 
+    def setup(self, stage: str) -> None:
+        """Tells loggers that can only append what a run that is resumed has logged, before the metrics file is cut."""
+        rows = [row for file in metrics_files(self.trainer.loggers) for row in file.rows()] if stage == "fit" else []
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "skip"):
+                logger.skip(rows)
+
     def configure_model(self) -> None:
         """Loads or makes the model and installs the attention mode; does nothing the second time."""
         if self.model is not None:
@@ -108,35 +119,99 @@ class LongContextModule(lightning.LightningModule):
 
     def answer_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """This micro-batch's share of the global batch's mean loss per answer token, or per sample."""
-        hidden_BND = self(batch["input_ids"], batch["position_ids"])
+        return self._share(self(batch["input_ids"], batch["position_ids"]), batch)
+
+    def _share(self, hidden_BND: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return self._total_loss(hidden_BND, batch, batch["weights"]) / batch["num_tokens"]
+
+    def _total_loss(self, hidden_BND: Tensor, batch: dict[str, Tensor], weights_BN: Tensor | None) -> Tensor:
         head = self.model.get_output_embeddings()
-        total = linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size, batch["weights"])
-        return total / batch["num_tokens"]
+        return linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size, weights_BN)
 
     @property
     def trained_steps(self) -> int:
         """Optimizer steps behind the weights; `lrsa validate` makes none, but loads some."""
         return max(self.trainer.global_step, self._loaded_steps)
 
+    @property
+    def seen_tokens(self) -> tuple[int, int]:
+        """Tokens of all rows trained on so far by all ranks, without padding, and those of them that were learned."""
+        total, learned = self._loaded_seen if self._seen is None else self._seen.tolist()
+        return total, learned
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["seen_tokens"] = list(self.seen_tokens)
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Called before Lightning takes its progress from the checkpoint."""
         self._loaded_steps = checkpoint["global_step"]
+        self._loaded_seen = checkpoint.get("seen_tokens", [0, 0])
+        if self.trainer.state.fn == "fit":
+            for file in metrics_files(self.trainer.loggers):
+                file.forget_after(self._loaded_steps)
         if align := getattr(self.trainer.datamodule, "align_progress", None):
             align(checkpoint)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        share = self.answer_loss(batch)
-        self._log_window(share.detach(), batch_idx)
+        hidden_BND = self(batch["input_ids"], batch["position_ids"])
+        share = self._share(hidden_BND, batch)
+        self._add_to_window(share.detach(), self._answer_loss_sum(hidden_BND, batch), count_tokens(batch["labels"]))
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._log_window()
         # Lightning divides by the accumulation steps and the strategy averages over the ranks: undo both.
         return share * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def _log_window(self, share: Tensor, batch_idx: int) -> None:
-        """Logs, once an optimizer step, the loss of the whole global batch and the learning rate it is taken with."""
-        self._window_loss = share if self._window_loss is None else self._window_loss + share
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.log("train/loss", self._window_loss, prog_bar=True, sync_dist=True, reduce_fx="sum")
-            self.log("train/lr", self.optimizers().param_groups[0]["lr"])
-            self._window_loss = None
+    @torch.no_grad()
+    def _answer_loss_sum(self, hidden_BND: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The sum over answer tokens that weights per sample hide; costs a forward of the head on those tokens alone.
+
+        0 where each token weighs the same: the loss itself says it.
+        """
+        if self._counts_tokens_alike:
+            return torch.zeros((), device=hidden_BND.device)
+        return self._total_loss(hidden_BND, batch, None)
+
+    @property
+    def _counts_tokens_alike(self) -> bool:
+        return getattr(self.trainer.datamodule, "loss_weighting", "token") == "token"
+
+    def _add_to_window(self, *parts: Tensor) -> None:
+        """Adds a micro-batch to what the optimizer step's earlier ones came to."""
+        self._window = [*parts] if self._window is None else [a + b for a, b in zip(self._window, parts, strict=True)]
+
+    def _log_window(self) -> None:
+        """Logs, once an optimizer step, what the whole global batch was and the learning rate it is taken with."""
+        (loss, answer_loss_sum, counts), self._window = self._window, None
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        self._seen = counts + (counts.new_tensor(self._loaded_seen) if self._seen is None else self._seen)
+        answer_loss = loss if self._counts_tokens_alike else answer_loss_sum / counts[1]
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, reduce_fx="sum")
+        self.log("train/answer_loss", answer_loss, sync_dist=True, reduce_fx="sum")
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        # In float64: float32 cannot count beyond 16 million.
+        self.log("train/tokens", self._seen[0].double())
+        self.log("train/answer_tokens", self._seen[1].double())
+
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips as Lightning does, and logs the norm before it, which clipping by norm computes anyway."""
+        plugin = self.trainer.precision_plugin
+        if not _clips_as_torch_does(plugin):
+            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        parameters = list(plugin.main_params(optimizer))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.log("train/grad_norm", norm)
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_end(self, *_) -> None:
+        """DeepSpeed keeps the gradients to itself, and tells their norm after the step."""
+        norm = getattr(self.trainer.model, "get_global_grad_norm", lambda: None)()
+        if self._window is None and norm is not None:
+            self.log("train/grad_norm", float(norm))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         if not batch:
@@ -164,3 +239,18 @@ class LongContextModule(lightning.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def count_tokens(labels_BN: Tensor) -> Tensor:
+    """Tokens of the rows without padding, and those of them that are learned: int64 [2].
+
+    A row ends with an answer: what lies behind its last learned token is padding.
+    """
+    learned_BN = labels_BN != IGNORE_INDEX
+    place_N = torch.arange(1, labels_BN.shape[1] + 1, device=labels_BN.device)
+    return torch.stack([(learned_BN * place_N).amax(dim=1).sum(), learned_BN.sum()])
+
+
+def _clips_as_torch_does(plugin: Precision) -> bool:
+    """Not so those of DeepSpeed and FSDP, where a process does not hold the whole gradient."""
+    return type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm and not isinstance(plugin, DeepSpeedPrecision)

@@ -26,6 +26,17 @@ def test_steps_beyond_the_resumed_one_are_forgotten(tmp_path):
     assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0, 1, 2]
 
 
+def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
+    logger = MetricsFile(str(tmp_path))
+    logger.log_metrics({"train/loss": 2.0}, step=0)
+    with logger.path.open("a") as file:
+        file.write('{"step": 1, "train')
+    logger.forget_after(1)
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_smoothing_has_no_bias_at_the_start():
     assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
     assert smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)

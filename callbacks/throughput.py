@@ -1,0 +1,180 @@
+"""How fast a run is, how much of the devices it uses, and what its time goes into."""
+
+import logging
+from collections import Counter, deque
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
+from lightning.pytorch.profilers import Profiler
+from torch import Tensor
+
+from lrsa_lightning.flops import DecoderFlops, StepFlops
+
+log = logging.getLogger(__name__)
+
+# What Lightning calls the work when it tells its profiler; what none of them covers is logging, drawing and the rest.
+_PARTS = {
+    "[_TrainingEpochLoop].train_dataloader_next": "data",
+    "run_training_batch": "compute",
+    "[Callback]RulerEval.on_train_batch_end": "evaluation",
+    "validation": "evaluation",
+    "save_checkpoint": "checkpoints",
+}
+# Dense bfloat16 of the data sheet. Lightning's table does not know the name "NVIDIA H200", and lists a sparse figure.
+_H200_BF16 = 989.4e12
+
+
+class Throughput(Callback):
+    """Logs tokens a second, model FLOPs utilisation, peak memory, and the seconds that each part of a step took.
+
+    Tokens are those without padding. ``mfu`` counts the operations of the attention the mode computes, ``mfu_dense``
+    those of full causal attention in the same time: what a dense run would have to reach to be as fast, so a sparse
+    mode's may pass 1. Where the device's peak is unknown there are the TFLOP/s alone. Neither evaluations nor the first
+    step, which may compile, count in the speed; ``seconds/*`` are those since the step before.
+    """
+
+    def __init__(self, window: int = 10, peak_tflops: float | None = None):
+        """
+        Args:
+            window: optimizer steps that the speed is averaged over.
+            peak_tflops: of one device in the run's precision; by the device's name when None.
+        """
+        self.peak_tflops = peak_tflops
+        self._steps: deque[_Step] = deque(maxlen=window)
+        self._lengths: Counter[int] = Counter()
+        self._is_first = True
+        self._clock: Stopwatch | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = trainer.strategy.root_device
+        self._decoder = DecoderFlops.of(pl_module.model.config)
+        self._peak = self.peak_tflops * 1e12 if self.peak_tflops else _peak_flops(trainer)
+        if self._peak is None and device.type != "cpu" and trainer.is_global_zero:
+            log.info("the peak of this device is unknown: give Throughput its peak_tflops to see the utilisation")
+        trainer.profiler = self._clock = Stopwatch(trainer.profiler, device)
+        self._last_step, self._last_seen = trainer.global_step, pl_module.seen_tokens
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.profiler = self._clock.inner
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._clock is not None:
+            trainer.profiler = self._clock.inner
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.profiler.start("validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.profiler.stop("validation")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        self._lengths.update(lengths_of(batch["position_ids"], getattr(trainer.datamodule, "packing", False)))
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        seconds = self._clock.lap()
+        self.log_dict({f"throughput/seconds/{part}": value for part, value in seconds.items()})
+        self._add_step(pl_module, sum(seconds.values()) - seconds["evaluation"], trainer.world_size)
+        if self._steps:
+            self.log_dict({f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()})
+        memory = getattr(torch, trainer.strategy.root_device.type)  # torch.cuda, torch.npu
+        if hasattr(memory, "max_memory_allocated"):
+            peak = memory.max_memory_allocated(trainer.strategy.root_device) / 2**30
+            self.log("throughput/peak_memory_gib", peak, sync_dist=True, reduce_fx="max")
+
+    def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int) -> None:
+        tokens, answer_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
+        flops = self._decoder.training(self._lengths, answer_tokens // num_devices, pl_module.attention)
+        self._last_seen = pl_module.seen_tokens
+        self._lengths.clear()
+        if not self._is_first:
+            self._steps.append(_Step(seconds, tokens, flops))
+        self._is_first = False
+
+    def _speed(self, num_devices: int) -> dict[str, float]:
+        seconds = sum(step.seconds for step in self._steps)
+        tokens = sum(step.tokens for step in self._steps) / seconds
+        speed = {"tokens_per_second": tokens, "tokens_per_second_per_device": tokens / num_devices}
+        for suffix, flops in (
+            ("", sum(step.flops.real for step in self._steps) / seconds),
+            ("_dense", sum(step.flops.dense for step in self._steps) / seconds),
+        ):
+            speed[f"tflops_per_device{suffix}"] = flops / 1e12
+            if self._peak is not None:
+                speed[f"mfu{suffix}"] = flops / self._peak
+        return speed
+
+
+class _Step(NamedTuple):
+    """An optimizer step: its seconds, the tokens of the global batch, the operations of this device."""
+
+    seconds: float
+    tokens: int
+    flops: StepFlops
+
+
+class Stopwatch(Profiler):
+    """Adds up the seconds of a step's parts, around the profiler that the user may have asked for.
+
+    Attributes:
+        inner: that profiler.
+    """
+
+    def __init__(self, inner: Profiler, device: torch.device):
+        super().__init__()
+        self.inner = inner
+        self._device = device
+        self._seconds: Counter[str] = Counter()
+        self._running: dict[str, float] = {}
+        self._lap_started = perf_counter()
+
+    def start(self, action_name: str) -> None:
+        if action_name in _PARTS:
+            self._running[action_name] = perf_counter()
+        self.inner.start(action_name)
+
+    def stop(self, action_name: str) -> None:
+        self.inner.stop(action_name)
+        if action_name in self._running:
+            self._seconds[_PARTS[action_name]] += perf_counter() - self._running.pop(action_name)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each part since the lap before, and under "other" the rest of them.
+
+        The device's queue counts as computation: what is left of it, the caller waits for here.
+        """
+        waited = perf_counter()
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        now = perf_counter()
+        self._seconds["compute"] += now - waited
+        seconds = {part: self._seconds[part] for part in dict.fromkeys(_PARTS.values())}
+        seconds["other"] = now - self._lap_started - sum(seconds.values())
+        self._seconds.clear()
+        self._lap_started = now
+        return seconds
+
+
+def lengths_of(position_ids_BN: Tensor, packed: bool) -> list[int]:
+    """Lengths of the sequences that attend within themselves; padding belongs to the last of a row."""
+    num_tokens = position_ids_BN.shape[1]
+    if not packed:
+        return [num_tokens] * position_ids_BN.shape[0]
+    starts = (position_ids_BN.flatten() == 0).nonzero().flatten()
+    return starts.diff(append=starts.new_tensor([position_ids_BN.numel()])).tolist()
+
+
+def _peak_flops(trainer: Trainer) -> float | None:
+    """Operations a second that one device's data sheet promises, for matrices in the run's precision."""
+    device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
+    if device.type != "cuda":
+        return None
+    if "H200" in torch.cuda.get_device_name(device) and dtype in (torch.bfloat16, torch.float16):
+        return _H200_BF16
+    return get_available_flops(device, dtype)

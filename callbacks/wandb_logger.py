@@ -1,0 +1,41 @@
+"""Weights & Biases for runs that resume."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import loggers
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's, which never tells a figure of a step twice.
+
+    Weights & Biases only appends to a run's history, online and when `wandb sync` uploads the parts of an offline run:
+    the steps between a checkpoint and the interruption, which a resumed run repeats, would be there twice. The first
+    telling stands. The metrics file, which is cut at the checkpoint, tells what it was.
+    """
+
+    _told: Mapping[int, frozenset[str]] = {}
+    _repeated_step: int | None = None
+
+    @rank_zero_only
+    def skip(self, rows: Sequence[dict[str, float]]) -> None:
+        """Leaves out, from now on, the figures of these rows of the metrics file."""
+        told, same = {}, {}
+        for row in rows:
+            keys = told.get(row["step"], frozenset()).union(row)
+            told[row["step"]] = same.setdefault(keys, keys)
+        self._told = told
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        new = {key: value for key, value in metrics.items() if not self._was_told(key, value, step)}
+        self._repeated_step = None if new else step
+        if new:
+            super().log_metrics(new, step)
+
+    def _was_told(self, key: str, value: Any, step: int | None) -> bool:
+        """The metrics file has no tables and images: they were told if their step, or the figures before them, were."""
+        if step not in self._told or isinstance(value, int | float):
+            return key in self._told.get(step, ())
+        return step < max(self._told) or step == self._repeated_step

@@ -1,0 +1,132 @@
+"""What a run logs of its learning, and the picture of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrsa_lightning.callbacks import loss_curve
+from lrsa_lightning.callbacks.loss_curve import draw_curves
+from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.loss import IGNORE_INDEX
+from lrsa_lightning.module import LongContextModule, count_tokens
+from tests.conftest import longalign_row, write_jsonl
+from tests.runs import callback, checkpoints, command, metrics
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+
+def train_rows(run: str = "x") -> list[dict]:
+    return [row for row in metrics(run) if "train/loss" in row]
+
+
+def curve(**options) -> str:
+    return json.dumps([callback("LossCurve", **options)])
+
+
+def test_tokens_are_counted_without_padding():
+    labels = torch.full((2, 6), IGNORE_INDEX)
+    labels[0, 1], labels[0, 4], labels[1, 5] = 7, 7, 7
+    assert count_tokens(labels).tolist() == [5 + 6, 3]
+
+
+def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
+    """Six steps of four are an epoch of all 24 samples: what the dataset holds must have been seen once."""
+    arguments["trainer.callbacks"] = checkpoints(2)
+    cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
+    samples = cli.datamodule._train._samples
+    learned = sum(sample.num_answer for sample in samples)
+    total = sum(len(sample.ids) - 1 for sample in samples)
+    whole = train_rows()
+    assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, learned)
+    assert (whole[11]["train/tokens"], whole[11]["train/answer_tokens"]) == (2 * total, 2 * learned)
+    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=runs/x/checkpoints/step=8.ckpt"])
+    keys = ("step", "train/loss", "train/grad_norm", "train/lr", "train/tokens", "train/answer_tokens")
+    assert [[row[key] for key in keys] for row in train_rows()] == [[row[key] for key in keys] for row in whole]
+
+
+def test_validating_a_checkpoint_cuts_nothing(arguments, train_file):
+    arguments |= {"trainer.callbacks": checkpoints(2), "trainer.max_steps": "4"}
+    main(command(arguments))
+    main(command({**arguments, "ckpt_path": "runs/x/checkpoints/step=2.ckpt"}, "validate"))
+    assert [row["step"] for row in train_rows()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("clip", [{"trainer.gradient_clip_val": "0.1"}, {"trainer.gradient_clip_val": "null"}])
+def test_the_gradient_norm_is_the_one_before_clipping(arguments, monkeypatch, clip):
+    seen, clipped = [], []
+    clip_gradients = LongContextModule.configure_gradient_clipping
+
+    def norm_of(parameters):
+        return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double().norm())
+
+    def measured(self, optimizer, *args, **kwargs):
+        seen.append(norm_of(self.parameters()))
+        clip_gradients(self, optimizer, *args, **kwargs)
+        clipped.append(norm_of(self.parameters()))
+
+    monkeypatch.setattr(LongContextModule, "configure_gradient_clipping", measured)
+    main(command({**arguments, **clip, "trainer.max_steps": "3"}))
+    assert [row["train/grad_norm"] for row in train_rows()] == pytest.approx(seen, rel=1e-5)
+    limit = 0.1 if "0.1" in clip.values() else None
+    assert clipped == pytest.approx([limit] * 3 if limit else seen, rel=1e-4)
+
+
+def test_the_answer_token_loss_of_weighted_samples_is_that_of_weighted_tokens(arguments, tmp_path):
+    """The first step's, that is: from then on the two runs learn differently."""
+    rows = [longalign_row("Red.\n\nBlue.", "What?", "Red, blue. " * (1 + i)) for i in range(4)]
+    arguments |= {"trainer.max_steps": "1", "data.train_files": str(write_jsonl(tmp_path / "uneven.jsonl", rows))}
+    main(command({**arguments, "run_name": "token"}))
+    main(command({**arguments, "data.loss_weighting": "sample"}))
+    (token,), (sample,) = train_rows("token"), train_rows()
+    assert token["train/answer_loss"] == token["train/loss"]
+    assert sample["train/answer_loss"] == pytest.approx(token["train/loss"], rel=1e-6)
+    assert sample["train/loss"] != pytest.approx(token["train/loss"], rel=1e-6)
+
+
+def test_the_picture_is_refreshed_and_drawn_over_a_reference(arguments, monkeypatch):
+    drawn = []
+
+    def noted(runs, path, smoothing):
+        drawn.append({name: len([row for row in rows if "train/loss" in row]) for name, rows in runs.items()})
+        return draw_curves(runs, path, smoothing)
+
+    monkeypatch.setattr(loss_curve, "draw_curves", noted)
+    main(command({**arguments, "trainer.callbacks": curve(every_n_steps=2), "run_name": "y"}))
+    assert drawn == [{"y": 6}]  # there was no time for more
+    drawn.clear()
+    monkeypatch.setattr(loss_curve, "_SHARE", 1e9)
+    arguments["trainer.callbacks"] = curve(every_n_steps=2, reference="runs/y")
+    main(command({**arguments, "trainer.max_steps": "4"}))
+    reference = {"y (reference)": 6}
+    assert drawn == [{"x": 1, **reference}, {"x": 3, **reference}, {"x": 4, **reference}]
+    assert Path("runs/x/loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(Path("runs/x").glob(".loss*"))
+
+
+def test_a_reference_without_losses_fails_before_training(arguments, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(command({**arguments, "trainer.callbacks": curve(reference=str(tmp_path))}))
+    assert "holds no train/loss" in capsys.readouterr().err
+    assert not Path("runs/x/metrics.jsonl").exists()
+
+
+def test_the_picture_shows_every_curve(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), Path(path).touch()))
+    own = [
+        {"step": i, "train/loss": 3.0 - i, "train/answer_loss": 2.0 - i, "train/lr": 0.1, "train/grad_norm": 1.0 + i,
+         "train/tokens": 10.0 * i} for i in range(3)
+    ]  # fmt: skip
+    reference = [{"step": i, "train/loss": 4.0} for i in range(2)]
+    assert draw_curves({"own": own, "other": reference}, tmp_path / "a.png", 0.5)
+    loss, norm, rate, tokens = figures[0].axes
+    labels = [line.get_label() for line in loss.get_lines() if not line.get_label().startswith("_")]
+    assert labels == ["own: per sample", "own: per answer token", "other: per answer token"]
+    assert [list(panel.get_lines()[0].get_ydata()) for panel in (norm, rate, tokens)] == [
+        [1.0, 2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 10.0, 20.0]
+    ]  # fmt: skip
+    assert not draw_curves({"own": []}, tmp_path / "b.png", 0.5)

@@ -1,0 +1,98 @@
+"""Speed, utilisation and the parts of a step, of real runs of the command."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from lrsa_lightning import LRSA
+from lrsa_lightning.callbacks import RulerEval
+from lrsa_lightning.callbacks.throughput import Stopwatch, lengths_of
+from lrsa_lightning.cli import main
+from lrsa_lightning.data.dataset import LongContextDataset
+from lrsa_lightning.flops import DecoderFlops
+from lrsa_lightning.module import LongContextModule
+from tests.conftest import TINY_MODEL
+from tests.runs import callback, checkpoints, command, metrics
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+PARTS = ["data", "compute", "evaluation", "checkpoints", "other"]
+
+
+def rows_of(arguments, *more, **options) -> list[dict]:
+    arguments["trainer.callbacks"] = json.dumps([*more, callback("Throughput", **options)])
+    main(command(arguments))
+    return [row for row in metrics() if "train/loss" in row]
+
+
+def test_figures_agree_with_each_other_and_with_the_losses_row(arguments, tokenizer):
+    first, *rows = rows_of(arguments, window=1, peak_tflops=0.5)
+    assert "throughput/tokens_per_second" not in first
+    last = 0
+    for before, row in zip([first, *rows], rows, strict=False):
+        tokens, answers = (row[key] - before[key] for key in ("train/tokens", "train/answer_tokens"))
+        seconds = tokens / row["throughput/tokens_per_second"]
+        parts = [row[f"throughput/seconds/{part}"] for part in PARTS]
+        assert sum(parts) == pytest.approx(seconds, rel=1e-3)
+        sizes = SimpleNamespace(**TINY_MODEL, vocab_size=len(tokenizer))
+        step = DecoderFlops.of(sizes).training({160: 4}, int(answers), LRSA(16, 0.5, 4))
+        assert row["throughput/tflops_per_device"] == pytest.approx(step.real / seconds / 1e12, rel=1e-3)
+        assert row["throughput/mfu"] == pytest.approx(step.real / seconds / 0.5e12, rel=1e-3)
+        assert row["throughput/mfu_dense"] == pytest.approx(step.dense / seconds / 0.5e12, rel=1e-3)
+        last = row["throughput/tokens_per_second_per_device"]
+    assert last == rows[-1]["throughput/tokens_per_second"]
+
+
+def test_the_window_averages_over_its_steps(arguments):
+    rows = rows_of(arguments, window=3)
+    seconds = [sum(row[f"throughput/seconds/{part}"] for part in PARTS) for row in rows]
+    tokens = rows[-1]["train/tokens"] - rows[-4]["train/tokens"]
+    assert rows[-1]["throughput/tokens_per_second"] == pytest.approx(tokens / sum(seconds[-3:]), rel=1e-3)
+    assert "throughput/mfu" not in rows[-1]
+
+
+def test_each_part_is_charged_with_its_own_time(arguments, train_file, monkeypatch):
+    """Seconds that pass nowhere but where they are spent: a clock moved on by hand."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
+
+    def passing(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            clock.now += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    passing(LongContextDataset, "__getitem__", 1)
+    passing(LongContextModule, "training_step", 10)
+    passing(LongContextModule, "validation_step", 100)
+    passing(RulerEval, "_check", 1000)
+    passing(Strategy, "save_checkpoint", 10000)
+    arguments |= {"data.val_files": str(train_file), "data.micro_batch_size": "4"}
+    arguments |= {"trainer.val_check_interval": "3", "trainer.limit_val_batches": "1"}
+    ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], num_samples=1, every_n_steps=2)
+    rows = rows_of(arguments, ruler, *json.loads(checkpoints(4)))
+    assert [row["throughput/seconds/compute"] for row in rows] == [10] * 6
+    assert [row["throughput/seconds/data"] for row in rows] == [1] * 6
+    assert [row["throughput/seconds/evaluation"] // 100 for row in rows] == [0, 10, 0, 11, 0, 10]
+    assert [row["throughput/seconds/checkpoints"] for row in rows] == [0, 0, 0, 0, 10000, 0]
+
+
+def test_packed_samples_are_sequences_of_their_own():
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]])
+    assert lengths_of(positions, packed=True) == [3, 5, 8]
+    assert lengths_of(positions, packed=False) == [8, 8]
+
+
+def test_the_users_profiler_still_hears_all():
+    heard = []
+    inner = SimpleNamespace(start=heard.append, stop=heard.append)
+    clock = Stopwatch(inner, torch.device("cpu"))
+    with clock.profile("run_training_batch"), clock.profile("anything"):
+        pass
+    assert heard == ["run_training_batch", "anything", "anything", "run_training_batch"]
+    assert clock.lap()["compute"] > 0

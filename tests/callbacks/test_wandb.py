@@ -1,0 +1,94 @@
+"""An offline Weights & Biases run, read back: everything is there, and each step once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrsa_lightning.callbacks.wandb_logger import WandbLogger
+from lrsa_lightning.cli import main
+from tests.runs import callback, checkpoints, command, losses, metrics
+from tests.wandb_files import config, history, records
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def run(arguments, in_tmp_path, monkeypatch) -> Path:
+    """Six steps, logged offline; resumed from the second after the fourth, as if killed there."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    ruler = {"tasks": ["niah_single_1"], "lengths": [512], "budgets": [0.5], "num_samples": 1, "every_n_steps": 2}
+    callbacks = [*json.loads(checkpoints(2)), callback("RulerEval", **ruler), callback("LossCurve")]
+    logger = callback("WandbLogger", project="test", save_dir=None)
+    arguments["trainer.callbacks"] = json.dumps([*callbacks, callback("Throughput", window=2)])
+    arguments["trainer.logger"] = json.dumps([logger, *json.loads(arguments["trainer.logger"])])
+    main(command({**arguments, "trainer.max_steps": "4"}))
+    wandb.finish()
+    resumed = ["--ckpt_path=runs/x/checkpoints/step=2.ckpt", "--trainer.max_steps=6"]
+    main(["fit", "--config=runs/x/config.yaml", *resumed])
+    wandb.finish()
+    return Path("runs/x")
+
+
+def test_an_offline_run_holds_everything_once(run):
+    rows = history(run)
+    parts = list(run.glob("wandb/offline-run-*"))
+    assert len(parts) == 2
+    assert {part.name.split("-")[-1] for part in parts} == {(run / "wandb_id").read_text()}
+
+    # The same figures as in the metrics file, each once, none missing; repeated steps are as they were first told.
+    told = {}
+    for row in rows:
+        for key in row.keys() - {"trainer/global_step", "epoch"}:
+            if not key.startswith("_"):
+                assert (row["trainer/global_step"], key) not in told
+                told[row["trainer/global_step"], key] = row[key]
+    train = {step: value for (step, key), value in told.items() if key == "train/loss"}
+    assert list(train) == list(range(6))
+    assert train == losses()
+    expected = {(row["step"], key) for row in metrics() for key in row if key not in ("step", "epoch")}
+    figures = {name for name in told if not isinstance(told[name], dict)}
+    assert figures >= expected
+    assert {step for step, _ in figures - expected} <= {2, 3}  # what only the first telling said
+
+    # Tables and images, with their files.
+    media = {name: value for name, value in told.items() if isinstance(value, dict)}
+    assert [step for step, key in media if key == "ruler_predictions"] == [0, 1, 3, 5]
+    assert {key for _, key in media} == {"ruler_predictions", "ruler_depths", "loss_curve"}
+    for value in media.values():
+        for path in value.get("filenames", [value.get("path")]):
+            assert any((part / "files" / path).is_file() for part in parts)
+    table = next(value["path"] for (_, key), value in media.items() if key == "ruler_predictions")
+    content = json.loads(next(path for part in parts if (path := part / "files" / table).is_file()).read_text())
+    assert content["data"]
+    assert "prediction" in content["columns"]
+
+    # The configuration, nested and complete, and the x axis.
+    assert (
+        config(run).items()
+        >= {
+            key: value for key, value in yaml.safe_load((run / "config.yaml").read_text()).items() if key == "data"
+        }.items()
+    )
+    assert config(run)["model"]["attention"]["init_args"]["lag_size"] == 16
+    axes = [record.metric for record in records(run) if record.HasField("metric")]
+    assert any(metric.glob_name == "*" and metric.step_metric == "trainer/global_step" for metric in axes)
+
+    # The key went nowhere.
+    assert not [path for path in Path().rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_what_was_told_is_left_out_and_what_was_not_is_added(monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        "lightning.pytorch.loggers.WandbLogger.log_metrics", lambda self, new, step: logged.append((step, new))
+    )
+    logger = WandbLogger(offline=True)
+    logger.skip([{"step": 1, "a": 1.0}, {"step": 2, "a": 1.0}, {"step": 2, "b": 1.0}, {"step": 3, "b": 1.0}])
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"a": 2.0, "b": 2.0, "table": object}, step)
+    assert logged[0] == (1, {"b": 2.0})
+    assert [(step, list(new)) for step, new in logged[1:]] == [(3, ["a", "table"]), (4, ["a", "b", "table"])]

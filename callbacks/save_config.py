@@ -1,29 +1,56 @@
 """Saves the resolved configuration in the run directory and shows it in Weights & Biases."""
 
+import os
 from pathlib import Path
 
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from lrsa_lightning.checkpoint_files import write_text
+from lrsa_lightning.resume_guard import compare, describe, newest_config
 from lrsa_lightning.run_directory import WANDB_ID
+from lrsa_lightning.versions import versions
+
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml``, for a resumed run ``config-1.yaml`` and so on: an earlier one is never overwritten."""
+    """Writes ``config.yaml`` and ``versions.yaml``, for a resumed run ``config-1.yaml`` and so on, with what changed
+    since in ``config-1.diff``: nothing earlier is ever overwritten."""
 
     def save_config(self, trainer, pl_module, stage: str) -> None:
         if stage != "fit":
             return
         directory = Path(trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
-        path, number = directory / "config.yaml", 0
-        while path.exists():
-            number += 1
-            path = directory / f"config-{number}.yaml"
-        path.write_text(text, encoding="utf-8")
+        text = dump(self.parser, self.config)
+        save(directory, text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 (directory / WANDB_ID).write_text(logger.experiment.id, encoding="utf-8")
                 logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+
+
+def dump(parser, config) -> str:
+    """The configuration as YAML that `--config` reads; a secret of the environment becomes a reference to it."""
+    text = parser.dump(config, skip_none=False, skip_link_targets=True)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and any(part in name.upper() for part in _SECRET):
+            text = text.replace(value, f"${{oc.env:{name}}}")
+    return text
+
+
+def save(directory: Path, text: str) -> None:
+    """Writes configuration and versions beside the earlier ones, and the changes since the newest of them."""
+    earlier = newest_config(directory)
+    number = 0 if earlier is None else int(earlier.stem.partition("-")[2] or 0) + 1
+    suffix = f"-{number}" if number else ""
+    now = yaml.safe_dump(versions(), sort_keys=False)
+    if earlier is not None:
+        before = earlier.with_name(earlier.name.replace("config", "versions"))
+        changes = compare(earlier.read_text(encoding="utf-8"), text)
+        changes |= compare(before.read_text(encoding="utf-8") if before.exists() else "{}", now)
+        write_text(directory / f"config{suffix}.diff", describe(changes) + "\n" if changes else "nothing changed\n")
+    write_text(directory / f"versions{suffix}.yaml", now)
+    write_text(directory / f"config{suffix}.yaml", text)

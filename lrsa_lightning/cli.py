@@ -5,17 +5,24 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
+from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks import SaveConfig
+from lrsa_lightning.callbacks import SaveConfig, StopOnSignal
+from lrsa_lightning.callbacks.save_config import dump
+from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.run_directory import RunDirectory, check_checkpoint
+from lrsa_lightning.resume_guard import ResumeGuard
+from lrsa_lightning.run_directory import RunDirectory
 
+log = logging.getLogger(__name__)
 # Calls of functions that are deprecated in the newest releases alone, and a datamodule without validation files.
 _NOISE = (
     "'set_vital' is deprecated",
@@ -70,6 +77,19 @@ class LRSACLI(LightningCLI):
             "--run_name", type=str | None, default=None, help="Name of the run; mode and time when not given."
         )
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--require_checkpoint",
+            type=bool,
+            default=False,
+            help="Fail when --ckpt_path last finds no checkpoint. Otherwise the run starts, so that the same command "
+            "line starts a job and goes on with it whenever the scheduler queues it again.",
+        )
+        parser.add_argument(
+            "--allow_mismatch",
+            type=bool,
+            default=False,
+            help="Resume although attention, model, data, sequence length or seed are not those of the run.",
+        )
         parser.link_arguments("data.seq_len", "model.seq_len")
         parser.link_arguments("model.name_or_path", "data.model_name_or_path")
         parser.link_arguments("seed_everything", "data.seed")
@@ -83,14 +103,49 @@ class LRSACLI(LightningCLI):
         """Overrides Lightning's, which lets a checkpoint's hyperparameters win over the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Settles the run directory and everything that lies in it."""
+        """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         directory = RunDirectory.of(config)
-        if self.subcommand:
-            check_checkpoint(config.get("ckpt_path"))
-        if self.subcommand == "fit" and config.get("ckpt_path") is None:
-            directory.check_free()
         directory.fill_in(config)
+        if self.subcommand:
+            self._checkpoint = directory.checkpoint(config.get("ckpt_path"))
+            check_found(config, self._checkpoint, self.subcommand)
+        if self.subcommand == "fit":
+            if config.ckpt_path is None:
+                directory.check_free()
+            self._guard(config, directory)
+
+    def _guard(self, config, directory: RunDirectory) -> None:
+        allow, config.allow_mismatch, config.require_checkpoint = config.allow_mismatch, False, False
+        if self._checkpoint is not None:
+            # A checkpoint of another run is compared with that one's configuration.
+            ResumeGuard(directory.of_checkpoint(self._checkpoint)).check(dump(self._parser("fit"), config), allow)
+
+    def instantiate_trainer(self, **kwargs) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopOnSignal())
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Gives the trainer the file that `last` and `best` mean; the saved configuration keeps the word."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"ckpt_path": str(self._checkpoint) if self._checkpoint is not None else None}
+
+
+def check_found(config, checkpoint: Path | None, subcommand: str) -> None:
+    """Whether a command may go on without the checkpoint it was given.
+
+    Raises:
+        InputError: it was required, or there is nothing to validate.
+    """
+    if checkpoint is not None:
+        return
+    if config.require_checkpoint or (config.ckpt_path is not None and subcommand != "fit"):
+        given = f"--ckpt_path {config.ckpt_path}" if config.ckpt_path else "without --ckpt_path"
+        where = f"{config.runs_dir}/{config.run_name}"
+        raise InputError(f"there is no checkpoint to go on from in {where} ({given}): nothing was started")
+    if config.ckpt_path is not None:
+        log.warning("--ckpt_path %s: there is no checkpoint yet, the run starts from the beginning", config.ckpt_path)
 
 
 def report_input_errors(command: Callable) -> Callable:
@@ -104,6 +159,10 @@ def report_input_errors(command: Callable) -> Callable:
         except InputError as error:
             print(f"lrsa: error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Stopped as stopped:
+            saved = f"saved in {stopped.saved}: go on with --ckpt_path last" if stopped.saved else "nothing to save yet"
+            print(f"lrsa: stopped by {stopped.signal.name}; {saved}", file=sys.stderr)
+            raise
 
     return reporting
 

@@ -1,5 +1,6 @@
 """One directory a run: configuration, checkpoints, metrics, plots and the Weights & Biases id."""
 
+import logging
 import netrc
 import os
 import secrets
@@ -7,10 +8,12 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lrsa_lightning.checkpoint_files import BEST, find_last, read_index
 from lrsa_lightning.errors import InputError
 
+log = logging.getLogger(__name__)
 WANDB_ID = "wandb_id"
-_KEYWORDS = ("last", "best", "hpc")
+_KEYWORDS = ("last", "best")
 
 
 class RunDirectory:
@@ -18,6 +21,7 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
+        self.checkpoints = path / "checkpoints"
 
     @classmethod
     def of(cls, config) -> "RunDirectory":
@@ -38,11 +42,42 @@ class RunDirectory:
         Raises:
             InputError: it does.
         """
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0 and (self.path / "config.yaml").exists():
+        if _first_process() and (self.path / "config.yaml").exists():
             raise InputError(
                 f"{self.path} holds a run already: give another --run_name, or resume it with "
                 f"--config {self.path / 'config.yaml'} --ckpt_path last"
             )
+
+    def checkpoint(self, ckpt_path: str | None) -> Path | None:
+        """The checkpoint that --ckpt_path means; None for `last` where there is none yet.
+
+        Raises:
+            InputError: it does not exist, or is not whole.
+        """
+        if ckpt_path == "last":
+            return self._last()
+        if ckpt_path is None:
+            return None
+        path = self.checkpoints / BEST if ckpt_path == "best" else Path(ckpt_path)
+        if not path.exists():
+            raise InputError(
+                f"--ckpt_path {ckpt_path} does not exist: give a checkpoint of {self.checkpoints}, or last"
+            )
+        if path.is_file() and read_index(path) is None:
+            raise InputError(f"--ckpt_path {ckpt_path} is torn or no checkpoint: give another, or last")
+        return path
+
+    def of_checkpoint(self, checkpoint: Path) -> Path:
+        """The run directory that a checkpoint lies in, or this one."""
+        other = checkpoint.absolute().parent.parent
+        return other if (other / "config.yaml").exists() else self.path
+
+    def _last(self) -> Path | None:
+        last = find_last(self.checkpoints)
+        if last.skipped and _first_process():
+            names, taken = ", ".join(last.skipped), last.path.name if last.path else "none, for there is no other"
+            log.warning("%s: not whole and left out: %s; last is %s", self.checkpoints, names, taken)
+        return last.path
 
     def fill_in(self, config) -> None:
         """Points root directory, loggers and checkpoint callbacks of a configuration here."""
@@ -54,8 +89,9 @@ class RunDirectory:
             if logger.class_path.endswith("WandbLogger"):
                 self._fill_in_wandb(arguments)
         for callback in _entries(config.trainer.callbacks):
-            if "dirpath" in callback.init_args and callback.init_args.dirpath is None:
-                callback.init_args.dirpath = str(self.path / "checkpoints")
+            if "dirpath" in callback.init_args:
+                self.checkpoints = Path(callback.init_args.dirpath or self.checkpoints)
+                callback.init_args.dirpath = str(self.checkpoints)
 
     def _fill_in_wandb(self, arguments) -> None:
         arguments.name = arguments.name or self.path.name
@@ -68,16 +104,9 @@ class RunDirectory:
         return file.read_text(encoding="utf-8") if file.exists() else secrets.token_hex(4)
 
 
-def check_checkpoint(ckpt_path: str | None) -> None:
-    """Refuses a checkpoint that does not exist.
-
-    Raises:
-        InputError: it is neither a path that exists nor a keyword of Lightning.
-    """
-    if ckpt_path is not None and ckpt_path not in _KEYWORDS and not Path(ckpt_path).exists():
-        raise InputError(
-            f"--ckpt_path {ckpt_path} does not exist: give a checkpoint of runs/<name>/checkpoints/, or last"
-        )
+def _first_process() -> bool:
+    """Of this node; the others are started when it has begun."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _entries(value) -> list:

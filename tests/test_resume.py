@@ -1,14 +1,18 @@
 """A resumed run goes on exactly where its checkpoint was, again and again, however its batches are cut."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.cli import LRSACLI, main
-from tests.runs import checkpoints, command, kept_curve, losses
+from lrsa_lightning.resume_guard import is_guarded
+from tests.runs import callback, checkpoints, command, kept_curve, losses
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -89,3 +93,135 @@ def test_a_checkpoint_does_not_override_the_command_line(arguments):
     )
     assert cli.model.lr == 0.5
     assert yaml.safe_load(Path("runs/y/config.yaml").read_text())["model"]["lr"] == 0.5
+
+
+def resume(*options: str, path: str = "last") -> None:
+    main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path={path}", *options])
+
+
+@pytest.fixture
+def two_steps(arguments):
+    """A run of two steps with a checkpoint of each."""
+    arguments |= {"trainer.callbacks": json.dumps([callback("Checkpoints", every_n_steps=1)]), "trainer.max_steps": "2"}
+    main(command(arguments))
+    return Path("runs/x")
+
+
+def test_a_torn_last_checkpoint_is_left_out_with_a_warning(two_steps, caplog):
+    folder = two_steps / "checkpoints"
+    os.truncate(folder / "step=2.ckpt", 1000)
+    (folder / ".step=3.ckpt.partial").write_bytes(b"PK")
+    resume("--trainer.max_steps=3")
+    warnings = [record.getMessage() for record in caplog.records if "not whole" in record.getMessage()]
+    assert warnings == [
+        f"{folder}: not whole and left out: step=2.ckpt, .step=3.ckpt.partial; last is step=1.ckpt",
+    ]
+    assert list(losses()) == [0, 1, 2]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+def test_a_torn_checkpoint_named_by_hand_is_refused(two_steps, capsys):
+    os.truncate(two_steps / "checkpoints" / "step=2.ckpt", 1000)
+    with pytest.raises(SystemExit):
+        resume(path=f"{two_steps}/checkpoints/step=2.ckpt")
+    assert "is torn or no checkpoint" in capsys.readouterr().err
+
+
+def test_a_required_checkpoint_that_is_missing_is_an_error(arguments, capsys):
+    for ckpt_path in ({"ckpt_path": "last"}, {}):
+        with pytest.raises(SystemExit):
+            main(command({**arguments, **ckpt_path, "require_checkpoint": "true"}))
+        error = capsys.readouterr().err
+        assert error.startswith("lrsa: error: there is no checkpoint to go on from in runs/x")
+        assert error.count("\n") == 1
+        assert not Path("runs").exists()
+
+
+def test_the_same_command_line_starts_a_run_and_goes_on_with_it(arguments):
+    """What a job that is queued again runs; one that was killed before its first checkpoint starts anew."""
+    arguments |= {"trainer.callbacks": json.dumps([callback("Checkpoints")]), "ckpt_path": "last"}
+    main(command({**arguments, "trainer.max_steps": "3"}))
+    assert list(losses()) == [0, 1, 2]
+    for path in Path("runs/x/checkpoints").iterdir():
+        path.unlink()
+    main(command({**arguments, "trainer.max_steps": "4"}))
+    assert list(losses()) == [0, 1, 2, 3]
+    main(command({**arguments, "trainer.max_steps": "5"}))
+    assert list(losses()) == [0, 1, 2, 3, 4]
+
+
+def test_a_validation_needs_its_checkpoint(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(command({**arguments, "ckpt_path": "last"}, "validate"))
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("seed_everything=7", "seed_everything: 42 -> 7"),
+        ("model.attention.lag_size=8", "model.attention.init_args.lag_size: 16 -> 8"),
+        ("data.seq_len=128", "data.seq_len: 160 -> 128"),
+        ("data.mixture={'train.jsonl': 0.5}", "data.mixture"),
+        ("data.template=chatml", "data.template: base -> chatml"),
+    ],
+)
+def test_a_resume_as_another_run_is_refused_and_shows_the_difference(two_steps, capsys, change, shown):
+    with pytest.raises(SystemExit) as caught:
+        resume(f"--{change}")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert shown in error
+    assert "--allow_mismatch true" in error
+    assert not (two_steps / "config-1.yaml").exists()
+
+
+def test_a_mismatch_can_be_allowed_once_and_is_recorded(two_steps, capsys):
+    resume("--seed_everything=7", "--allow_mismatch=true", "--trainer.max_steps=3")
+    assert (two_steps / "config-1.diff").read_text().splitlines()[:1] == ["  seed_everything: 42 -> 7"]
+    assert "trainer.max_steps: 2 -> 3" in (two_steps / "config-1.diff").read_text()
+    saved = yaml.safe_load((two_steps / "config-1.yaml").read_text())
+    assert (saved["seed_everything"], saved["allow_mismatch"]) == (7, False)
+    with pytest.raises(SystemExit):
+        resume()  # the run's newest configuration has another seed by now
+    assert "seed_everything: 7 -> 42" in capsys.readouterr().err
+
+
+def test_versions_and_commit_lie_beside_the_configuration(two_steps):
+    versions = yaml.safe_load((two_steps / "versions.yaml").read_text())
+    assert versions["torch"] == torch.__version__
+    assert {"python", "lrsa_lightning", "lightning", "transformers"} <= versions.keys()
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", versions.get("lrsa_lightning_commit", "0" * 40))
+
+
+def test_a_secret_of_the_environment_is_saved_as_a_reference(arguments, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "s3cret-value-123")
+    logger = {"class_path": "lrsa_lightning.callbacks.MetricsFile", "init_args": {"save_dir": "${oc.env:MY_API_KEY}"}}
+    directory = Path("saved")
+    directory.mkdir()
+    cli = LRSACLI([*command(arguments)[1:], f"--trainer.logger={json.dumps([logger])}"], run=False)
+    config = cli.config.clone()
+    config.trainer.logger[0].init_args.save_dir = "s3cret-value-123"
+    text = dump(cli.parser, config)
+    assert "s3cret" not in text
+    assert "${oc.env:MY_API_KEY}" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "guarded"),
+    [
+        ("data.train_files", True),
+        ("data.global_batch_size", True),
+        ("data.tokenizer", True),
+        ("model.attention.class_path", True),
+        ("model.from_config.hidden_size", True),
+        ("data.micro_batch_size", False),
+        ("data.num_workers", False),
+        ("model.attention.init_args.backend", False),
+        ("trainer.max_steps", False),
+        ("trainer.callbacks", False),
+        ("model.lr", False),
+    ],
+)
+def test_what_may_change_and_what_may_not(key, guarded):
+    assert is_guarded(key) == guarded

@@ -1,5 +1,6 @@
 """A data loader that resumes: its state is what of the epoch's order has been read, over all ranks."""
 
+import signal
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
@@ -17,7 +18,9 @@ class ResumableLoader(DataLoader):
 
     def __init__(self, dataset: LongContextDataset, sampler: GlobalBatchSampler, num_workers: int):
         # The sampler's items are whole micro-batches, so nothing is collated.
-        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers)
+        super().__init__(
+            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=_outlive_signals
+        )
         self._consumed = 0
 
     def __iter__(self) -> Iterator[dict]:
@@ -35,3 +38,9 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._consumed = state["consumed"]
+
+
+def _outlive_signals(worker: int) -> None:
+    """Schedulers and terminals signal every process of a job: the first one decides, and its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,202 @@
+"""Checkpoints that survive a kill, and which of them are kept."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Literal
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from lrsa_lightning.callbacks.metrics_file import MetricsFile
+from lrsa_lightning.callbacks.stop_on_signal import Stopped
+from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, write_text
+from lrsa_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+_SCORES = "scores.json"
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``checkpoints/step=<n>.ckpt`` every so many steps, at the last step and when a signal ends the run.
+
+    ``last.ckpt`` and ``best.ckpt`` name one of them. Any is whole: a run killed while it writes one resumes from the
+    one before. One file serves all rules of keeping, so nothing is written twice.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        keep_last: int | None = None,
+        keep_every_n_steps: int | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        keep_best: int = 1,
+        on_full_disk: Literal["continue", "stop"] = "continue",
+        dirpath: str | None = None,
+    ):
+        """
+        Args:
+            every_n_steps: optimizer steps between two checkpoints.
+            keep_last: how many of the newest are kept; all when None.
+            keep_every_n_steps: checkpoints of these steps are kept for good.
+            monitor: any logged metric, such as ruler/subset_mean or val/loss, whose best are kept. A checkpoint has a
+                score when the metric was measured at its step.
+            mode: whether a high or a low value is better.
+            keep_best: how many of the best are kept.
+            on_full_disk: whether training goes on without the checkpoint, with a warning, or ends; the checkpoints
+                before remain either way.
+            dirpath: folder; checkpoints/ in the run directory when None.
+
+        Raises:
+            InputError: a number is not positive.
+        """
+        numbers = {"every_n_steps": every_n_steps, "keep_last": keep_last, "keep_every_n_steps": keep_every_n_steps}
+        for name, number in {**numbers, "keep_best": keep_best}.items():
+            if number is not None and number < 1:
+                raise InputError(f"Checkpoints.{name} is {number}, but must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.keep_every_n_steps = keep_every_n_steps
+        self.monitor = monitor
+        self.mode = mode
+        self.keep_best = keep_best
+        self.on_full_disk = on_full_disk
+        self.dirpath = dirpath
+        self._folder = Path()
+        self._saved_step = 0  # there is nothing to save before the first step
+        self._scores: dict[int, float] = {}
+        self._measured = None
+        self._unlogged: dict[str, float] = {}
+
+    @property
+    def best_model_path(self) -> str:
+        """Of the best by `monitor`; empty when none has a score."""
+        return str(self._path(best[0])) if (best := self._best()) else ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes what writes that were cut short left behind, and what was logged beyond the start."""
+        for partial in self._folder.glob(f".*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        for file in _metrics_files(trainer):
+            file.forget_after(self._saved_step)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        self._saved_step = checkpoint["global_step"]
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {"unlogged": self._unlogged}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        self._unlogged = state_dict["unlogged"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > 0:
+            self._log_what_was_not(trainer)
+        file = self._folder / _SCORES
+        scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        # The run goes on from an earlier step at times: what came after it is measured anew.
+        self._scores = {int(step): value for step, value in scores.items() if int(step) <= trainer.global_step}
+        self._measured = trainer.callback_metrics.get(self.monitor)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        step = trainer.global_step
+        if step != self._saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+            self._save(trainer)
+        self._score(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._score(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves when a signal ends the run; after an error the weights may be those of half a step."""
+        if isinstance(exception, Stopped):
+            if trainer.global_step not in (0, self._saved_step):
+                self._save(trainer)
+            exception.saved = str(self._path(self._saved_step)) if self._saved_step else None
+
+    def _log_what_was_not(self, trainer: Trainer) -> None:
+        """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it."""
+        step = trainer.global_step - 1
+        files = _metrics_files(trainer)
+        if self._unlogged and files and not any(_has_row(file.path, step, self._unlogged) for file in files):
+            for logger in trainer.loggers:
+                logger.log_metrics(self._unlogged, step=step)
+
+    def _save(self, trainer: Trainer) -> None:
+        path, self._unlogged = self._path(trainer.global_step), _to_be_logged(trainer)
+        trainer.save_checkpoint(path)
+        full = trainer.strategy.broadcast(str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or ""))
+        if full:
+            self._give_up(path, full)
+        else:
+            self._saved_step = trainer.global_step
+            if trainer.is_global_zero:
+                link(self._folder / LAST, path)
+                self._prune()
+
+    def _give_up(self, path: Path, reason: str) -> None:
+        what = f"{path} was not saved ({reason}); the checkpoints before it are whole"
+        if self.on_full_disk == "stop":
+            raise InputError(f"{what}: free the disk and resume with --ckpt_path last, or lower Checkpoints.keep_last")
+        if rank_zero_only.rank == 0:
+            log.warning("%s; training goes on, the next is due in %d steps", what, self.every_n_steps)
+
+    def _score(self, trainer: Trainer) -> None:
+        """Notes the metric where it was measured anew at the step of the newest checkpoint."""
+        measured = trainer.callback_metrics.get(self.monitor) if self.monitor is not None else None
+        fresh, self._measured = measured is not None and measured is not self._measured, measured
+        # NaN compares with nothing, so it is no score.
+        if fresh and trainer.global_step == self._saved_step and float(measured) == float(measured):
+            self._scores[self._saved_step] = float(measured)
+            if trainer.is_global_zero:
+                write_text(self._folder / _SCORES, json.dumps(self._scores))
+                link(self._folder / BEST, self._path(self._best()[0]))
+                self._prune()
+
+    def _best(self) -> list[int]:
+        """Steps of the best checkpoints, the best first; the earlier of two that are equal."""
+        sign = 1 if self.mode == "min" else -1
+        scored = [step for step in self._scores if self._path(step).exists()]
+        return sorted(scored, key=lambda step: (sign * self._scores[step], step))[: self.keep_best]
+
+    def _prune(self) -> None:
+        """Removes the checkpoints that no rule keeps; those of later steps, of a run resumed from before, stay."""
+        if self.keep_last is None:
+            return
+        found = {int(path.stem.split("=")[1]): path for path in self._folder.glob("step=*.ckpt")}
+        steps = sorted(step for step in found if step <= self._saved_step)
+        kept = {*steps[-self.keep_last :], *self._best()}
+        kept |= {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
+        for step in set(steps) - kept:
+            found[step].unlink()
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step={step}.ckpt"
+
+
+def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+
+
+def _to_be_logged(trainer: Trainer) -> dict[str, float]:
+    """What Lightning will log of the step that has just been taken, when callbacks have had their turn."""
+    connector = trainer._logger_connector
+    if trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items()}
+
+
+def _has_row(path: Path, step: int, metrics: dict[str, float]) -> bool:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return any(row["step"] == step and metrics.keys() <= row.keys() for row in rows)

@@ -1,0 +1,98 @@
+"""What a resumed run must have in common with the run its checkpoint is of."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrsa_lightning.errors import InputError
+
+GUARDED = (
+    "seed_everything",
+    "model.attention",
+    "model.name_or_path",
+    "model.from_config",
+    "model.rope_parameters",
+    "model.seq_len",
+    "data",
+)
+_FREE = re.compile(
+    r"data\.(val_files|micro_batch_size|num_workers|prepare_workers|cache_dir)"
+    r"|model\.attention\.init_args\.(backend|chunks_per_fill)"
+)
+Changes = dict[str, tuple[Any, Any]]
+
+
+class ResumeGuard:
+    """Stops a resume whose model, attention, data or seed is not that of the run: the curve would be of neither.
+
+    Free to change, and named in ``config-<n>.diff``: everything of `trainer` (devices, strategy, precision, max_steps,
+    which stretches the cosine, logger, callbacks), the optimizer's keys of `model` (of which lr, betas and weight_decay
+    come from the checkpoint all the same), `data.micro_batch_size`, `num_workers`, `prepare_workers`, `cache_dir` and
+    `val_files`, and `backend` and `chunks_per_fill` of an attention, which change its speed alone.
+    """
+
+    def __init__(self, directory: Path):
+        """
+        Args:
+            directory: of the run whose checkpoint is resumed from.
+        """
+        self.saved = newest_config(directory)
+
+    def check(self, asked: str, allow: bool) -> None:
+        """Compares with the newest configuration of the run, if it has one.
+
+        Args:
+            asked: the configuration as YAML.
+            allow: whether the user said so.
+
+        Raises:
+            InputError: they differ where they must not; names each key, its saved value and the one asked for.
+        """
+        if self.saved is None or allow:
+            return
+        changes = compare(self.saved.read_text(encoding="utf-8"), asked)
+        guarded = {key: change for key, change in changes.items() if is_guarded(key)}
+        if guarded:
+            raise InputError(
+                f"this is not the run of {self.saved}; key: saved -> asked\n{describe(guarded)}"
+                "\n  resume with the saved values, or give --allow_mismatch true"
+            )
+
+
+def is_guarded(key: str) -> bool:
+    """Whether a change of this key makes another run of it."""
+    return not _FREE.fullmatch(key) and any(key == guarded or key.startswith(f"{guarded}.") for guarded in GUARDED)
+
+
+def newest_config(directory: Path) -> Path | None:
+    """``config-<n>.yaml`` with the greatest n, or ``config.yaml``."""
+    numbers = {path: int(path.stem.split("-")[1]) for path in directory.glob("config-[0-9]*.yaml")}
+    first = directory / "config.yaml"
+    return max(numbers, key=numbers.get, default=first if first.exists() else None)
+
+
+def compare(saved: str, asked: str) -> Changes:
+    """The keys of two YAML texts whose values differ, dotted, with both values."""
+    before, after = (dict(_leaves(yaml.safe_load(text))) for text in (saved, asked))
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def describe(changes: Changes) -> str:
+    """One line a change."""
+    return "\n".join(f"  {key}: {_short(saved)} -> {_short(asked)}" for key, (saved, asked) in changes.items())
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

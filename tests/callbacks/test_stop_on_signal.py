@@ -1,0 +1,114 @@
+"""A run that a signal ends, wherever it comes, goes on to the same curve and weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrsa_lightning.cli import main
+from tests.interruptions import SIGNALS, interruption
+from tests.runs import callback, command, losses
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def fit(arguments):
+    """Runs of 8 steps of two micro-batches, of which an epoch has six steps; exit status of the command."""
+
+    def run(*callbacks: dict, name: str = "x", **options: str) -> int:
+        entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
+        base = {**arguments, "trainer.max_steps": "8", "run_name": name, "trainer.callbacks": entries}
+        try:
+            main(command({**base, **options}))
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+    return run
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return torch.load(f"runs/{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_run(first: str, second: str) -> None:
+    assert losses(first) == losses(second)
+    before, after = weights(first), weights(second)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def steps_saved(run: str = "x") -> list[str]:
+    return sorted(path.name for path in Path(f"runs/{run}/checkpoints").glob("step=*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "step"),
+    [("SIGTERM", 6, 3), ("SIGTERM", 7, 4), ("SIGUSR1", 6, 3), ("SIGINT", 11, 6), ("SIGINT", 12, 6), ("SIGTERM", 2, 1)],
+)
+def test_a_signal_saves_the_last_whole_step(fit, capsys, name, batch, step):
+    """Micro-batch 6 is the first half of step 4, micro-batch 11 the last of an epoch."""
+    fit(name="whole")
+    assert fit(interruption("SignalAtBatch", signal=name, batch=batch)) == 128 + SIGNALS[name]
+    assert f"lrsa: stopped by {name}; saved in " in capsys.readouterr().err
+    assert steps_saved() == [f"step={step}.ckpt"]
+    assert fit(ckpt_path="last") == 0
+    assert_same_run("whole", "x")
+
+
+def test_a_signal_before_the_first_step_saves_nothing(fit, capsys):
+    assert fit(interruption("SignalAtBatch", signal="SIGTERM", batch=0)) == 143
+    assert "nothing to save yet" in capsys.readouterr().err
+    assert not Path("runs/x/checkpoints").exists()
+
+
+def test_a_check_after_a_step_is_broken_off(fit):
+    fit(name="whole")
+    assert fit(interruption("LongCheck", signal="SIGTERM", step=3)) == 143
+    assert steps_saved() == ["step=3.ckpt"]
+    assert fit(ckpt_path="last") == 0
+    assert_same_run("whole", "x")
+
+
+def test_a_second_interrupt_ends_at_once(fit):
+    twice = [interruption("SignalAtBatch", signal="SIGINT", batch=4)] * 2
+    assert fit(*twice) == 1  # Lightning's status of a keyboard interrupt
+    assert steps_saved() == []
+
+
+def test_other_errors_save_nothing(fit):
+    """The weights may be those of half a step."""
+    values = {"class_path": "tests.interruptions.LongCheck", "init_args": {"signal": "SIGUSR1", "step": 3}}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with pytest.raises(AssertionError, match="the check went on"):
+            fit({**values, "init_args": {"signal": "SIGCONT", "step": 3}})
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert steps_saved() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_to_the_whole_job_does_not_kill_the_workers_first(fit, arguments, name):
+    """Schedulers and terminals signal every process, the data loader's included."""
+    fit(name="whole")
+    entries = [interruption("SignalAtBatch", signal=name, batch=6, group=True), callback("Checkpoints")]
+    options = {"trainer.max_steps": "8", "data.num_workers": "1", "trainer.callbacks": json.dumps(entries)}
+    result = subprocess.run(
+        [sys.executable, "-m", "lrsa_lightning.cli", *command({**arguments, **options})],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert result.returncode == 128 + SIGNALS[name], result.stderr
+    assert fit(ckpt_path="last") == 0
+    assert_same_run("whole", "x")

@@ -1,0 +1,132 @@
+"""Checkpoints as files: whole or absent, and which of them `last` means."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrsa_lightning import checkpoint_files
+from lrsa_lightning.checkpoint_files import WholeFiles, find_last, link, read_index
+
+
+def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
+    path = folder / f"step={step}.ckpt"
+    WholeFiles().save_checkpoint({"global_step": step, "optimizer_states": [], "w": torch.zeros(9999), **more}, path)
+    when = when if when is not None else 10**9 + step
+    os.utime(path, ns=(when, when))
+    return path
+
+
+def tear(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write(tmp_path, 1)
+    before = path.read_bytes()
+
+    def break_off(checkpoint, partial):
+        partial.write_bytes(before[:100])
+        raise RuntimeError("broken off")
+
+    monkeypatch.setattr(checkpoint_files, "write_whole", break_off)
+    with pytest.raises(RuntimeError, match="broken off"):
+        write(tmp_path, 1)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_apart_from_other_errors(tmp_path, monkeypatch, number):
+    """torch raises a RuntimeError of its own while it handles the file's error."""
+
+    def fill_up(checkpoint, partial):
+        try:
+            partial.write_bytes(b"half")
+            raise OSError(number, "full")
+        finally:
+            raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(checkpoint_files, "write_whole", fill_up)
+    files = WholeFiles()
+    files.save_checkpoint({}, tmp_path / "step=1.ckpt")
+    assert files.disk_full.errno == number
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_full_disk_is_seen_through_torch():
+    files = WholeFiles()
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        checkpoint_files.write_whole({"w": torch.zeros(100000)}, Path("/dev/full"))
+    assert checkpoint_files._disk_full(caught.value).errno == errno.ENOSPC
+    assert files.disk_full is None
+
+
+def test_a_write_lies_beside_its_place_until_it_is_whole(tmp_path, monkeypatch):
+    """Not in the system's temporary folder, from which a move is a copy."""
+    seen = {}
+    replace = os.replace
+
+    def spy(source, target):
+        seen.update(source=Path(source), whole=read_index(Path(source)) is not None, existed=Path(target).exists())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    path = write(tmp_path, 1)
+    assert seen == {"source": tmp_path / ".step=1.ckpt.partial", "whole": True, "existed": False}
+    assert path.exists()
+
+
+def test_last_is_what_the_link_names(tmp_path):
+    """Copying a run may have given its files any order."""
+    old, new = write(tmp_path, 2, when=10**18), write(tmp_path, 4, when=10**9)
+    link(tmp_path / "last.ckpt", new)
+    assert find_last(tmp_path).path == new
+    assert old.exists()
+
+
+def test_last_is_a_later_one_that_was_written_before_the_link_was_switched(tmp_path):
+    link(tmp_path / "last.ckpt", write(tmp_path, 2))
+    newer = write(tmp_path, 4, when=2 * 10**18)
+    assert find_last(tmp_path) == checkpoint_files.Last(newer, [])
+
+
+@pytest.mark.parametrize("torn", ["half", "empty", "index"])
+def test_a_torn_checkpoint_is_never_last(tmp_path, torn):
+    good, bad = write(tmp_path, 2), write(tmp_path, 4)
+    link(tmp_path / "last.ckpt", bad)
+    os.truncate(bad, {"half": bad.stat().st_size // 2, "empty": 0, "index": bad.stat().st_size - 5}[torn])
+    assert find_last(tmp_path) == checkpoint_files.Last(good, ["step=4.ckpt"])
+
+
+def test_without_a_link_last_is_the_newest(tmp_path):
+    write(tmp_path, 9, when=1)
+    newest = write(tmp_path, 4, when=2)
+    (tmp_path / ".step=5.ckpt.partial").write_bytes(b"PK")
+    assert find_last(tmp_path) == checkpoint_files.Last(newest, [".step=5.ckpt.partial"])
+    (tmp_path / "last.ckpt").symlink_to("step=77.ckpt")
+    assert find_last(tmp_path).path == newest
+
+
+def test_weights_alone_are_not_last(tmp_path):
+    full = write(tmp_path, 2)
+    torch.save({"global_step": 4, "state_dict": {}}, tmp_path / "weights.ckpt")
+    assert find_last(tmp_path).path == full
+
+
+def test_a_zero_folder_is_whole_once_latest_is_written(tmp_path):
+    for step in (2, 4):
+        (tmp_path / f"step={step}.ckpt" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "step=2.ckpt" / "latest").write_text("checkpoint")
+    assert find_last(tmp_path) == checkpoint_files.Last(tmp_path / "step=2.ckpt", ["step=4.ckpt"])
+
+
+def test_a_link_is_switched_at_once(tmp_path, monkeypatch):
+    """Lightning's removes the old one first: a run killed between the two has no last checkpoint."""
+    name, first, second = tmp_path / "last.ckpt", write(tmp_path, 2), write(tmp_path, 4)
+    link(name, first)
+    monkeypatch.setattr(os, "replace", lambda source, target: pytest.fail("x") if not name.exists() else None)
+    link(name, second)
+    assert name.resolve() == first

@@ -6,8 +6,18 @@ from lrsa_lightning.callbacks.metrics_file import MetricsFile
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.callbacks.ruler_eval import RulerEval
 from lrsa_lightning.callbacks.save_config import SaveConfig
+from lrsa_lightning.callbacks.stop_on_signal import StopOnSignal
 from lrsa_lightning.callbacks.throughput import Throughput
 from lrsa_lightning.callbacks.wandb_logger import WandbLogger
-from lrsa_lightning.callbacks.stop_on_signal import StopOnSignal
 
-__all__ = ["Checkpoints", "LossCurve", "MetricsFile", "RulerEval", "SaveConfig", "StepProgress", "StopOnSignal"]
+__all__ = [
+    "Checkpoints",
+    "LossCurve",
+    "MetricsFile",
+    "RulerEval",
+    "SaveConfig",
+    "StepProgress",
+    "StopOnSignal",
+    "Throughput",
+    "WandbLogger",
+]

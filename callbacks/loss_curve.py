@@ -102,6 +102,7 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
         smoothing: of the losses.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     if not any("train/loss" in row for rows in runs.values() for row in rows):
         return False
@@ -109,7 +110,8 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
     axes = figure.subplot_mosaic(
         [["loss", "norm"], ["loss", "rate"], ["loss", "tokens"]], width_ratios=[2.2, 1], sharex=True
     )
-    for (name, rows), colour in zip(runs.items(), (_OWN, _REFERENCE), strict=False):
+    # The run itself last, so that it lies above the reference.
+    for (name, rows), colour in reversed([*zip(runs.items(), (_OWN, _REFERENCE), strict=False)]):
         _draw_losses(axes["loss"], rows, smoothing, _escaped(name), colour)
         for panel, key in (("norm", "train/grad_norm"), ("rate", "train/lr"), ("tokens", "train/tokens")):
             axes[panel].plot(*points(rows, key), color=colour, linewidth=1)
@@ -119,6 +121,10 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
     axes["norm"].set(title="gradient norm, before clipping", yscale="log")
     axes["rate"].set(title="learning rate")
     axes["tokens"].set(title="tokens seen", xlabel="optimizer step")
+    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes["norm"].yaxis.set_major_formatter("{x:g}")
+    axes["norm"].yaxis.set_minor_formatter(NullFormatter())
+    axes["tokens"].yaxis.set_major_formatter(EngFormatter(sep=""))
     for name, panel in axes.items():
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

@@ -125,8 +125,8 @@ def test_the_picture_shows_every_curve(tmp_path, monkeypatch):
     assert draw_curves({"own": own, "other": reference}, tmp_path / "a.png", 0.5)
     loss, norm, rate, tokens = figures[0].axes
     labels = [line.get_label() for line in loss.get_lines() if not line.get_label().startswith("_")]
-    assert labels == ["own: per sample", "own: per answer token", "other: per answer token"]
-    assert [list(panel.get_lines()[0].get_ydata()) for panel in (norm, rate, tokens)] == [
+    assert labels == ["other: per answer token", "own: per sample", "own: per answer token"]
+    assert [list(panel.get_lines()[-1].get_ydata()) for panel in (norm, rate, tokens)] == [
         [1.0, 2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 10.0, 20.0]
     ]  # fmt: skip
     assert not draw_curves({"own": []}, tmp_path / "b.png", 0.5)

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.callbacks import RulerEval
-from lrsa_lightning.callbacks.throughput import Stopwatch, lengths_of
+from lrsa_lightning.callbacks.throughput import Stopwatch, _peak_flops, lengths_of
 from lrsa_lightning.cli import main
 from lrsa_lightning.data.dataset import LongContextDataset
 from lrsa_lightning.flops import DecoderFlops
@@ -96,3 +98,27 @@ def test_the_users_profiler_still_hears_all():
         pass
     assert heard == ["run_training_batch", "anything", "anything", "run_training_batch"]
     assert clock.lap()["compute"] > 0
+
+
+def test_the_peak_is_of_the_device_and_the_precision(monkeypatch):
+    """The H200's dense figure: Lightning's table lists its sparse one, under a name that no driver gives."""
+
+    def peak(name: str, device: str = "cuda") -> float | None:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        return _peak_flops(SimpleNamespace(strategy=strategy, precision_plugin=MixedPrecision("bf16-mixed", "cuda")))
+
+    assert peak("NVIDIA H200") == 989.4e12
+    assert peak("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak("Unheard-of") is None
+    assert peak("NVIDIA H200", "cpu") is None
+
+
+def test_what_the_device_still_computes_is_waited_for(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: setattr(clock, "now", clock.now + 5))
+    stopwatch = Stopwatch(PassThroughProfiler(), torch.device("cuda", 0))
+    with stopwatch.profile("run_training_batch"):
+        clock.now += 1  # the launches
+    assert stopwatch.lap() == {"data": 0, "compute": 6, "evaluation": 0, "checkpoints": 0, "other": 0}

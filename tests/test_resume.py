@@ -53,6 +53,16 @@ def test_every_resume_goes_on_with_the_next_unseen_sample(arguments, stops, work
         assert losses() == whole
 
 
+def test_a_resume_at_an_epochs_end_may_follow_another(arguments):
+    """Lightning, resumed there, does not count the next epoch as begun, and its checkpoints say so."""
+    ours = json.dumps([callback("Checkpoints", every_n_steps=6)])
+    main(command({**arguments, "trainer.max_steps": "14", "trainer.callbacks": ours}))
+    whole = losses()
+    for stop in (6, 12):
+        main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt"])
+        assert losses() == whole
+
+
 @pytest.mark.parametrize("stop", [4, 6, 8])
 @pytest.mark.parametrize("micro", ["1", "4"])
 def test_a_resume_may_change_how_a_global_batch_is_cut(arguments, stop, micro):

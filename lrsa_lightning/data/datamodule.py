@@ -218,6 +218,11 @@ class LongContextDataModule(lightning.LightningDataModule):
         read = loader["consumed"] // (self.micro_batch_size * self._data_parallel_size)
         # The checkpoint is written within a micro-batch, ready but not yet completed: that difference stays.
         current.update({name: read - (current["ready"] - count) for name, count in current.items()})
+        if current["completed"] < current["processed"]:
+            # A run that was resumed at the end of an epoch has not counted the next one as begun.
+            epoch = loader["epoch"]
+            begun = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+            loops["epoch_progress"] = {"total": dict(begun), "current": dict(begun)}
         steps = loops["epoch_loop.state_dict"]
         steps["_batches_that_stepped"] = min(steps["_batches_that_stepped"], checkpoint["global_step"] - 1)
 

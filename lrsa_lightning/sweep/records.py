@@ -26,9 +26,11 @@ class CellRecord:
         """Whether it is finished, broken off, or was never begun.
 
         Raises:
-            InputError: what was begun under this name is another command.
+            InputError: what was begun under this name is another command, or no cell of a sweep.
         """
         known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
+        if known is None and (self.run / "config.yaml").exists():
+            raise InputError(f"{self.run} holds a run that is no cell of this sweep: give another --runs_dir")
         if known is None:
             return NEW
         if known["command"] != command:

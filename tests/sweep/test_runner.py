@@ -85,6 +85,15 @@ def test_a_folder_of_another_command_is_refused_before_anything_runs(make_sweep,
     assert len(begun(runs)) == 3
 
 
+def test_a_run_that_is_no_cell_is_neither_resumed_nor_removed(make_sweep, runs):
+    (runs / "mode-b").mkdir()
+    (runs / "mode-b/config.yaml").touch()
+    with pytest.raises(InputError, match="no cell of this sweep"):
+        run(make_sweep(MODES), runs)
+    assert (runs / "mode-b/config.yaml").exists()
+    assert not begun(runs)
+
+
 def test_one_cell_a_device_and_never_two_on_one(make_sweep, runs):
     file = make_sweep({"mode": {"values": list("abcdef")}, "sleep": {"value": 0.3}})
     assert run(file, runs, make_slots(None, ["4", "6"])) == [0] * 6

@@ -3,8 +3,11 @@
 import os
 import signal
 import time
+from typing import Literal
 
 from lightning import Callback
+
+from lrsa_lightning import checkpoint_files
 
 SIGNALS = {number.name: number for number in signal.Signals}
 
@@ -53,3 +56,60 @@ class Measure(Callback):
 
         if (value := self.values.get(str(trainer.global_step))) is not None:
             trainer.callback_metrics["ruler/subset_mean"] = torch.tensor(value)
+
+
+class KillAt(Callback):
+    """Kills the process within a micro-batch, counted over the whole run and not from where it was resumed."""
+
+    def __init__(self, micro_batch: int, moment: Literal["start", "backward", "end"]):
+        self.micro_batch = micro_batch
+        self.moment = moment
+        self._now = -1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        steps = trainer.accumulate_grad_batches
+        self._now = trainer.global_step * steps + batch_idx % steps
+        self._kill("start")
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        self._kill("backward")
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        self._kill("end")
+
+    def _kill(self, moment: str) -> None:
+        if self._now == self.micro_batch and self.moment == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillInSave(Callback):
+    """Kills the process while a checkpoint is written: at its half, before or after it is moved or linked."""
+
+    MOMENTS = ("half", "before replace", "after replace", "before link", "after link")
+
+    def __init__(self, step: int, moment: str):
+        self.step = step
+        self.moment = moment
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        if trainer.global_step == self.step:
+            names = {"half": "write_whole", "replace": "replace", "link": "replace"}
+            name = names[self.moment.split()[-1]]
+            owner = checkpoint_files if name == "write_whole" else os
+            setattr(owner, name, self._deadly(getattr(owner, name)))
+
+    def _deadly(self, function):
+        calls = []
+
+        def call(first, second):
+            calls.append(second)
+            if self.moment == "half":
+                function(first, second)
+                os.truncate(second, second.stat().st_size // 2)
+            elif self.moment.endswith("link") and len(calls) == 1:
+                return function(first, second)  # the checkpoint's own move
+            elif self.moment.startswith("after"):
+                function(first, second)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return call

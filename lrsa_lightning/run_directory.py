@@ -31,7 +31,7 @@ class RunDirectory:
             InputError: processes started one by one (torchrun, SLURM) could not agree on a name.
         """
         if config.run_name is None:
-            config.run_name = os.environ.get("LRSA_RUN_NAME") or _new_name(config)
+            config.run_name = os.environ.get("LRSA_RUN_NAME") or _sweep_run_id() or _new_name(config)
             # Processes that Lightning starts for further devices read the same name from here.
             os.environ["LRSA_RUN_NAME"] = config.run_name
         return cls(Path(config.runs_dir) / config.run_name)
@@ -95,7 +95,7 @@ class RunDirectory:
 
     def _fill_in_wandb(self, arguments) -> None:
         arguments.name = arguments.name or self.path.name
-        arguments.id = arguments.id or self._wandb_id()
+        arguments.id = _sweep_run_id() or arguments.id or self._wandb_id()
         # With the same id a resumed run goes on where it was: the logger's own default is resume="allow".
         arguments.offline = arguments.offline or not _wandb_login()
 
@@ -110,9 +110,14 @@ def _first_process() -> bool:
 
 
 def _entries(value) -> list:
-    """The class entries of a trainer argument that may be one of them, a list or a switch."""
+    """The class entries with arguments of a trainer argument that may be one of them, a list or a switch."""
     entries = value if isinstance(value, list) else [value]
-    return [entry for entry in entries if hasattr(entry, "class_path")]
+    return [entry for entry in entries if hasattr(entry, "init_args")]
+
+
+def _sweep_run_id() -> str | None:
+    """The id that `wandb agent` gave this run: within a sweep wandb lets no other stand."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def _new_name(config) -> str:

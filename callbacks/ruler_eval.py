@@ -137,8 +137,16 @@ class RulerEval(Callback):
         return samples
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:
-            self._check(trainer, pl_module, at_end=True)
+        step = trainer.global_step
+        due = step == 0 or (step % self.every_n_steps == 0 and not self._was_checked(trainer, step))
+        if due:
+            self._check(trainer, pl_module, at_end=step == 0)
+        self._checked_step = step
+
+    @staticmethod
+    def _was_checked(trainer: Trainer, step: int) -> bool:
+        """Whether the run that is resumed got to the check of this step."""
+        return trainer.strategy.broadcast(_records_path(trainer, step).exists())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._checked_step:
@@ -186,10 +194,9 @@ class RulerEval(Callback):
         from lrsa_lightning.ruler.heat_map import draw_depths
         from lrsa_lightning.ruler.results import table, write_records
 
-        folder = Path(trainer.default_root_dir) / "ruler"
-        stem = f"step-{steps:06d}"
-        write_records(folder / f"{stem}.jsonl", records)
-        picture = draw_depths(records, folder / f"{stem}-depths.png")
+        path = _records_path(trainer, steps)
+        write_records(path, records)
+        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
         # Lightning counts the steps it logs from 0: the scores after step n stand beside the loss of step n.
         step = max(0, steps - 1)
         for logger in trainer.loggers:
@@ -200,6 +207,10 @@ class RulerEval(Callback):
                 if picture is not None:
                     logger.log_image("ruler_depths", [str(picture)], step=step)
         trainer.print(summary(steps, figures, left_out, self.max_seconds))
+
+
+def _records_path(trainer: Trainer, steps: int) -> Path:
+    return Path(trainer.default_root_dir) / "ruler" / f"step-{steps:06d}.jsonl"
 
 
 def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:

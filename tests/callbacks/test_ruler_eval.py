@@ -64,6 +64,22 @@ def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, argumen
     assert after[5] == checks[5]
 
 
+def test_a_check_that_was_made_is_not_repeated_by_a_resume(fit, arguments):
+    arguments["data.micro_batch_size"] = "1"  # four micro-batches a step: the first of them is no step yet
+    checks = fit(generation="never", more=json.loads(checkpoints(3)))
+    records = Path("runs/x/ruler/step-000003.jsonl")
+    written = records.stat().st_mtime_ns
+    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=runs/x/checkpoints/step=3.ckpt"])
+    assert records.stat().st_mtime_ns == written
+    records.unlink()  # as if the run had been killed before it
+    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=runs/x/checkpoints/step=3.ckpt"])
+    assert records.exists()
+    rows = [row for row in metrics() if "ruler_nll/subset_mean" in row]
+    assert {row["step"]: row["ruler_nll/subset_mean"] for row in rows} == {
+        step: row["ruler_nll/subset_mean"] for step, row in checks.items()
+    }
+
+
 def test_checkpoints_can_be_kept_by_a_score(fit):
     best = {"monitor": "ruler_nll/subset_mean", "every_n_train_steps": 3, "filename": "{step}", "save_top_k": 1}
     fit(generation="never", more=[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best}])

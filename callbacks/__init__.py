@@ -4,6 +4,7 @@ from lrsa_lightning.callbacks.checkpoints import Checkpoints
 from lrsa_lightning.callbacks.loss_curve import LossCurve
 from lrsa_lightning.callbacks.metrics_file import MetricsFile
 from lrsa_lightning.callbacks.progress import StepProgress
+from lrsa_lightning.callbacks.resumed_history import ResumedHistory
 from lrsa_lightning.callbacks.ruler_eval import RulerEval
 from lrsa_lightning.callbacks.save_config import SaveConfig
 from lrsa_lightning.callbacks.stop_on_signal import StopOnSignal
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoints",
     "LossCurve",
     "MetricsFile",
+    "ResumedHistory",
     "RulerEval",
     "SaveConfig",
     "StepProgress",

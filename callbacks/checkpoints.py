@@ -10,10 +10,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.callbacks.metrics_file import MetricsFile
+from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
-from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, write_text
+from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.whole_text import write_text
 
 log = logging.getLogger(__name__)
 _SCORES = "scores.json"
@@ -83,11 +84,9 @@ class Checkpoints(Checkpoint):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes what writes that were cut short left behind, and what was logged beyond the start."""
+        """Removes what writes that were cut short left behind."""
         for partial in self._folder.glob(f".*{PARTIAL}"):
             partial.unlink(missing_ok=True)
-        for file in _metrics_files(trainer):
-            file.forget_after(self._saved_step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         self._saved_step = checkpoint["global_step"]
@@ -127,8 +126,8 @@ class Checkpoints(Checkpoint):
     def _log_what_was_not(self, trainer: Trainer) -> None:
         """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it."""
         step = trainer.global_step - 1
-        files = _metrics_files(trainer)
-        if self._unlogged and files and not any(_has_row(file.path, step, self._unlogged) for file in files):
+        files = metrics_files(trainer.loggers)
+        if self._unlogged and files and not any(_has_row(file, step, self._unlogged) for file in files):
             for logger in trainer.loggers:
                 logger.log_metrics(self._unlogged, step=step)
 
@@ -184,10 +183,6 @@ class Checkpoints(Checkpoint):
         return self._folder / f"step={step}.ckpt"
 
 
-def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
-    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-
-
 def _to_be_logged(trainer: Trainer) -> dict[str, float]:
     """What Lightning will log of the step that has just been taken, when callbacks have had their turn."""
     connector = trainer._logger_connector
@@ -196,7 +191,5 @@ def _to_be_logged(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in connector.metrics["log"].items()}
 
 
-def _has_row(path: Path, step: int, metrics: dict[str, float]) -> bool:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return any(row["step"] == step and metrics.keys() <= row.keys() for row in rows)
+def _has_row(file: MetricsFile, step: int, metrics: dict[str, float]) -> bool:
+    return any(row["step"] == step and metrics.keys() <= row.keys() for row in file.rows())

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lrsa_lightning.whole_text import write_text
+
 
 class MetricsFile(Logger):
     """Appends every logged metric to ``metrics.jsonl``, with its step."""
@@ -60,9 +62,7 @@ class MetricsFile(Logger):
         """
         if self.path.exists():
             kept = [row for row in self.rows() if row["step"] < step]
-            whole = self.path.with_suffix(".tmp")
-            whole.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            whole.replace(self.path)
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def metrics_files(loggers: Sequence[Logger]) -> list[MetricsFile]:

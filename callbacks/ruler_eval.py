@@ -136,6 +136,11 @@ class RulerEval(Callback):
                 log.info("%s; left out", error)
         return samples
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A model that is only compared with others: without a step Lightning calls no hook of training.
+        if trainer.max_steps == 0:
+            self._check(trainer, pl_module, at_end=True)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         due = step == 0 or (step % self.every_n_steps == 0 and not self._was_checked(trainer, step))

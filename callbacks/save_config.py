@@ -7,10 +7,10 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from lrsa_lightning.checkpoint_files import write_text
 from lrsa_lightning.resume_guard import compare, describe, newest_config
 from lrsa_lightning.run_directory import WANDB_ID
 from lrsa_lightning.versions import versions
+from lrsa_lightning.whole_text import write_text
 
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 

@@ -79,13 +79,6 @@ def link(name: Path, target: Path) -> None:
     sync_folder(name.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def read_index(path: Path) -> dict | None:
     """What a checkpoint holds, its tensors left on the disk; None when it is torn."""
     try:

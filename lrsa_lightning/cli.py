@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks import SaveConfig, StopOnSignal
+from lrsa_lightning.callbacks import ResumedHistory, SaveConfig, StopOnSignal
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
@@ -49,6 +49,8 @@ class Parser(LightningArgumentParser):
 
 class LRSACLI(LightningCLI):
     """`lrsa {fit,validate,test} --config FILE ...`; see configs/ for files and README for examples."""
+
+    _checkpoint: Path | None = None
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
         """
@@ -123,7 +125,7 @@ class LRSACLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, StopOnSignal())
+        trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=self._checkpoint is not None)]
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

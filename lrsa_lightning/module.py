@@ -12,7 +12,6 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 
@@ -93,13 +92,6 @@ class LongContextModule(lightning.LightningModule):
                 "they do not belong together"
             )
 
-    def setup(self, stage: str) -> None:
-        """Tells loggers that can only append what a run that is resumed has logged, before the metrics file is cut."""
-        rows = [row for file in metrics_files(self.trainer.loggers) for row in file.rows()] if stage == "fit" else []
-        for logger in self.trainer.loggers:
-            if hasattr(logger, "skip"):
-                logger.skip(rows)
-
     def configure_model(self) -> None:
         """Loads or makes the model and installs the attention mode; does nothing the second time."""
         if self.model is not None:
@@ -146,9 +138,6 @@ class LongContextModule(lightning.LightningModule):
         """Called before Lightning takes its progress from the checkpoint."""
         self._loaded_steps = checkpoint["global_step"]
         self._loaded_seen = checkpoint.get("seen_tokens", [0, 0])
-        if self.trainer.state.fn == "fit":
-            for file in metrics_files(self.trainer.loggers):
-                file.forget_after(self._loaded_steps)
         if align := getattr(self.trainer.datamodule, "align_progress", None):
             align(checkpoint)
 

@@ -5,18 +5,31 @@ around the protobuf records that wandb itself defines.
 """
 
 import json
+import time
 from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
 _FILE_HEADER, _BLOCK, _RECORD_HEADER = 7, 2**15, 7
 _WHOLE, _LAST = 1, 4
+_PATIENCE = 60.0
 
 
 def records(run_directory: Path) -> list[Record]:
     """The records of all parts of a run, in the order they were written; a resumed run has a part each time."""
     parts = sorted(run_directory.glob("wandb/*run-*/run-*.wandb"))
-    return [record for part in parts for record in _records_of(part.read_bytes())]
+    return [record for part in parts for record in _when_written(part)]
+
+
+def _when_written(part: Path) -> list[Record]:
+    """wandb's service may write the last records after `wandb.finish` has returned: on a busy machine seconds later."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        found = _records_of(part.read_bytes())
+        if any(record.HasField("exit") for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{part} was never finished: {len(found)} records"
+        time.sleep(0.1)
 
 
 def _records_of(data: bytes) -> list[Record]:

@@ -8,6 +8,7 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
 from lrsa_lightning.ruler.results import Record, read_records, write_records
+from lrsa_lightning.whole_text import write_text
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 
@@ -46,8 +47,7 @@ class EvaluationFolder:
         """Scores what is lacking; yields each batch once it is on disk."""
         earlier = self.records()
         if share.rank == 0:
-            self._settings_path.parent.mkdir(parents=True, exist_ok=True)
-            self._settings_path.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
+            write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
             write_records(self.path, earlier)  # without a line that was cut short
         done = {(record.id, record.budget) for record in earlier}
         for batch in evaluator.evaluate(model, generation, teacher_forcing, share, done):

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lrsa_lightning.ruler.tasks import TASKS
+from lrsa_lightning.whole_text import write_text
 
 CellName = tuple[str, int, str]
 
@@ -58,10 +59,7 @@ class Record:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Writes a results file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(record.line() for record in records), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(record.line() for record in records))
 
 
 def read_records(path: Path) -> list[Record]:

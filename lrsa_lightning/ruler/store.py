@@ -12,6 +12,7 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import find_task
+from lrsa_lightning.whole_text import write_text
 
 # Changes when the same settings would give other samples.
 _FORMAT = 1
@@ -95,7 +96,6 @@ class SampleStore:
     def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
         """Both files, the samples last: whoever finds them finds their manifest."""
         path = self.path(task, length)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = "".join(json.dumps(row) + "\n" for row in rows)
         manifest = {
             **self.manifest(task),
@@ -104,10 +104,8 @@ class SampleStore:
             "sha256": _sha256(content.encode("utf-8")),
         }
         path.unlink(missing_ok=True)
-        for file, text in ((path.with_name(_MANIFEST), json.dumps(manifest, indent=2) + "\n"), (path, content)):
-            temporary = file.with_name(f"{file.name}.{os.getpid()}")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(file)
+        write_text(path.with_name(_MANIFEST), json.dumps(manifest, indent=2) + "\n")
+        write_text(path, content)
 
 
 def make_in_parallel(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.whole_text import write_text
 
 FINISHED, BROKEN, NEW = "finished", "broken", "new"
 
@@ -41,9 +42,7 @@ class CellRecord:
 
     def write(self, command: list[str], status: int | None) -> None:
         """Keeps the command and its exit status, None while it runs; whole or not at all."""
-        partial = self._file.with_suffix(".part")
-        partial.write_text(json.dumps({"command": command, "status": status}, indent=1), encoding="utf-8")
-        partial.replace(self._file)
+        write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
         """Readies a broken cell: True where it has a checkpoint to go on from; else its beginnings are removed."""

@@ -1,9 +1,11 @@
 """The metrics file after a resume, and the smoothing of the curve."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from lrsa_lightning.callbacks import ResumedHistory
 from lrsa_lightning.callbacks.loss_curve import smooth
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, read_metric
 
@@ -35,6 +37,20 @@ def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=1)
     assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_resume_drops_nothing_before_it_knows_its_step(tmp_path, resumes):
+    """DeepSpeed reads a checkpoint after the fit has started: only a run without one begins with an empty file."""
+    logger = MetricsFile(str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"train/loss": step}, step=step)
+    trainer = SimpleNamespace(loggers=[logger], state=SimpleNamespace(fn="fit"))
+    history = ResumedHistory(resumes)
+    history.setup(trainer, None, "fit")
+    assert len(logger.rows()) == (4 if resumes else 0)
+    history.on_load_checkpoint(trainer, None, {"global_step": 2})
+    assert [row["step"] for row in logger.rows()] == ([0, 1] if resumes else [])
 
 
 def test_smoothing_has_no_bias_at_the_start():

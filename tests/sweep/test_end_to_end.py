@@ -160,7 +160,7 @@ def test_a_run_of_an_agent_has_the_agents_name(arguments, in_tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_only_an_untrained_model_is_scored_for_its_own_sake(steps, arguments, in_tmp_path, monkeypatch):
+def test_a_model_that_is_not_trained_is_scored_once(steps, arguments, in_tmp_path, monkeypatch):
     checks = []
 
     def check(self, trainer, *_, **__):
@@ -169,10 +169,7 @@ def test_only_an_untrained_model_is_scored_for_its_own_sake(steps, arguments, in
 
     monkeypatch.setattr(RulerEval, "setup", lambda *_, **__: None)
     monkeypatch.setattr(RulerEval, "_check", check)
-    callbacks = [
-        {"class_path": "lrsa_lightning.callbacks.RulerEval"},
-        {"class_path": "lrsa_lightning.sweep.untrained.ScoreUntrained"},
-    ]
+    callbacks = [{"class_path": "lrsa_lightning.callbacks.RulerEval"}]
     own = {"trainer.max_steps": str(steps), "trainer.callbacks": json.dumps(callbacks)}
     main(["fit", *(f"--{key}={value}" for key, value in (arguments | own).items())])
     assert checks == [0, 1][: steps + 1]

@@ -19,6 +19,7 @@ from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.rank_guard import RankGuard
 from lrsa_lightning.resume_guard import ResumeGuard
 from lrsa_lightning.run_directory import RunDirectory
 
@@ -108,6 +109,8 @@ class LRSACLI(LightningCLI):
         """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         directory = RunDirectory.of(config)
+        # What is filled in below, such as a new Weights & Biases id, is each process's own.
+        self._asked = config.clone()
         directory.fill_in(config)
         if self.subcommand:
             self._checkpoint = directory.checkpoint(config.get("ckpt_path"))
@@ -126,6 +129,9 @@ class LRSACLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=self._checkpoint is not None)]
+        if self.subcommand and trainer.world_size > 1:
+            asked = dump(self._parser(self.subcommand), self._asked)
+            RankGuard(asked, self._checkpoint).watch(trainer.strategy)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -76,23 +76,25 @@ def newest_config(directory: Path) -> Path | None:
 
 def compare(saved: str, asked: str) -> Changes:
     """The keys of two YAML texts whose values differ, dotted, with both values."""
-    before, after = (dict(_leaves(yaml.safe_load(text))) for text in (saved, asked))
+    before, after = (dict(leaves(yaml.safe_load(text))) for text in (saved, asked))
     keys = [*before, *(key for key in after if key not in before)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
 def describe(changes: Changes) -> str:
     """One line a change."""
-    return "\n".join(f"  {key}: {_short(saved)} -> {_short(asked)}" for key, (saved, asked) in changes.items())
+    return "\n".join(f"  {key}: {short(saved)} -> {short(asked)}" for key, (saved, asked) in changes.items())
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested mappings, each with its value; a list is a value."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as YAML, in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -1,0 +1,35 @@
+"""Processes that were given different configurations are told so before anything is read."""
+
+from pathlib import Path
+
+import pytest
+
+from lrsa_lightning.rank_guard import differences, name_ranks
+from tests.processes import on_ranks
+
+
+def test_keys_are_compared_over_all_ranks():
+    of_ranks = [{"lr": 1, "seed": 2}, {"lr": 1, "seed": 3}, {"lr": 1, "seed": 2, "only": 4}]
+    assert differences(of_ranks) == {"seed": [2, 3, 2], "only": [None, None, 4]}
+    assert differences(of_ranks[:1] * 3) == {}
+
+
+def test_many_ranks_are_counted():
+    assert name_ranks([3]) == "rank 3"
+    assert name_ranks(range(10)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+
+
+@pytest.mark.slow
+def test_every_rank_is_told_what_differs_before_data_is_read(arguments, in_tmp_path):
+    """Files that do not exist would be the next error."""
+    arguments |= {"data.train_files": "absent.jsonl", "data.cache_dir": "cache-0"}
+    other = {**arguments, "model.lr": "2e-2", "trainer.max_steps": "7", "data.cache_dir": "cache-1"}
+    ended = on_ranks(arguments, other, timeout=60)
+    for process in ended:
+        assert process.status == 2, process.err
+        assert "model.lr: 0.01 (rank 0), 0.02 (rank 1)" in process.err
+        assert "trainer.max_steps: 6 (rank 0), 7 (rank 1)" in process.err
+        assert process.err.count("(rank 0)") == 2
+        assert "Traceback" not in process.err
+    assert not Path("cache-0").exists()
+    assert not Path("runs").exists()

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.callbacks.stop_on_signal import heed_signals
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.sources import Sources
@@ -184,6 +185,7 @@ class RulerEval(Callback):
                 records += batch
                 left_out.pop(batch[0].cell, None)
                 advance()
+                heed_signals(trainer)
         figures = metrics(cell_scores(records))
         # What ModelCheckpoint and the like may monitor.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})

@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 log = logging.getLogger(__name__)
@@ -11,27 +12,44 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """Training was ended by a signal; the exit status is 128 + its number, as a shell's.
+    """Training was ended between two optimizer steps; `Checkpoints` saves the state it can go on from.
 
     Attributes:
-        signal: the signal.
+        reason: in a line.
+        advice: what to do about it; empty where going on is all there is to do.
         saved: the checkpoint to resume from, None when no optimizer step was done or nothing saves checkpoints.
     """
 
-    def __init__(self, number: int):
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
+    def __init__(self, trainer: Trainer, status: int, reason: str, advice: str = ""):
+        """
+        Args:
+            trainer: which is stopped, in all of its processes alike.
+            status: exit status of the command.
+            reason: in a line.
+            advice: what to do about it.
+        """
+        # The first process of a node tells the status. Were another's not 0, Lightning's launcher and torchrun would
+        # kill the first one, which may still be writing its logs.
+        super().__init__(status if trainer.local_rank == 0 else 0)
+        self.reason = reason
+        self.advice = advice
         self.saved: str | None = None
+
+    def __str__(self) -> str:
+        saved = f"saved in {self.saved}: go on with --ckpt_path last" if self.saved else "nothing to save yet"
+        return f"{self.reason}; {saved}{self.advice}"
 
 
 class StopOnSignal(Callback):
-    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C at the end of the running micro-batch.
+    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C at the end of the running micro-batch; the status is 128 + its number.
 
     What `Checkpoints` then saves counts as the last whole optimizer step: gradients amid an accumulation are
-    computed again. A RULER check that is under way is broken off (on one device; on several the ranks agree at the
-    end of the micro-batch). A second Ctrl+C ends at once, without saving. Replaces Lightning's handlers, which exit
-    with status 0, let SIGUSR1 kill the process, and save within the handler under SLURM; a job that is queued again
-    with `--ckpt_path last` goes on. First of all callbacks, so that nothing long runs between signal and exit.
+    computed again. A validation or a RULER check that is under way is broken off, on one device at once, on several at
+    the end of its batch: whichever of them hears the signal, all agree. The resumed run makes up for a RULER check, and
+    not for a validation, which Lightning takes as done. A second Ctrl+C ends at once, without saving.
+    Replaces Lightning's handlers, which exit with status 0, let SIGUSR1 kill the process, and save within the handler
+    under SLURM; a job that is queued again with `--ckpt_path last` goes on. First of all callbacks, so that nothing
+    long runs between signal and exit.
     """
 
     def __init__(self):
@@ -50,15 +68,32 @@ class StopOnSignal(Callback):
         self._at_rest = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        number = self._received or 0
-        if trainer.world_size > 1:
-            # One rank may have heard what the others have not: all stop, for the greatest number any has.
-            number = _greatest(trainer, number)
-        if number:
-            raise Stopped(number)
+        self.heed(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._at_rest = True
+        self.heed(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        self.heed(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._at_rest = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._at_rest = True
+
+    def heed(self, trainer: Trainer) -> None:
+        """Stops if a signal has come; all processes must ask at the same place.
+
+        Raises:
+            Stopped: it has, to any of them; then in all.
+        """
+        number = self._received or 0
+        if trainer.world_size > 1:
+            number = _greatest(trainer, number)
+        if number:
+            raise _stopped_by(trainer, number)
 
     def _receive(self, number: int, frame: object) -> None:
         if self._received is not None:
@@ -66,9 +101,9 @@ class StopOnSignal(Callback):
                 raise KeyboardInterrupt
             return
         self._received = number
-        log.warning("%s: saving and stopping after this micro-batch", signal.Signals(number).name)
+        log.warning("%s: saving and stopping after this micro-batch, or batch of a check", signal.Signals(number).name)
         if self._trainer.world_size == 1 and (self._at_rest or self._in_callbacks()):
-            raise Stopped(number)
+            raise _stopped_by(self._trainer, number)
 
     def _in_callbacks(self) -> bool:
         """Whether callbacks have their turn after a micro-batch: weights and counts are those of whole steps."""
@@ -76,7 +111,20 @@ class StopOnSignal(Callback):
         return progress.completed < progress.processed
 
 
-def _greatest(trainer: Trainer, number: int) -> int:
-    import torch
+def heed_signals(trainer: Trainer) -> None:
+    """Within what takes long and all processes do together, such as a check of the model: stops if a signal has come.
 
+    Raises:
+        Stopped: it has.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, StopOnSignal):
+            callback.heed(trainer)
+
+
+def _stopped_by(trainer: Trainer, number: int) -> Stopped:
+    return Stopped(trainer, 128 + number, f"stopped by {signal.Signals(number).name}")
+
+
+def _greatest(trainer: Trainer, number: int) -> int:
     return int(trainer.strategy.reduce(torch.tensor(number, device=trainer.strategy.root_device), reduce_op="max"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.callbacks import ResumedHistory, SaveConfig, StopOnSignal
@@ -168,8 +169,8 @@ def report_input_errors(command: Callable) -> Callable:
             print(f"lrsa: error: {error}", file=sys.stderr)
             sys.exit(2)
         except Stopped as stopped:
-            saved = f"saved in {stopped.saved}: go on with --ckpt_path last" if stopped.saved else "nothing to save yet"
-            print(f"lrsa: stopped by {stopped.signal.name}; {saved}", file=sys.stderr)
+            if rank_zero_only.rank == 0:  # the others have stopped for the same reason
+                print(f"lrsa: {stopped}", file=sys.stderr)
             raise
 
     return reporting

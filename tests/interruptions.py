@@ -17,16 +17,17 @@ def interruption(name: str, **arguments) -> dict:
 
 
 class SignalAtBatch(Callback):
-    """Sends the process, or its whole group, a signal within a micro-batch, counted from 0 over the whole run."""
+    """Sends a process, or its whole group, a signal within a micro-batch, counted from 0 over the whole run."""
 
-    def __init__(self, signal: str, batch: int, group: bool = False):
+    def __init__(self, signal: str, batch: int, group: bool = False, rank: int = 0):
         self.signal = SIGNALS[signal]
         self.batch = batch
         self.group = group
+        self.rank = rank
         self._seen = 0
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        if self._seen == self.batch:
+        if self._seen == self.batch and trainer.global_rank == self.rank:
             (os.killpg if self.group else os.kill)(os.getpgid(0) if self.group else os.getpid(), self.signal)
             time.sleep(0.2 if self.group else 0)
         self._seen += 1
@@ -43,6 +44,33 @@ class LongCheck(Callback):
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal)
             raise AssertionError("the check went on")
+
+
+class SignalAfterStep(Callback):
+    """Sends a process a signal after a step, before the callbacks behind this one have their turn."""
+
+    def __init__(self, signal: str, step: int, rank: int = 0):
+        self.signal = SIGNALS[signal]
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), self.signal)
+
+
+class SignalInValidation(Callback):
+    """Sends a process a signal in the middle of the first validation; nothing of it may run after the next batch."""
+
+    def __init__(self, signal: str, batch: int, rank: int = 0):
+        self.signal = SIGNALS[signal]
+        self.batch = batch
+        self.rank = rank
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx: int, *_) -> None:
+        if batch_idx == self.batch and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signal)
+        assert batch_idx <= self.batch, "the validation went on"
 
 
 class Measure(Callback):

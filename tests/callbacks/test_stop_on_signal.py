@@ -12,7 +12,8 @@ import torch
 
 from lrsa_lightning.cli import main
 from tests.interruptions import SIGNALS, interruption
-from tests.runs import callback, command, losses
+from tests.processes import on_ranks
+from tests.runs import callback, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 ROOT = Path(__file__).parent.parent.parent
@@ -76,6 +77,19 @@ def test_a_check_after_a_step_is_broken_off(fit):
     assert_same_run("whole", "x")
 
 
+@pytest.mark.parametrize("interval", [None, 4], ids=["end of an epoch", "within an epoch"])
+def test_a_validation_is_broken_off(fit, train_file, interval):
+    """The run goes on with the same steps and the same validations after this one."""
+    options = {"data.val_files": str(train_file)} | ({"trainer.val_check_interval": str(interval)} if interval else {})
+    fit(name="whole", **options)
+    assert fit(interruption("SignalInValidation", signal="SIGTERM", batch=1), **options) == 143
+    assert steps_saved() == ["step=2.ckpt" if interval else "step=6.ckpt"]
+    assert fit(ckpt_path="last", **options) == 0
+    assert_same_run("whole", "x")
+    scores = [[row for row in metrics(run) if "val/loss" in row] for run in ("whole", "x")]
+    assert scores[1] == scores[0][1:]
+
+
 def test_a_second_interrupt_ends_at_once(fit):
     twice = [interruption("SignalAtBatch", signal="SIGINT", batch=4)] * 2
     assert fit(*twice) == 1  # Lightning's status of a keyboard interrupt
@@ -92,6 +106,42 @@ def test_other_errors_save_nothing(fit):
     finally:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     assert steps_saved() == []
+
+
+@pytest.fixture
+def fit_on_two(arguments):
+    """Runs of 8 steps of two micro-batches over two processes; their exit statuses."""
+
+    def run(*callbacks: dict, **options: str) -> list[int]:
+        entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
+        steps = {"trainer.max_steps": "8", "data.micro_batch_size": "1", "trainer.callbacks": entries}
+        ended = on_ranks(*[{**arguments, **steps, **options}] * 2)
+        assert "Traceback" not in ended[0].err + ended[1].err
+        return [process.status for process in ended]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "step"), [(6, 3), (7, 4)])
+def test_all_processes_stop_at_the_same_step_when_one_hears_a_signal(fit, fit_on_two, batch, step):
+    fit(name="whole")
+    assert fit_on_two(interruption("SignalAtBatch", signal="SIGUSR1", batch=batch, rank=1)) == [138, 0]
+    assert steps_saved() == [f"step={step}.ckpt"]
+    assert fit_on_two(ckpt_path="last") == [0, 0]
+    assert losses("x") == pytest.approx(losses("whole"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_checks_of_several_processes_are_broken_off(fit_on_two, train_file):
+    ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], num_samples=16, every_n_steps=3)
+    signal = interruption("SignalAfterStep", signal="SIGTERM", step=3, rank=1)
+    assert fit_on_two(signal, ruler) == [143, 0]
+    assert steps_saved() == ["step=3.ckpt"]
+    assert [path.name for path in Path("runs/x/ruler").glob("*.jsonl")] == ["step-000000.jsonl"]
+    validation = {"data.val_files": str(train_file), "trainer.val_check_interval": "4", "run_name": "y"}
+    assert fit_on_two(interruption("SignalInValidation", signal="SIGTERM", batch=1, rank=1), **validation) == [143, 0]
+    assert steps_saved("y") == ["step=2.ckpt"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What an attention mode is: something that installs itself in a loaded transformers model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,8 @@ from lrsa_lightning.flops import causal_pairs
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+    from lrsa_lightning.attention.lrsa import LRSA
 
 
 class AttentionMode(ABC):
@@ -42,6 +44,23 @@ class AttentionMode(ABC):
         The throughput counts the attention's floating-point operations by them.
         """
         return causal_pairs(num_tokens)
+
+    def attention_function(self) -> Callable:
+        """What transformers calls in each attention layer once the mode is installed: [B, H, N, D] to [B, N, H, D]."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        return ALL_ATTENTION_FUNCTIONS[self.registry_key()]
+
+    def for_heads(self, first_kv_head: int) -> "AttentionMode":
+        """The mode on a share of the heads, as Ulysses runs it; itself where heads do not matter."""
+        return self
+
+    def context_rule(self, num_tokens: int, size: int) -> "LRSA | None":
+        """The chunked rule by which ``size`` ranks can share the keys of ``num_tokens`` tokens (context parallelism).
+
+        None, the default: the mode follows no such rule, and only Ulysses can share its sequences.
+        """
+        return None
 
     def install(self, model: "PreTrainedModel") -> None:
         """Swaps the attention of a loaded model in place.

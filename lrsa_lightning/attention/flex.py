@@ -56,18 +56,7 @@ def lrsa_attention(
         q_BHND, k_BGND, v_BGND = (z.to(torch.get_autocast_dtype("cuda")) for z in (q_BHND, k_BGND, v_BGND))
     kernel = kernel or pick_kernel(q_BHND)
     mask = _training_mask(num_tokens, chunking, kernel, torch.is_grad_enabled())
-    k_BGED, v_BGED = _extend(k_BGND, v_BGND, idx, inverse, mask)
-    if kernel == "FLASH":
-        return flash.attend(q_BHND, k_BGED, v_BGED, mask, scale)
-    return _flex_attention()(
-        q_BHND,
-        k_BGED,
-        v_BGED,
-        block_mask=block_mask(mask, q_BHND.device),
-        scale=scale,
-        enable_gqa=q_BHND.shape[1] != k_BGED.shape[1],
-        kernel_options=_FLOAT32_AS_THREE_PRODUCTS,
-    )
+    return _run(kernel, q_BHND, *_extend(k_BGND, v_BGND, idx, inverse, mask), mask, scale)
 
 
 def prefill(
@@ -87,6 +76,44 @@ def prefill(
     mask = StaticMask(chunking, compact[0].shape[2], num_queries, first_query, raw_start)
     k_BGED, v_BGED = (mask.lay_out(*parts) for parts in zip(compact, raw, strict=True))
     return flash.attend(q_BHQD, k_BGED, v_BGED, mask, scale)
+
+
+def attend_stretch(
+    q_BHQD: Tensor,
+    compact: tuple[Tensor, Tensor],
+    raw: tuple[Tensor, Tensor],
+    raw_start: int,
+    chunking: Chunking,
+    scale: float | None = None,
+) -> Tensor:
+    """Training attention of Q consecutive tokens over the compact keys in front of them and raw ones, [B, H, Q, D].
+
+    Arguments as in `fill.attend`; differentiable. Stretches recur from step to step, so Triton may compile for each.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        q_BHQD, compact, raw = q_BHQD.to(dtype), [z.to(dtype) for z in compact], [z.to(dtype) for z in raw]
+    kernel, num_queries = pick_kernel(q_BHQD), q_BHQD.shape[2]
+    first_query = raw_start + raw[0].shape[2] - num_queries
+    mask = StaticMask(chunking, compact[0].shape[2], num_queries, first_query, raw_start)
+    if kernel == "FLASH" and torch.is_grad_enabled():
+        mask = mask.with_twins()
+    k_BGED, v_BGED = (mask.lay_out(*parts) for parts in zip(compact, raw, strict=True))
+    return _run(kernel, q_BHQD, k_BGED, v_BGED, mask, scale)
+
+
+def _run(kernel: Kernel, q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, mask: StaticMask, scale) -> Tensor:
+    if kernel == "FLASH":
+        return flash.attend(q_BHQD, k_BGED, v_BGED, mask, scale)
+    return _flex_attention()(
+        q_BHQD,
+        k_BGED,
+        v_BGED,
+        block_mask=block_mask(mask, q_BHQD.device),
+        scale=scale,
+        enable_gqa=q_BHQD.shape[1] != k_BGED.shape[1],
+        kernel_options=_FLOAT32_AS_THREE_PRODUCTS,
+    )
 
 
 @lru_cache(maxsize=8)

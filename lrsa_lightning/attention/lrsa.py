@@ -1,7 +1,8 @@
 """Lag-Relative Sparse Attention as a mode: the rule's sizes, and its way into transformers."""
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
@@ -80,6 +81,7 @@ class LRSA(AttentionMode):
         self.seed = seed
         kept = 0 if scorer == "window" else lagkv.kept_per_chunk(lag_size, retention_ratio)
         self._chunking = Chunking(sink_size, lag_size, kept)
+        self._first_kv_head = 0
 
     def __repr__(self) -> str:
         args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -106,7 +108,7 @@ class LRSA(AttentionMode):
     @torch.no_grad()
     def score(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int | None, start: int) -> Tensor:
         """Scores of T consecutive chunks, given T + 1 from position ``start`` on: float32 [B, G, T, L]."""
-        return SCORERS[self.scorer](k_BGND, v_BGND, self, Place(layer_idx or 0, start))
+        return SCORERS[self.scorer](k_BGND, v_BGND, self, Place(layer_idx or 0, start, self._first_kv_head))
 
     def keep_best(self, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int, start: int) -> Tensor:
         """Offsets of the tokens kept of T consecutive chunks, given T + 1: int64 [B, G, T * M], ascending."""
@@ -116,6 +118,17 @@ class LRSA(AttentionMode):
             chunks = Chunking(0, self.lag_size, self._chunking.kept)
             return kernels.select(k_BGND, v_BGND, chunks, self.v_weight)[0]
         return lagkv.keep_best(self.score(k_BGND, v_BGND, layer_idx, start), self._chunking.kept)
+
+    def attention_function(self) -> Callable:
+        return self._transformers_attention
+
+    def for_heads(self, first_kv_head: int) -> "LRSA":
+        mode = copy.copy(self)
+        mode._first_kv_head = first_kv_head
+        return mode
+
+    def context_rule(self, num_tokens: int, size: int) -> "LRSA":
+        return self
 
     def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
         chunking = self.chunking(layer_idx)
@@ -195,6 +208,23 @@ class LRSA(AttentionMode):
         if is_sparse and num_queries >= TILE and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
             return flex.prefill(*arguments, scale)
         return fill.attend(*arguments, self.chunks_per_fill, scale)
+
+    def attend_stretch(
+        self,
+        q_BHQD: Tensor,
+        compact: tuple[Tensor, Tensor],
+        raw: tuple[Tensor, Tensor],
+        raw_start: int,
+        chunking: Chunking,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Training attention of a stretch of a sequence that lies on several devices: [B, H, Q, D].
+
+        Arguments as in `fill.attend`; ``chunking`` is the layer's, and ``raw`` ends with the stretch.
+        """
+        if self._runs_flex(q_BHQD):
+            return flex.attend_stretch(q_BHQD, compact, raw, raw_start, chunking, scale)
+        return fill.attend(q_BHQD, compact, raw, raw_start, chunking, self.chunks_per_fill, scale)
 
     def _runs_flex(self, z_BXND: Tensor) -> bool:
         return _resolve_backend(self.backend, z_BXND.device.type, z_BXND.shape[-1]) == "flex"

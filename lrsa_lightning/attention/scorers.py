@@ -25,10 +25,12 @@ class Place:
     Attributes:
         layer_idx: decoder layer.
         start: position of the first token.
+        first_head: of the KV heads at hand; not 0 where ranks share them.
     """
 
     layer_idx: int
     start: int
+    first_head: int = 0
 
 
 def score_lagkv(k_BGND: Tensor, v_BGND: Tensor, mode, place: Place) -> Tensor:
@@ -40,7 +42,7 @@ def score_random(k_BGND: Tensor, v_BGND: Tensor, mode, place: Place) -> Tensor:
     """A hash of (seed, layer, KV head, position): the same in every execution and every row."""
     batch, groups, num_tokens, _ = k_BGND.shape
     position = torch.arange(place.start, place.start + num_tokens - mode.lag_size, device=k_BGND.device)
-    head_G1 = torch.arange(groups, device=k_BGND.device).unsqueeze(-1)
+    head_G1 = place.first_head + torch.arange(groups, device=k_BGND.device).unsqueeze(-1)
     seed, layer = torch.tensor([mode.seed, place.layer_idx], device=k_BGND.device)
     mixed = _mix(_mix(_mix(_mix(seed) + layer) + head_G1) + position)
     scores_GTL = (mixed >> 8).float().unflatten(-1, (-1, mode.lag_size))

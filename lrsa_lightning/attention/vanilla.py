@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.block_mask import TILE
+from lrsa_lightning.attention.lrsa import LRSA
 
 
 class Vanilla(AttentionMode):
@@ -21,6 +23,13 @@ class Vanilla(AttentionMode):
 
     def registry_key(self) -> str:
         return self.implementation
+
+    def context_rule(self, num_tokens: int, size: int) -> LRSA:
+        """LRSA that keeps everything, in chunks small enough for an early and a late segment on each rank."""
+        lag_size = max(1, num_tokens // (4 * size))
+        if lag_size > TILE:
+            lag_size -= lag_size % TILE
+        return LRSA(lag_size=lag_size, retention_ratio=1.0, sink_size=0)
 
     def make_cache(self, config, lengths: Sequence[int] | None = None):
         from transformers import DynamicCache

@@ -1,0 +1,90 @@
+"""Ulysses (arXiv 2309.14509): around the attention each rank exchanges its tokens for its heads.
+
+Shape suffixes: B batch, H query heads, G KV heads, N tokens of the row, n tokens on this rank, P ranks, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.distributed.group import SequenceGroup
+from lrsa_lightning.distributed.sequence_parallel import ShardedAttention
+from lrsa_lightning.errors import InputError
+
+
+class Ulysses(ShardedAttention):
+    """Any attention mode, whole sequences long, on a share of the heads."""
+
+    kind = "ulysses"
+
+    def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup, zigzag: bool = True):
+        """
+        Args:
+            mode: the attention mode.
+            config: the model's.
+            seq_len: N.
+            group: the ranks.
+            zigzag: of context parallelism; of no effect here.
+
+        Raises:
+            InputError: the heads cannot be dealt to so many ranks.
+        """
+        super().__init__(mode, config, seq_len, group)
+        legal = legal_sizes(self._heads, self._kv_heads)
+        if group.size not in legal:
+            raise InputError(
+                f"{self._heads} query and {self._kv_heads} KV heads can be dealt to {', '.join(map(str, legal))} ranks"
+            )
+        num_local = -(-seq_len // group.size)
+        self.positions = torch.arange(num_local) + group.rank * num_local
+        # A rank's first KV head; with fewer heads than ranks neighbours hold copies of one.
+        self._inner = mode.for_heads(group.rank * self._kv_heads // group.size)
+
+    def received_elements(self) -> int:
+        heads = 2 * self._heads + 2 * max(self._kv_heads, self.group.size)
+        return heads * len(self.positions) * self._head_dim * (self.group.size - 1) // self.group.size
+
+    def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **kwargs) -> Tensor:
+        copies = max(1, self.group.size // k_BGnD.shape[1])
+        k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
+        q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
+        layer = _LayerOfHeads(module, q.shape[1] // k.shape[1])
+        out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **_whole(kwargs))
+        return self._heads_for_tokens(out_BNhD)
+
+    def _tokens_for_heads(self, *states: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values: [B, H, n, D] -> [B, H / P, N, D], in the order of the sequence; one exchange."""
+        parts = [z_BHnD.unflatten(1, (self.group.size, -1)).transpose(0, 1) for z_BHnD in states]
+        from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
+        whole_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
+        return whole_BHND.split([part.shape[2] for part in parts], dim=1)
+
+    def _heads_for_tokens(self, out_BNhD: Tensor) -> Tensor:
+        """[B, N, H / P, D] -> [B, n, H, D]."""
+        size, num_local = self.group.size, len(self.positions)
+        padding = size * num_local - out_BNhD.shape[1]
+        padded = torch.nn.functional.pad(out_BNhD, (0, 0, 0, 0, 0, padding))
+        to_ranks = padded.unflatten(1, (size, num_local)).transpose(0, 1).contiguous()
+        from_ranks = self.group.all_to_all(to_ranks)
+        return from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+class _LayerOfHeads:
+    """An attention layer as its attention function sees it, with the rank's ratio of query to KV heads."""
+
+    def __init__(self, module, num_key_value_groups: int):
+        self._module = module
+        self.num_key_value_groups = num_key_value_groups
+
+    def __getattr__(self, name: str):
+        return getattr(self._module, name)
+
+
+def _whole(kwargs: dict) -> dict:
+    """Without what describes the rank's tokens: the attention meets the whole row."""
+    return {name: value for name, value in kwargs.items() if name != "position_ids"}
+
+
+def legal_sizes(heads: int, kv_heads: int) -> list[int]:
+    """Numbers of ranks that query heads and KV heads, or copies of them, can be dealt to alike."""
+    return [p for p in range(1, heads + 1) if heads % p == 0 and (kv_heads % p == 0 or p % kv_heads == 0)]

@@ -1,0 +1,46 @@
+"""Real processes over gloo for the tests of what ranks do together."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+TIMEOUT = timedelta(seconds=60)
+
+
+def on_ranks(size: int, function: Callable, *args, tmp_path: Path) -> list:
+    """What ``function(*args)`` returned on each of ``size`` ranks of a gloo process group.
+
+    The processes are forked: what the test has imported and made is theirs at once.
+    """
+    sys.stdout.flush()
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            _run(rank, size, function, args, tmp_path)
+        children.append(child)
+    failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1]]
+    if failed:
+        # The first to fail is the cause; the others only lost it.
+        errors = sorted(tmp_path.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+        raise AssertionError(errors[0].read_text() if errors else f"ranks {failed} died without a word")
+    return [torch.load(tmp_path / f"result-{rank}", weights_only=False) for rank in range(size)]
+
+
+def _run(rank: int, size: int, function: Callable, args: tuple, tmp_path: Path) -> None:
+    status = 1
+    try:
+        store = f"file://{tmp_path}/store"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        torch.save(function(*args), tmp_path / f"result-{rank}")
+        dist.barrier()
+        status = 0
+    except BaseException:
+        (tmp_path / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}\n")
+    finally:
+        os._exit(status)

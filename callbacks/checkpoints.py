@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
-from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link
+from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, remove
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.whole_text import write_text
 
@@ -24,7 +24,7 @@ class Checkpoints(Checkpoint):
     """Writes ``checkpoints/step=<n>.ckpt`` every so many steps, at the last step and when a signal ends the run.
 
     ``last.ckpt`` and ``best.ckpt`` name one of them. Any is whole: a run killed while it writes one resumes from the
-    one before. One file serves all rules of keeping, so nothing is written twice.
+    one before. One file, under ZeRO one folder, serves all rules of keeping, so nothing is written twice.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes what writes that were cut short left behind."""
         for partial in self._folder.glob(f".*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         self._saved_step = checkpoint["global_step"]
@@ -177,7 +177,7 @@ class Checkpoints(Checkpoint):
         kept = {*steps[-self.keep_last :], *self._best()}
         kept |= {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
         for step in set(steps) - kept:
-            found[step].unlink()
+            remove(found[step])
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step={step}.ckpt"

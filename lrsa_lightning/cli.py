@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
@@ -18,6 +19,7 @@ from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.distributed.deepspeed import SPDeepSpeedStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.rank_guard import RankGuard
@@ -33,6 +35,8 @@ _NOISE = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     "Total length of `list` across ranks is zero",
 )
+
+SPDeepSpeedStrategy.register_strategies(StrategyRegistry)
 
 
 class Parser(LightningArgumentParser):

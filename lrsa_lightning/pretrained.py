@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrsa_lightning.checkpoint_files import is_universal, is_whole
 from lrsa_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,14 +85,18 @@ def check_length(config, length: int, option: str = "data.seq_len") -> None:
 def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = None):
     """The model in the given or the current default dtype, on the current default device.
 
-    Weights are those of ``name_or_path``, or random for None.
+    Weights are those of ``name_or_path``, or random for None: drawn on the CPU, so that every device and strategy
+    begins with the same. On the meta device there are none: another rank has them.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = dtype or torch.get_default_dtype()
+    dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
+    if device.type == "meta":
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
     if name_or_path is not None:
         return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device("cpu"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
 
 
 @dataclass(frozen=True)
@@ -115,23 +120,40 @@ class TrainedModel:
         return data["tokenizer"] or self.config["model"]["name_or_path"]
 
 
-def load_checkpoint(checkpoint: Path, dtype: torch.dtype) -> TrainedModel:
-    """The model of ``runs/<name>/checkpoints/<file>``, by the configuration that lies in the run directory.
+def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:
+    """The model of ``runs/<name>/checkpoints/<file or ZeRO folder>``, by the configuration in the run directory.
+
+    Args:
+        checkpoint: file, or folder that ZeRO's ranks wrote.
+        dtype: of the weights; as they are in the checkpoint when None, which is float32 for ZeRO.
 
     Raises:
-        InputError: there is no such file, or no configuration beside it.
+        InputError: there is no such checkpoint, it is torn, or no configuration lies beside it.
     """
     import yaml
     from transformers import AutoModelForCausalLM
 
-    config_path = checkpoint.parent.parent / "config.yaml"
+    config_path = checkpoint.absolute().parent.parent / "config.yaml"
     for path in (checkpoint, config_path):
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: give a file of runs/<name>/checkpoints/")
+        if not path.exists():
+            raise InputError(f"{path} does not exist: give a checkpoint of runs/<name>/checkpoints/")
     run = yaml.safe_load(config_path.read_text(encoding="utf-8"))
     keys = ("name_or_path", "from_config", "rope_parameters")
     config = load_config(*(run["model"][key] for key in keys))
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = _weights(checkpoint)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype or next(iter(state.values())).dtype)
     model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
     return TrainedModel(model.eval(), run)
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Of the module, on the CPU."""
+    if not is_whole(checkpoint) or is_universal(checkpoint):
+        raise InputError(f"{checkpoint} is torn or no checkpoint of a run: give another")
+    if checkpoint.is_dir():
+        try:
+            from lrsa_lightning.distributed.zero_files import read_weights
+        except ModuleNotFoundError as error:
+            raise InputError(f"{checkpoint} needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'") from error
+        return read_weights(checkpoint)
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]

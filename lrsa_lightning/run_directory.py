@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lrsa_lightning.checkpoint_files import BEST, find_last, read_index
+from lrsa_lightning.checkpoint_files import BEST, find_last, is_whole
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RunDirectory:
             raise InputError(
                 f"--ckpt_path {ckpt_path} does not exist: give a checkpoint of {self.checkpoints}, or last"
             )
-        if path.is_file() and read_index(path) is None:
+        if not is_whole(path):
             raise InputError(f"--ckpt_path {ckpt_path} is torn or no checkpoint: give another, or last")
         return path
 

@@ -60,7 +60,7 @@ def test_a_real_full_disk_is_seen_through_torch():
     files = WholeFiles()
     with pytest.raises((OSError, RuntimeError)) as caught:
         checkpoint_files.write_whole({"w": torch.zeros(100000)}, Path("/dev/full"))
-    assert checkpoint_files._disk_full(caught.value).errno == errno.ENOSPC
+    assert checkpoint_files.disk_full(caught.value).errno == errno.ENOSPC
     assert files.disk_full is None
 
 

@@ -1,0 +1,218 @@
+"""DeepSpeed's ZeRO on any device: CUDA GPUs, Ascend NPUs, and CPUs for tests."""
+
+import os
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies.deepspeed import _DEEPSPEED_AVAILABLE
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn import Module
+
+from lrsa_lightning.checkpoint_files import (
+    TAG,
+    WholeFiles,
+    Written,
+    disk_full,
+    is_universal,
+    make_empty,
+    partial_of,
+    publish,
+    read_written,
+    remove,
+)
+from lrsa_lightning.distributed.strategy import SequenceParallelStrategy
+from lrsa_lightning.errors import InputError
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's strategy without its demand for CUDA, with weights that are read once and checkpoints that are whole.
+
+    bf16-mixed and bf16-true are the same here: weights in bf16, the optimizer's copy in float32.
+    """
+
+    def __init__(self, *args, **kwargs):
+        """
+        Raises:
+            InputError: DeepSpeed is not installed.
+        """
+        if not _DEEPSPEED_AVAILABLE:
+            raise InputError("the strategy sp_deepspeed needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'")
+        # DeepSpeed chooses its device when it is first imported, by what is installed rather than by what is there.
+        os.environ.setdefault("DS_ACCELERATOR", _device_type())
+        super().__init__(*args, **kwargs)
+
+    def setup_environment(self) -> None:
+        """Goes past Lightning's refusal of all but CUDA.
+
+        Raises:
+            InputError: DeepSpeed has been set up for another device.
+        """
+        import deepspeed
+
+        device = self.root_device.type
+        if (chosen := deepspeed.get_accelerator().device_name()) != device:
+            raise InputError(f"DeepSpeed runs on {chosen}, the trainer on {device}: set DS_ACCELERATOR={device}")
+        if device == "cpu":
+            # DeepSpeed tells processes apart by device index, which CPUs do not have.
+            self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
+            # Its own collectives would be compiled, for a minute; gloo has all that is needed.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        DDPStrategy.setup_environment(self)
+
+    def _get_process_group_backend(self) -> str:
+        if self._process_group_backend is None and self.root_device.type == "npu":
+            return "hccl"  # Lightning would take gloo
+        return super()._get_process_group_backend()
+
+    def _auto_select_batch_size(self) -> int:
+        """For DeepSpeed's throughput alone; Lightning's would make the data loader once more to learn it."""
+        return getattr(self.lightning_module.trainer.datamodule, "micro_batch_size", 1)
+
+    def _format_config(self) -> None:
+        # Gradients of bf16 weights are summed over the ranks in float32: sums in bf16 depend on how many there are.
+        self.config.setdefault("communication_data_type", "fp32")
+        super()._format_config()
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Under ZeRO-3 only the first rank reads or draws the weights; the others build the model without memory.
+
+        Lightning's builds it in pieces, which leaves out transformers' initialisation without a word and reads a
+        pretrained model on every rank.
+        """
+        self._init_config_if_needed()
+        with torch.device("meta") if self.zero_stage_3 and not self.is_global_zero else nullcontext():
+            yield
+
+    def init_deepspeed(self) -> None:
+        from lrsa_lightning.distributed.zero_files import ShardFiles
+
+        with warnings.catch_warnings():
+            # The module's override measures the norm where DeepSpeed does not, and leaves clipping to it here.
+            warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping")
+            super().init_deepspeed()
+        self.deepspeed_engine.checkpoint_engine = ShardFiles()
+
+    # The optimizer has seen the parameters' shapes by now, of which ZeRO-3 leaves nothing.
+    def _setup_model_and_optimizer(self, model: Module, optimizer, lr_scheduler=None):
+        self._partition(model)
+        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+
+    def _initialize_deepspeed_inference(self, model: Module) -> None:
+        self._partition(model)
+        super()._initialize_deepspeed_inference(model)
+
+    def _partition(self, model: Module) -> None:
+        if self.zero_stage_3:
+            from lrsa_lightning.distributed.zero3 import partition
+
+            partition(model, self.config, self.remote_device, self.root_device)
+
+    def backward(self, closure_loss: Tensor, optimizer, *args, **kwargs) -> Tensor:
+        # Lightning has divided by the accumulated micro-batches: a second time would hide gradients from clipping.
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: None = None) -> None:
+        """Writes a folder beside its place, which the first rank moves there when all ranks' files are on the disk.
+
+        A full disk is noted in `checkpoint_io.disk_full`, as for checkpoints of one file.
+
+        Raises:
+            OSError: a rank could not write; on all ranks.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        error = self._save_folder(checkpoint, path)
+        if error is not None and self.is_global_zero:
+            remove(partial_of(path))
+        full = disk_full(error)
+        if isinstance(self.checkpoint_io, WholeFiles):
+            self.checkpoint_io.disk_full = full
+        if error is not None and (full is None or not isinstance(self.checkpoint_io, WholeFiles)):
+            raise error
+
+    def _save_folder(self, checkpoint: dict[str, Any], path: Path) -> Exception | None:
+        """The first rank's error or another's, on all ranks."""
+        from lrsa_lightning.distributed.zero_files import save_shards
+
+        partial = partial_of(path)
+        if error := self._on_first_rank(make_empty, partial):
+            return error
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        if error := save_shards(self.deepspeed_engine, partial, state):
+            return error
+        written = Written(checkpoint["global_step"], self.world_size, self._stage)
+        return self._on_first_rank(publish, partial, path, written)
+
+    def _on_first_rank(self, function: Callable, *arguments) -> OSError | None:
+        """What went wrong there, told to all ranks, which wait."""
+        error = None
+        if self.is_global_zero:
+            try:
+                function(*arguments)
+            except OSError as caught:
+                error = caught
+        return self.broadcast(error)
+
+    @property
+    def _stage(self) -> int:
+        return self.config.get("zero_optimization", {}).get("stage", 0)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads tensors and plain data only, whatever ``weights_only`` says.
+
+        Raises:
+            InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
+        """
+        from lrsa_lightning.distributed.zero_files import read_client_state, read_weights, safe_loading
+
+        path = Path(checkpoint_path)
+        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        self._check(path, fits)
+        if self.zero_stage_3 and not fits:
+            # DeepSpeed gives the weights back together with the optimizer's state alone.
+            self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
+            return read_client_state(path)
+        self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
+        with safe_loading():
+            return super().load_checkpoint(path, weights_only)
+
+    def _check(self, path: Path, fits: bool) -> None:
+        if not path.is_dir():
+            raise InputError(f"{path} is not of a run with ZeRO: resume it with the strategy that wrote it")
+        written = read_written(path)
+        if written is None or is_universal(path) or not fits:
+            return
+        if written.stage != self._stage:
+            raise InputError(f"{path} is of ZeRO-{written.stage}, the strategy's stage is {self._stage}: set it so")
+        if written.world_size != self.world_size:
+            universal = path.with_suffix(".universal")
+            raise InputError(
+                f"{path} was written by {written.world_size} processes, and this run has {self.world_size}. Run\n"
+                f"  python -m deepspeed.checkpoint.ds_to_universal --input_folder {path / TAG} "
+                f"--output_folder {universal / TAG}\n  and resume with --ckpt_path {universal}"
+            )
+
+
+class SPDeepSpeedStrategy(SequenceParallelStrategy, ZeroStrategy):
+    """DeepSpeed ZeRO 1, 2 or 3 on CUDA GPUs, Ascend NPUs or CPUs, where ranks may share sequences.
+
+    Arguments are Lightning's for DeepSpeed: stage, offload_optimizer, offload_parameters, config and so on, and
+    `sequence_parallel: {size, kind}`. trainer.strategy takes the name sp_deepspeed for ZeRO-2.
+    """
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: dict) -> None:
+        """Makes the name known to trainer.strategy."""
+        strategy_registry.register("sp_deepspeed", cls, description="DeepSpeed ZeRO with sequence parallelism")
+
+
+def _device_type() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "npu" if hasattr(torch, "npu") and torch.npu.is_available() else "cpu"

@@ -1,0 +1,55 @@
+"""Weights of the first rank, dealt out to all of them: ZeRO-3 without a copy of the model on each."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+from torch import distributed
+from torch.nn import Module, Parameter
+from torch.utils import swap_tensors
+
+
+def partition(model: Module, config: dict[str, Any], remote_device: str | None, device: torch.device) -> None:
+    """Cuts each parameter over the ranks and gives all of them the buffers; does nothing the second time.
+
+    Args:
+        model: whole on the first rank, on the meta device elsewhere.
+        config: DeepSpeed's.
+        remote_device: where parts lie, Lightning's argument.
+        device: of this rank.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = _of_first_rank(buffer, device)
+    dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else None
+    deepspeed.zero.Init(_OneByOne(model, dtype), config_dict_or_path=config, remote_device=remote_device)
+
+
+class _OneByOne(Module):
+    """Shows DeepSpeed, which sends each parameter from the first rank to all, one at a time with memory behind it."""
+
+    def __init__(self, model: Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for parameter in self.model.parameters(recurse):
+            if not hasattr(parameter, "ds_id"):
+                self._materialise(parameter)
+            yield parameter
+
+    def _materialise(self, parameter: Parameter) -> None:
+        dtype = self.dtype or parameter.dtype
+        if parameter.is_meta:
+            # The object stays, for its name, its ties and its place in the optimizer.
+            empty = Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype), parameter.requires_grad)
+            swap_tensors(parameter, empty)
+        else:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _of_first_rank(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+    buffer = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+    distributed.broadcast(buffer, 0)
+    return buffer

@@ -1,0 +1,103 @@
+"""The files of DeepSpeed's checkpoints; importing this imports DeepSpeed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.checkpoint.constants import (
+    UNIVERSAL_CHECKPOINT_INFO,
+    UNIVERSAL_CHECKPOINT_VERSION_KEY,
+    UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+)
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor, distributed
+
+from lrsa_lightning.checkpoint_files import TAG, disk_full, write_whole
+
+# All that lies in a checkpoint beside tensors and plain Python: nothing else in a file may run.
+_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
+
+
+class ShardFiles(TorchCheckpointEngine):
+    """Writes to the disk and no further than there; what fails is noted.
+
+    A rank that raised would leave the others waiting for it in the next collective.
+
+    Attributes:
+        error: of the first file that could not be written since it was set to None.
+    """
+
+    error: Exception | None = None
+
+    def save(self, state_dict: dict, path: str) -> None:
+        try:
+            write_whole(state_dict, Path(path))
+        except (OSError, RuntimeError) as error:
+            self.note(error)
+
+    def note(self, error: Exception) -> None:
+        # torch hides a full disk behind an error of its own, and exceptions that travel lose what caused them.
+        self.error = self.error or disk_full(error) or error
+
+
+def save_shards(engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any]) -> Exception | None:
+    """Writes every rank's files of a checkpoint; all ranks must call it.
+
+    Args:
+        engine: whose `checkpoint_engine` is `ShardFiles`.
+        folder: an existing one, the same on all ranks.
+        client_state: of Lightning, the same on all ranks.
+
+    Returns:
+        The error of a rank that failed, on all ranks; None when everything is on the disk.
+    """
+    # Without it a checkpoint of ZeRO-1 or 2 cannot be made universal.
+    version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+    client_state = {**client_state, UNIVERSAL_CHECKPOINT_INFO: version}
+    files = engine.checkpoint_engine
+    files.error = None
+    try:
+        engine.save_checkpoint(str(folder), tag=TAG, client_state=client_state, save_latest=False)
+    except OSError as error:
+        # Only the first rank copies DeepSpeed's scripts, before a last barrier.
+        files.note(error)
+        distributed.barrier()
+    errors: list[Exception | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(errors, files.error)
+    return next((error for error in errors if error is not None), None)
+
+
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Lets DeepSpeed load no more than tensors and plain data: its own calls would run whatever a file holds."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with torch.serialization.safe_globals(_CLASSES):
+            yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The parameters of a ZeRO checkpoint by name, float32, on the CPU."""
+    with safe_loading():
+        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+
+
+def read_client_state(folder: Path) -> dict[str, Any]:
+    """What Lightning put into a ZeRO checkpoint, and DeepSpeed beside it."""
+    file = min((folder / TAG).glob("*_model_states.pt"))
+    with safe_loading():
+        return torch.load(file, map_location="cpu", mmap=True)

@@ -3,6 +3,7 @@
 from lrsa_lightning.callbacks.checkpoints import Checkpoints
 from lrsa_lightning.callbacks.loss_curve import LossCurve
 from lrsa_lightning.callbacks.metrics_file import MetricsFile
+from lrsa_lightning.callbacks.non_finite_loss import NonFiniteLoss
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.callbacks.resumed_history import ResumedHistory
 from lrsa_lightning.callbacks.ruler_eval import RulerEval
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "LossCurve",
     "MetricsFile",
+    "NonFiniteLoss",
     "ResumedHistory",
     "RulerEval",
     "SaveConfig",

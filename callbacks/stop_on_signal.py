@@ -41,7 +41,7 @@ class Stopped(SystemExit):
 
 
 class StopOnSignal(Callback):
-    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C at the end of the running micro-batch; the status is 128 + its number.
+    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C at the end of the running micro-batch, with status 128 + its number.
 
     What `Checkpoints` then saves counts as the last whole optimizer step: gradients amid an accumulation are
     computed again. A validation or a RULER check that is under way is broken off, on one device at once, on several at

@@ -73,6 +73,34 @@ class SignalInValidation(Callback):
         assert batch_idx <= self.batch, "the validation went on"
 
 
+class PoisonedSamples(Callback):
+    """Gives samples of some micro-batches, counted over the whole run, a weight that is not a number."""
+
+    def __init__(self, batches: list[int], rank: int = 0):
+        self.batches = batches
+        self.rank = rank
+        self._seen = 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        if self._seen in self.batches and trainer.global_rank == self.rank:
+            batch["weights"].fill_(float("nan"))
+        self._seen += 1
+
+
+class PoisonedGradient(Callback):
+    """Spoils a gradient after a micro-batch, as a faulty device does: the loss was fine."""
+
+    def __init__(self, batch: int, rank: int = 0):
+        self.batch = batch
+        self.rank = rank
+        self._seen = 0
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if self._seen == self.batch and trainer.global_rank == self.rank:
+            next(pl_module.parameters()).grad[0, 0] = float("inf")
+        self._seen += 1
+
+
 class Measure(Callback):
     """Puts a metric where RULER puts its own, at some steps."""
 

@@ -78,10 +78,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture
-def train_file(tmp_path) -> Path:
+def sample_rows() -> list[dict]:
     """24 short samples with documents of two or three paragraphs."""
-    rows = [
+    return [
         longalign_row(
             "\n\n".join(f"House {i}.{j} is painted in colour {i * j % 7}." for j in range(2 + i % 2)),
             f"Which colour has house {i}?",
@@ -89,7 +88,11 @@ def train_file(tmp_path) -> Path:
         )
         for i in range(24)
     ]
-    return write_jsonl(tmp_path / "train.jsonl", rows)
+
+
+@pytest.fixture
+def train_file(tmp_path) -> Path:
+    return write_jsonl(tmp_path / "train.jsonl", sample_rows())
 
 
 @pytest.fixture

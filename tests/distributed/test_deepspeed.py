@@ -1,44 +1,17 @@
 """ZeRO over real processes: the same losses, norms and first weights as one plain process."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.runs import command, losses, metrics
+from tests.distributed.zero import curve
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
-STRATEGY = "lrsa_lightning.distributed.deepspeed.SPDeepSpeedStrategy"
-
-
-def zero(stage: int, **arguments) -> str:
-    return json.dumps({"class_path": STRATEGY, "init_args": {"stage": stage, **arguments}})
-
-
-def lrsa(*arguments: str, fails: bool = False) -> str:
-    """Runs the command to its end, and returns what it said."""
-    executable = Path(sys.executable).parent / "lrsa"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (result.returncode != 0) == fails, result.stderr
-    return result.stderr
-
-
-def norms(run: str) -> dict[int, float]:
-    return {row["step"]: row["train/grad_norm"] for row in metrics(run) if "train/grad_norm" in row}
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero(arguments, stage):
-    arguments |= {"data.micro_batch_size": "1"}
-    lrsa(*command(arguments))
-    lrsa(*command({**arguments, "run_name": "zero", "trainer.devices": "2", "trainer.strategy": zero(stage)}))
-    print(metrics("x"))
-    print(metrics("zero"))
-    assert losses("zero") == pytest.approx(losses("x"), abs=5e-6)
-    assert norms("zero") == pytest.approx(norms("x"), rel=1e-5)
+def test_losses_and_norms_are_those_of_one_process(run_of_stage, stage):
+    """Gradients are clipped at a norm of 1, so that a wrong scale would show in the losses too."""
+    one, two = run_of_stage(0), run_of_stage(stage)
+    assert list(curve(two)) == list(range(7))
+    assert curve(two) == pytest.approx(curve(one), abs=5e-6)
+    assert curve(two, "train/grad_norm") == pytest.approx(curve(one, "train/grad_norm"), rel=1e-5)
+    assert min(curve(one, "train/grad_norm").values()) > 1

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks import ResumedHistory, SaveConfig, StopOnSignal
+from lrsa_lightning.callbacks import EndTogether, ResumedHistory, SaveConfig, StopOnSignal
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
@@ -134,6 +134,7 @@ class LRSACLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=self._checkpoint is not None)]
+        trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             asked = dump(self._parser(self.subcommand), self._asked)
             RankGuard(asked, self._checkpoint).watch(trainer.strategy)

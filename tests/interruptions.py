@@ -114,6 +114,23 @@ class Measure(Callback):
             trainer.callback_metrics["ruler/subset_mean"] = torch.tensor(value)
 
 
+class FailsAlone(Callback):
+    """Ends one of several processes in its third step; the others wait for it as in a collective without an end."""
+
+    def __init__(self, rank: int, how: Literal["raise", "kill"]):
+        self.rank = rank
+        self.how = how
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        if trainer.global_step < 2:
+            return
+        if trainer.global_rank != self.rank:
+            time.sleep(600)
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the device fell off the bus")
+
+
 class KillAt(Callback):
     """Kills the process within a micro-batch, counted over the whole run and not from where it was resumed."""
 

@@ -1,4 +1,4 @@
-# make demo, make test, make test-slow, make lint: each creates .venv and installs what it needs.
+# make demo, make test, make test-slow, make test-npu, make lint: each creates .venv and installs what it needs.
 # make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the small CPU build).
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-npu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# On the genuine torch_npu and stand-in CANN libraries; says so and succeeds where gcc or torch_npu cannot be had.
+test-npu: $(INSTALLED)
+	$(BIN)/python -m tests.npu.standin.lane -m pytest tests/npu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ class Throughput(Callback):
         self._steps: deque[_Step] = deque(maxlen=window)
         self._lengths: Counter[int] = Counter()
         self._is_first = True
-        self._clock: Stopwatch | None = None
+        self._clock: StepProfiler | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
@@ -55,7 +55,7 @@ class Throughput(Callback):
         self._peak = self.peak_tflops * 1e12 if self.peak_tflops else _peak_flops(trainer)
         if self._peak is None and device.type != "cpu" and trainer.is_global_zero:
             log.info("the peak of this device is unknown: give Throughput its peak_tflops to see the utilisation")
-        trainer.profiler = self._clock = Stopwatch(trainer.profiler, device)
+        trainer.profiler = self._clock = StepProfiler(trainer.profiler, device)
         self._last_step, self._last_seen = trainer.global_step, pl_module.seen_tokens
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,7 +119,7 @@ class _Step(NamedTuple):
     flops: StepFlops
 
 
-class Stopwatch(Profiler):
+class StepProfiler(Profiler):
     """Adds up the seconds of a step's parts, around the profiler that the user may have asked for.
 
     Attributes:

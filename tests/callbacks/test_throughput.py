@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import Strategy
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.callbacks import RulerEval
-from lrsa_lightning.callbacks.throughput import Stopwatch, _peak_flops, lengths_of
+from lrsa_lightning.callbacks.throughput import StepProfiler, _peak_flops, lengths_of
 from lrsa_lightning.cli import main
 from lrsa_lightning.data.dataset import LongContextDataset
 from lrsa_lightning.flops import DecoderFlops
@@ -93,7 +93,7 @@ def test_packed_samples_are_sequences_of_their_own():
 def test_the_users_profiler_still_hears_all():
     heard = []
     inner = SimpleNamespace(start=heard.append, stop=heard.append)
-    clock = Stopwatch(inner, torch.device("cpu"))
+    clock = StepProfiler(inner, torch.device("cpu"))
     with clock.profile("run_training_batch"), clock.profile("anything"):
         pass
     assert heard == ["run_training_batch", "anything", "anything", "run_training_batch"]
@@ -118,7 +118,7 @@ def test_what_the_device_still_computes_is_waited_for(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: setattr(clock, "now", clock.now + 5))
-    stopwatch = Stopwatch(PassThroughProfiler(), torch.device("cuda", 0))
+    stopwatch = StepProfiler(PassThroughProfiler(), torch.device("cuda", 0))
     with stopwatch.profile("run_training_batch"):
         clock.now += 1  # the launches
     assert stopwatch.lap() == {"data": 0, "compute": 6, "evaluation": 0, "checkpoints": 0, "other": 0}

@@ -1,0 +1,38 @@
+"""Ascend NPUs: importing this package registers accelerator and strategies with Lightning, by the names in YAML.
+
+torch_npu itself is imported when one of them is used.
+"""
+
+from typing import Any
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lrsa_lightning.npu.accelerator import NPUAccelerator
+from lrsa_lightning.npu.precision import NPUMixedPrecision
+from lrsa_lightning.npu.strategies import NPUDDPStrategy, SingleNPUStrategy
+
+__all__ = ["NPUAccelerator", "NPUDDPStrategy", "NPUMixedPrecision", "SingleNPUStrategy", "resolve_auto"]
+
+AcceleratorRegistry.register("npu", NPUAccelerator, description="Ascend NPU")
+for strategy in (SingleNPUStrategy, NPUDDPStrategy):
+    StrategyRegistry.register(strategy.strategy_name, strategy, description=strategy.__doc__.splitlines()[0])
+
+
+def resolve_auto(trainer: Any) -> None:
+    """Settles `auto` in the Trainer's arguments where there are NPUs, which Lightning does not look for.
+
+    Args:
+        trainer: namespace with accelerator, strategy, devices and num_nodes; changed in place.
+
+    Raises:
+        InputError: accelerator npu was asked for and cannot be used.
+    """
+    if trainer.accelerator == "auto" and NPUAccelerator.is_available():
+        trainer.accelerator = "npu"
+    given = getattr(trainer.accelerator, "class_path", trainer.accelerator)
+    if isinstance(given, str) and given.rpartition(".")[2] in ("npu", "NPUAccelerator") and trainer.strategy == "auto":
+        accelerator = NPUAccelerator()
+        count = accelerator.auto_device_count() if trainer.devices == "auto" else trainer.devices
+        is_single = len(accelerator.parse_devices(count)) == 1 and trainer.num_nodes == 1
+        trainer.strategy = SingleNPUStrategy.strategy_name if is_single else NPUDDPStrategy.strategy_name

@@ -1,0 +1,98 @@
+"""Ascend NPUs for Lightning's Trainer: `accelerator: npu`."""
+
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import Accelerator
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.npu.environment import VISIBLE, require_npu
+
+log = logging.getLogger(__name__)
+
+
+class NPUAccelerator(Accelerator):
+    """Ascend NPUs through torch_npu. Needs one of the strategies npu_single, npu_ddp and npu_deepspeed."""
+
+    def __init__(self):
+        """
+        Raises:
+            InputError: no NPU can be used, and why.
+        """
+        require_npu()
+
+    def setup_device(self, device: torch.device) -> None:
+        """
+        Raises:
+            InputError: the device is none: Lightning's strategy `auto` gives an accelerator it does not know the CPU.
+        """
+        if device.type != "npu":
+            raise InputError(
+                f"accelerator npu was given the device {device}: set trainer.strategy to npu_single (one device) or "
+                "npu_ddp (several)"
+            )
+        torch.npu.set_device(device)
+
+    def setup(self, trainer) -> None:
+        """
+        Raises:
+            InputError: the strategy is not made for NPUs; Lightning's would compute in the wrong precision, or crash.
+        """
+        from lrsa_lightning.npu.strategies import OnNPU
+
+        if not isinstance(trainer.strategy, OnNPU):
+            raise InputError(
+                f"{type(trainer.strategy).__name__} does not run on NPUs: set trainer.strategy to npu_single, npu_ddp "
+                "or npu_deepspeed"
+            )
+
+    def teardown(self) -> None:
+        torch.npu.empty_cache()
+
+    def get_device_stats(self, device: torch.device) -> dict[str, Any]:
+        """The allocator's statistics, with the keys that `torch.cuda.memory_stats` has."""
+        return torch.npu.memory_stats(device)
+
+    @staticmethod
+    def parse_devices(devices: int | str | list[int]) -> list[int]:
+        """Numbers of the devices among the visible ones; -1 means all.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if isinstance(devices, str):
+            devices = [int(n) for n in devices.strip(", ").split(",")] if "," in devices else int(devices)
+        count = torch.npu.device_count()
+        if isinstance(devices, int):
+            devices = list(range(count if devices == -1 else devices))
+        if unknown := [n for n in devices if not 0 <= n < count]:
+            raise InputError(
+                f"trainer.devices asks for NPU {max(unknown)}, but {count} are visible, from 0 ({VISIBLE})"
+            )
+        return list(devices)
+
+    @staticmethod
+    def get_parallel_devices(devices: list[int]) -> list[torch.device]:
+        return [torch.device("npu", n) for n in devices]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return torch.npu.device_count()
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether an NPU can be used; where torch_npu is installed and none can, the log says why."""
+        if find_spec("torch_npu") is None:
+            return False
+        try:
+            require_npu()
+        except InputError as reason:
+            log.warning("torch_npu is installed, but no NPU can be used: %s", reason)
+            return False
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return "npu"

@@ -1,0 +1,1 @@
+// A library that torch_npu links to without calling it.

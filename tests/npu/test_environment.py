@@ -1,0 +1,48 @@
+"""Errors before anything runs: what is missing, what does not fit, what the way out is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.npu import environment
+
+
+def test_importing_the_package_leaves_torch_npu_alone():
+    code = "import sys, lrsa_lightning, lrsa_lightning.npu; sys.exit('torch_npu' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+
+
+def test_torch_npu_missing(monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'torch_npu==\d+\.\d+\.\*'"):
+        environment.require_npu()
+
+
+def test_versions_that_do_not_match(monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: object())
+    monkeypatch.setattr(environment, "version", lambda name: "2.1.0")
+    with pytest.raises(InputError, match=r"torch_npu 2\.1\.0 does not fit torch"):
+        environment.require_npu()
+
+
+@pytest.mark.parametrize("home", [None, "/nowhere/ascend"])
+def test_cann_missing(monkeypatch, home):
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    if home:
+        monkeypatch.setenv("ASCEND_HOME_PATH", home)
+    with pytest.raises(InputError, match=r"set_env\.sh"):
+        environment.check_cann()
+
+
+@pytest.mark.parametrize("visible", ["1,0", "0,0", "", "a"])
+def test_visible_devices_out_of_order(visible):
+    with pytest.raises(InputError, match="ascending"):
+        environment.check_visible_devices(visible)
+
+
+@pytest.mark.parametrize("visible", [None, "0", "2,5"])
+def test_visible_devices_in_order(visible):
+    environment.check_visible_devices(visible)

@@ -94,7 +94,8 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
     if device.type == "meta":
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     if name_or_path is not None:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
+        # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
+        return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
     with torch.device("cpu"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
 

@@ -1,0 +1,62 @@
+"""From a checkpoint of a run to a Hugging Face folder."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from lrsa_lightning.checkpoint_files import find_last, make_empty, partial_of, remove
+from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.pretrained import load_checkpoint
+
+
+def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path:
+    """Writes safetensors, config.json, tokenizer and generation configuration, all of them or nothing.
+
+    Args:
+        source: run directory, whose last checkpoint is taken, or a checkpoint: a file, or a folder of ZeRO's ranks.
+        output: folder that does not exist, or is empty.
+        dtype: of the weights; as the checkpoint has them when None, float32 for ZeRO and mixed precision.
+
+    Returns:
+        The checkpoint taken.
+
+    Raises:
+        InputError: there is no whole checkpoint, no configuration of its run, or something lies in the output folder.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists: give a new --output")
+    checkpoint = _checkpoint(source)
+    trained = load_checkpoint(checkpoint, dtype)
+    _take_generation_config(trained.model, trained.config["model"]["name_or_path"])
+    tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
+    partial = partial_of(output)
+    make_empty(partial)
+    try:
+        trained.model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        os.replace(partial, output)
+    finally:
+        remove(partial)
+    return checkpoint
+
+
+def _checkpoint(source: Path) -> Path:
+    if not source.is_dir() or not (source / "config.yaml").exists():
+        return source
+    last = find_last(source / "checkpoints").path
+    if last is None:
+        raise InputError(f"{source} has no whole checkpoint in {source / 'checkpoints'}")
+    return last
+
+
+def _take_generation_config(model, name_or_path: str | None) -> None:
+    """That of the model the run began with, where it has one."""
+    from transformers import GenerationConfig
+
+    if name_or_path is not None:
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+        except OSError:
+            return

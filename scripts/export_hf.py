@@ -1,0 +1,34 @@
+"""Makes a Hugging Face folder of a run's last checkpoint, or of a checkpoint: one file, or a folder of ZeRO's ranks.
+
+The folder has safetensors, config.json, the tokenizer and the generation configuration; transformers, vLLM and
+lm-eval load it.
+Usage: python scripts/export_hf.py runs/NAME --output exported
+       python scripts/export_hf.py runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lrsa_lightning.cli import report_input_errors
+
+
+@report_input_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Exports, and prints from where to where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="the checkpoint's when not given")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from lrsa_lightning.export import export
+
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    checkpoint = export(options.source, options.output, dtype)
+    print(f"{checkpoint} -> {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

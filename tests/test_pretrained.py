@@ -1,0 +1,30 @@
+"""Models as training begins with them."""
+
+import pytest
+import torch
+
+from lrsa_lightning.pretrained import load_config, load_model
+from tests.conftest import TINY_MODEL, make_model
+
+
+def test_a_pretrained_model_trains_with_gradient_checkpointing(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert load_model(load_config(str(tmp_path), None), str(tmp_path)).training
+
+
+def test_on_the_meta_device_there_are_no_weights(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = load_model(load_config(str(tmp_path), None), str(tmp_path))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs another device than the CPU")
+def test_random_weights_are_the_same_on_every_device():
+    models = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        with torch.device(device):
+            models.append(load_model(load_config(None, {**TINY_MODEL, "vocab_size": 97}), None))
+    first, second = (model.state_dict() for model in models)
+    assert all(second[name].is_cuda and torch.equal(first[name], second[name].cpu()) for name in first)

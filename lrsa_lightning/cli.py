@@ -8,13 +8,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks import EndTogether, ResumedHistory, SaveConfig, StopOnSignal
+from lrsa_lightning.callbacks import EndTogether, ResumedHistory, SaveConfig, StepProgress, StopOnSignal
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
@@ -139,6 +140,13 @@ class LRSACLI(LightningCLI):
             asked = dump(self._parser(self.subcommand), self._asked)
             RankGuard(asked, self._checkpoint).watch(trainer.strategy)
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Adds our progress to callbacks that have none: Lightning's own counts micro-batches against steps."""
+        given = config["callbacks"] or []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given]))
+        progress = [] if has_bar or config["enable_progress_bar"] is False else [StepProgress()]
+        return super()._instantiate_trainer(config, [*callbacks, *progress])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Gives the trainer the file that `last` and `best` mean; the saved configuration keeps the word."""

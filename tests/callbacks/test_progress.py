@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lrsa_lightning.callbacks import progress
 from lrsa_lightning.callbacks.progress import StepProgress
-from lrsa_lightning.cli import main
+from lrsa_lightning.cli import LRSACLI, main
 from tests.runs import callback, command
 
 
@@ -68,3 +68,19 @@ def test_the_command_writes_plain_lines_without_a_terminal(arguments, in_tmp_pat
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
     assert all(re.search(r"loss \d\.\d{4}  [\d,]+ tokens/s  0:00:\d\d left$", line) for line in lines)
+
+
+def test_steps_are_counted_against_steps_whatever_callbacks_are_given(arguments, in_tmp_path, capsys):
+    """Two micro-batches a step: Lightning's own bar says 2/1."""
+    bars = {
+        "none": {"trainer.callbacks": "[]"},
+        "one": {"trainer.callbacks": json.dumps([callback("StepProgress", every_n_lines=1)])},
+        "Lightning's": {"trainer.callbacks": '[{"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}]'},
+        "off": {"trainer.enable_progress_bar": "false"},
+    }
+    made = {name: LRSACLI(command({**arguments, **bar})[1:], run=False).trainer for name, bar in bars.items()}
+    found = {name: type(trainer.progress_bar_callback).__name__ for name, trainer in made.items()}
+    expected = {"none": "StepProgress", "one": "StepProgress", "Lightning's": "TQDMProgressBar", "off": "NoneType"}
+    assert found == expected
+    main(command({**arguments, **bars["one"], "trainer.max_steps": "1"}))
+    assert "step 1/1  loss " in capsys.readouterr().out

@@ -107,7 +107,7 @@ def test_eval_ruler_scores_predictions_without_a_model(tmp_path):
     [
         (
             ["--checkpoint", "nowhere.ckpt", "--skip_missing"],
-            "nowhere.ckpt does not exist: give a file of runs/<name>/checkpoints/",
+            "nowhere.ckpt does not exist: give a checkpoint of runs/<name>/checkpoints/",
         ),
         ([], "give exactly one of --model and --checkpoint"),
         (["--model", "x", "--tasks", "vtt"], "unknown RULER task 'vtt', expected one of niah_single_1,"),

@@ -48,7 +48,7 @@ class Evaluation:
                 for task in tasks
             }
         self._evaluator = self._make_evaluator(samples)
-        self._folder = EvaluationFolder(Path(options.output), self._settings(store))
+        self._folder = EvaluationFolder(Path(options.output), self._settings(store), _source_hashes(store, tasks))
 
     def _store(self) -> SampleStore:
         settings = sample_settings(self._options, self._template)
@@ -137,3 +137,8 @@ class Evaluation:
             "generation": options.generation,
             "teacher_forcing": options.teacher_forcing,
         }
+
+
+def _source_hashes(store: SampleStore, tasks: list[str]) -> dict[str, str]:
+    """Hashes of the files that the tasks' samples are made from, by name."""
+    return {name: digest for task in tasks for name, digest in store.manifest(task)["files"].items()}

@@ -1,7 +1,7 @@
 """An evaluation in a folder: results are appended batch by batch, so a killed one continues where it was."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,26 @@ RESULTS, SETTINGS = "results.jsonl", "settings.json"
 class EvaluationFolder:
     """``results.jsonl``, a record a sample, beside ``settings.json``, what they depend on."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], sources: Mapping[str, str]):
         """
         Args:
             folder: where the results lie, or will.
-            settings: all that a sample's result depends on, model and samples included.
+            settings: all that every sample's result depends on, model and samples included.
+            sources: hashes of the files that some tasks are made from, by name. A later call may bring further tasks
+                and with them further files, but not others of the same name.
 
         Raises:
             InputError: the folder holds results of other settings.
         """
         self.path = folder / RESULTS
         self._settings_path = folder / SETTINGS
-        self._settings = settings
+        self._settings = {**settings, "sources": dict(sources)}
         if self._settings_path.exists():
             earlier = json.loads(self._settings_path.read_text(encoding="utf-8"))
+            earlier_sources = earlier.pop("sources", {})
             differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
+            differing += [name for name, digest in sources.items() if earlier_sources.get(name, digest) != digest]
+            self._settings["sources"] |= earlier_sources
             if differing:
                 raise InputError(
                     f"{folder} holds results of other settings ({', '.join(sorted(differing))} differ): give another "

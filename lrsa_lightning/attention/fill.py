@@ -1,4 +1,4 @@
-"""LRSA chunk by chunk, as the paper prefills: runs on CPU, NPU and CUDA through SDPA.
+"""LRSA chunk by chunk, as the paper prefills: runs on CPU and CUDA through SDPA, on NPU through its fused attention.
 
 A fill takes the queries of one or several chunks. Their keys are the kept prefix, the chunk before them
 and their own chunks, which lie in order, so that a fill of one chunk is a lower-right causal attention.
@@ -68,12 +68,17 @@ def attend(
         dtype = torch.get_autocast_dtype(q_BHQD.device.type)
         q_BHQD, compact, raw = q_BHQD.to(dtype), [z.to(dtype) for z in compact], [z.to(dtype) for z in raw]
     end = raw_start + raw[0].shape[2]
+    if q_BHQD.device.type == "npu":  # whose attention takes all fills of one chunk at once
+        from lrsa_lightning.npu.attention import FusedFills
+
+        fills = list(_fills(end - q_BHQD.shape[2], end, raw_start, compact[0].shape[2], chunking, 1))
+        return FusedFills.apply(q_BHQD, *compact, *raw, fills, scale)
     fills = list(_fills(end - q_BHQD.shape[2], end, raw_start, compact[0].shape[2], chunking, chunks_per_fill))
     return _Fills.apply(q_BHQD, *compact, *raw, fills, chunking, scale)
 
 
 @dataclass(frozen=True)
-class _Fill:
+class Fill:
     """Queries that share an attention call, and the keys they need. Positions are tokens of the sequence.
 
     Attributes:
@@ -90,6 +95,11 @@ class _Fill:
     queries: slice
     raw: slice
 
+    @property
+    def num_keys(self) -> int:
+        """Keys of the fill, compact and raw."""
+        return self.num_compact + self.stop - self.first_raw
+
     def join(self, compact: Tensor, raw: Tensor) -> Tensor:
         """The keys, or the values, of this fill, in order."""
         return torch.cat([compact[:, :, : self.num_compact], raw[:, :, self.raw]], dim=2)
@@ -98,15 +108,15 @@ class _Fill:
         """`static_mask` of the fill; that of a single chunk is lower-right causal, and None where it hides nothing."""
         if chunking.chunk_of(self.start) != chunking.chunk_of(self.stop - 1):
             return static_mask(self.start, self.stop, self.num_compact, self.first_raw, chunking, device)
-        num_queries, num_keys = self.stop - self.start, self.num_compact + self.stop - self.first_raw
+        num_queries = self.stop - self.start
         if num_queries == 1:
             return None
-        return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+        return torch.ones(num_queries, self.num_keys, dtype=torch.bool, device=device).tril(self.num_keys - num_queries)
 
 
 def _fills(
     start: int, end: int, raw_start: int, num_compact: int, chunking: Chunking, chunks_per_fill: int
-) -> Iterator[_Fill]:
+) -> Iterator[Fill]:
     """Cuts queries start .. end - 1 at every `chunks_per_fill`-th chunk boundary."""
     first_query = start
     while start < end:
@@ -115,7 +125,7 @@ def _fills(
         visible = min(chunking.compact_visible(chunking.chunk_of(stop - 1)), num_compact)
         first_raw = min(max(chunking.raw_visible(chunking.chunk_of(start)), raw_start), stop)
         queries, raw = slice(start - first_query, stop - first_query), slice(first_raw - raw_start, stop - raw_start)
-        yield _Fill(start, stop, visible, first_raw, queries, raw)
+        yield Fill(start, stop, visible, first_raw, queries, raw)
         start = stop
 
 
@@ -123,7 +133,7 @@ class _Fills(torch.autograd.Function):
     """All fills of a sequence. The backward joins each fill's keys again: kept, they would grow with N squared."""
 
     @staticmethod
-    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[_Fill], chunking: Chunking, scale):
+    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[Fill], chunking: Chunking, scale):
         ctx.save_for_backward(q, k_compact, v_compact, k_raw, v_raw)
         ctx.fills, ctx.chunking, ctx.scale = fills, chunking, scale
         out = q.new_empty(*q.shape[:-1], v_raw.shape[-1])

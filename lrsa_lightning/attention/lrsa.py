@@ -233,12 +233,15 @@ class LRSA(AttentionMode):
 @cache
 def _resolve_backend(backend: str, device_type: str, head_dim: int) -> str:
     """The execution for a device, said once in the log."""
+    if backend == "flex" and device_type == "npu":
+        raise InputError("LRSA: FlexAttention does not run on NPUs; take backend auto, or fill")
     if backend != "auto":
         return backend
     if device_type == "cuda" and head_dim >= 16:  # FlexAttention takes no smaller ones
         log.info("LRSA backend auto: flex ([compact ; raw] under a static block mask) on cuda")
         return "flex"
-    log.info("LRSA backend auto: fill (SDPA, chunk by chunk) on %s", device_type)
+    kernel = "npu_fusion_attention" if device_type == "npu" else "SDPA"
+    log.info("LRSA backend auto: fill (%s, chunk by chunk) on %s", kernel, device_type)
     return "fill"
 
 

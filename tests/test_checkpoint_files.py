@@ -2,13 +2,28 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lrsa_lightning import checkpoint_files
-from lrsa_lightning.checkpoint_files import WholeFiles, find_last, link, read_index
+from lrsa_lightning.checkpoint_files import (
+    TAG,
+    WholeFiles,
+    Written,
+    find_last,
+    is_whole,
+    link,
+    make_empty,
+    partial_of,
+    publish,
+    read_index,
+    read_written,
+    remove,
+    step_of,
+)
 
 
 def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
@@ -121,6 +136,55 @@ def test_a_zero_folder_is_whole_once_latest_is_written(tmp_path):
         (tmp_path / f"step={step}.ckpt" / "checkpoint").mkdir(parents=True)
     (tmp_path / "step=2.ckpt" / "latest").write_text("checkpoint")
     assert find_last(tmp_path) == checkpoint_files.Last(tmp_path / "step=2.ckpt", ["step=4.ckpt"])
+
+
+def write_folder(folder: Path, step: int) -> Path:
+    path = folder / f"step={step}.ckpt"
+    make_empty(partial_of(path))
+    (partial_of(path) / TAG).mkdir()
+    for rank in range(2):
+        (partial_of(path) / TAG / f"shard-{rank}.pt").write_bytes(bytes(100 + rank))
+    publish(partial_of(path), path, Written(step, world_size=2, stage=2))
+    return path
+
+
+def test_a_folder_appears_with_all_its_files(tmp_path, monkeypatch):
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: seen.append(step_of(source)) or replace(source, target))
+    path = write_folder(tmp_path, 3)
+    assert seen == [3]
+    assert (read_written(path).world_size, read_written(path).sizes["checkpoint/shard-1.pt"]) == (2, 101)
+    assert [file.name for file in tmp_path.iterdir()] == ["step=3.ckpt"]
+
+
+def test_a_folder_replaces_another_of_its_step(tmp_path):
+    (write_folder(tmp_path, 3) / "old").touch()
+    assert not (write_folder(tmp_path, 3) / "old").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["step=3.ckpt"]
+
+
+def test_a_folder_leaves_its_place_before_its_files_are_removed(tmp_path, monkeypatch):
+    path = write_folder(tmp_path, 3)
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: seen.append(folder))
+    seen = []
+    remove(path)
+    assert seen == [partial_of(path)]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "missing", "no list"])
+def test_a_torn_folder_is_never_last(tmp_path, harm):
+    good, bad = write_folder(tmp_path, 2), write_folder(tmp_path, 4)
+    link(tmp_path / "last.ckpt", bad)
+    if harm == "cut":
+        os.truncate(bad / TAG / "shard-1.pt", 100)
+    elif harm == "missing":
+        (bad / TAG / "shard-1.pt").unlink()
+    else:
+        os.truncate(bad / "written.json", 10)
+    assert not is_whole(bad)
+    assert find_last(tmp_path) == checkpoint_files.Last(good, ["step=4.ckpt"])
 
 
 def test_a_link_is_switched_at_once(tmp_path, monkeypatch):

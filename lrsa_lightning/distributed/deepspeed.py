@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import _DEEPSPEED_AVAILABLE
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import Optimizer
 
 from lrsa_lightning.checkpoint_files import (
     TAG,
@@ -98,6 +100,16 @@ class ZeroStrategy(DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping")
             super().init_deepspeed()
         self.deepspeed_engine.checkpoint_engine = ShardFiles()
+
+    def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
+        """Offloaded states are stepped by DeepSpeed's vectorised AdamW, which it compiles at its first use."""
+        optimizer, scheduler = super()._init_optimizers()
+        if self.config.get("zero_optimization", {}).get("offload_optimizer"):
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            # The groups' dictionaries stay, and with them what the scheduler writes there.
+            optimizer = DeepSpeedCPUAdam(optimizer.param_groups, **_arguments(optimizer))
+        return optimizer, scheduler
 
     # The optimizer has seen the parameters' shapes by now, of which ZeRO-3 leaves nothing.
     def _setup_model_and_optimizer(self, model: Module, optimizer, lr_scheduler=None):
@@ -206,10 +218,9 @@ class SPDeepSpeedStrategy(SequenceParallelStrategy, ZeroStrategy):
     `sequence_parallel: {size, kind}`. trainer.strategy takes the name sp_deepspeed for ZeRO-2.
     """
 
-    @classmethod
-    def register_strategies(cls, strategy_registry: dict) -> None:
-        """Makes the name known to trainer.strategy."""
-        strategy_registry.register("sp_deepspeed", cls, description="DeepSpeed ZeRO with sequence parallelism")
+
+def _arguments(optimizer: Optimizer) -> dict[str, Any]:
+    return {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
 
 
 def _device_type() -> str:

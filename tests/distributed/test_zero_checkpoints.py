@@ -1,31 +1,40 @@
 """Folders that ZeRO's ranks write: whole or absent, kept by the rules of files, and resumed from exactly."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from tests.distributed.zero import curve, lrsa
+from lrsa_lightning.checkpoint_files import find_last
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.export import export
+from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.run_directory import RunDirectory
+from tests.distributed.zero import curve, full_disk, lrsa, zero
+from tests.runs import callback
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def copy_of(run_of_stage, tmp_path):
-    """A copy of a finished run that may be changed, its configuration pointing to it."""
+    """A copy of a finished run that may be changed."""
 
     def copy(stage: int) -> Path:
-        directory = tmp_path / "runs" / f"stage-{stage}"
-        shutil.copytree(run_of_stage(stage), directory, symlinks=True)
-        return directory
+        return shutil.copytree(run_of_stage(stage), tmp_path / "runs" / f"stage-{stage}", symlinks=True)
 
     return copy
 
 
-def resume(run: Path, ckpt_path: str, *options: str, **kwargs) -> str:
-    config = ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}"]
-    return lrsa(*config, f"--ckpt_path={ckpt_path}", f"--trainer.default_root_dir={run}", *options, **kwargs)
+def resume(run: Path, ckpt_path: str, *options: str, fails: bool = False) -> str:
+    config = ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={ckpt_path}"]
+    return lrsa(*config, *options, fails=fails)
 
 
 def test_rules_of_keeping_hold_for_folders(run_of_stage):
@@ -38,10 +47,92 @@ def test_rules_of_keeping_hold_for_folders(run_of_stage):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_resume_is_bit_exact(copy_of, run_of_stage, stage):
-    """Amid an epoch of six steps, and over its end."""
+    """Amid an epoch of six steps, and over its end; what a write that was cut short left is removed."""
     run = copy_of(stage)
-    for path in ("step=6.ckpt", "step=7.ckpt"):
-        shutil.rmtree(run / "checkpoints" / path)
+    shutil.rmtree(run / "checkpoints" / "step=6.ckpt")
+    (run / "checkpoints" / "step=7.ckpt").rename(run / "checkpoints" / ".step=5.ckpt.partial")
     resume(run, "last")
     assert curve(run) == curve(run_of_stage(stage))
     assert curve(run, "train/grad_norm") == curve(run_of_stage(stage), "train/grad_norm")
+    assert not (run / "checkpoints" / ".step=5.ckpt.partial").exists()
+    first, second = (weights(directory) for directory in (run, run_of_stage(stage)))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "checkpoints" / "step=7.ckpt").model.state_dict()
+
+
+def test_a_torn_folder_is_left_out_and_refused(copy_of):
+    folder = copy_of(2) / "checkpoints"
+    newest = folder / "step=7.ckpt"
+    shard = next((newest / "checkpoint").glob("*_1_*optim_states.pt"))
+    os.truncate(shard, shard.stat().st_size - 1)
+    last = find_last(folder)
+    assert (last.path, last.skipped) == (folder / "step=6.ckpt", ["step=7.ckpt"])
+    with pytest.raises(InputError, match="torn"):
+        RunDirectory(folder.parent).checkpoint(str(newest))
+    with pytest.raises(InputError, match="torn"):
+        load_checkpoint(newest)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_folder_becomes_a_model_for_transformers(run_of_stage, tmp_path, stage):
+    """Its weights are those of one process after as many steps, and bit by bit those of the checkpoint."""
+    export(run_of_stage(stage), tmp_path / "exported")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="auto").state_dict()
+    own, plain = weights(run_of_stage(stage)), weights(run_of_stage(0))
+    assert exported.keys() == own.keys() == plain.keys()
+    assert all(torch.equal(exported[name], own[name]) for name in own)
+    assert all(torch.allclose(own[name], plain[name], atol=1e-4) for name in own)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_validation_has_the_checkpoints_weights(run_of_stage, zero_arguments, stage):
+    """On one process, whatever number wrote the folder."""
+    losses = []
+    for source, strategy in ((run_of_stage(0), "auto"), (run_of_stage(stage), zero(stage))):
+        name = f"validated-{source.name}"
+        options = {"ckpt_path": source / "checkpoints" / "step=7.ckpt", "run_name": name}
+        options |= {"data.val_files": zero_arguments["data.train_files"], "trainer.devices": 1}
+        options |= {"trainer.strategy": strategy, "trainer.callbacks": "[]"}
+        lrsa("validate", *(f"--{key}={value}" for key, value in (zero_arguments | options).items()))
+        losses += curve(Path(zero_arguments["runs_dir"]) / name, "val/loss").values()
+    plain, under_zero = losses
+    assert under_zero == pytest.approx(plain, abs=1e-4)
+    assert under_zero < 5
+
+
+def test_another_number_of_processes_goes_on_from_a_universal_folder(copy_of, run_of_stage):
+    run = copy_of(2)
+    source = run / "checkpoints" / "step=4.ckpt"
+    said = resume(run, str(source), "--trainer.devices=1", fails=True)
+    assert "was written by 2 processes, and this run has 1" in said
+    assert "Traceback" not in said
+    (command,) = (line.split() for line in said.splitlines() if "ds_to_universal" in line)
+    subprocess.run([sys.executable, *command[1:]], check=True, timeout=120, capture_output=True)
+    resume(run, str(run / "checkpoints" / "step=4.universal"), "--trainer.devices=1")
+    assert list(curve(run)) == list(range(7))
+    assert curve(run) == pytest.approx(curve(run_of_stage(2)), abs=5e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of, rank):
+    """Training goes on on both; nothing waits for the rank that failed."""
+    run = copy_of(2)
+    callbacks = [callback("Checkpoints", every_n_steps=1), full_disk(rank=rank, step=6)]
+    said = resume(run, str(run / "checkpoints" / "step=4.ckpt"), f"--trainer.callbacks={json.dumps(callbacks)}")
+    assert "step=6.ckpt was not saved ([Errno 28] No space left on device)" in said
+    folder = run / "checkpoints"
+    assert (folder / "last.ckpt").resolve() == (folder / "step=5.ckpt").resolve()
+    assert not list(folder.glob(".*"))
+    assert list(curve(run)) == list(range(7))
+
+
+def test_a_folder_needs_the_strategy_that_wrote_it(copy_of):
+    run = copy_of(2)
+    last = str(run / "checkpoints" / "step=4.ckpt")
+    for strategy, message in (("auto", "trainer.strategy sp_deepspeed"), (zero(1), "is of ZeRO-2")):
+        said = resume(run, last, "--trainer.devices=1", f"--trainer.strategy={strategy}", fails=True)
+        assert message in said
+        assert "Traceback" not in said

@@ -1,10 +1,13 @@
-"""Command lines of runs under ZeRO, and what they left behind."""
+"""Command lines of runs under ZeRO, what they left behind, and a disk that fills up under them."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from lightning import Callback
 
 
 def zero(stage: int, **arguments) -> str:
@@ -15,12 +18,17 @@ def zero(stage: int, **arguments) -> str:
 def lrsa(*arguments: str, fails: bool = False) -> str:
     """Runs the command to its end, and returns what it said."""
     executable = Path(sys.executable).parent / "lrsa"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    tests = {"PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "offline"}
+    environment = {**os.environ, **tests, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (result.returncode != 0) == fails, result.stderr
     return result.stderr
+
+
+def full_disk(rank: int, step: int) -> dict:
+    return {"class_path": "tests.distributed.zero.FullDisk", "init_args": {"rank": rank, "step": step}}
 
 
 def curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
@@ -29,3 +37,22 @@ def curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
     values = [(row["step"], row[metric]) for row in rows if metric in row]
     assert len(values) == len(dict(values))
     return dict(values)
+
+
+class FullDisk(Callback):
+    """From a step on one rank can write no more of a checkpoint than half a file."""
+
+    def __init__(self, rank: int, step: int):
+        self.rank = rank
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
+            from lrsa_lightning.distributed import zero_files
+
+            zero_files.write_whole = _fill_up
+
+
+def _fill_up(state: dict, path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -181,7 +181,8 @@ class RulerEval(Callback):
             _progress(trainer, self._evaluator.num_batches(share)) as advance,
         ):
             stop = self._out_of_time(trainer)
-            for batch in self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop):
+            batches = self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop)
+            while batch := pl_module.as_forward(lambda: next(batches, None)):
                 records += batch
                 left_out.pop(batch[0].cell, None)
                 advance()

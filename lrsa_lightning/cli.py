@@ -20,7 +20,7 @@ from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
-from lrsa_lightning.distributed.deepspeed import SPDeepSpeedStrategy
+from lrsa_lightning.distributed import STRATEGIES
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.rank_guard import RankGuard
@@ -37,7 +37,8 @@ _NOISE = (
     "Total length of `list` across ranks is zero",
 )
 
-SPDeepSpeedStrategy.register_strategies(StrategyRegistry)
+for _name, _strategy in STRATEGIES.items():
+    StrategyRegistry.register(_name, _strategy, description=_strategy.__doc__.splitlines()[0])
 
 
 class Parser(LightningArgumentParser):

@@ -4,7 +4,8 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -12,8 +13,11 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.distributed.strategy import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
+
+T = TypeVar("T")
 
 
 class LongContextModule(lightning.LightningModule):
@@ -85,6 +89,8 @@ class LongContextModule(lightning.LightningModule):
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
         check_length(config, self.seq_len)
         self.attention.check(config)
+        if isinstance(self.trainer.strategy, SequenceParallelStrategy):
+            self.trainer.strategy.check_sharding(self.attention, config, self.seq_len)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
         if tokenizer is not None and len(tokenizer) > config.vocab_size:
             raise InputError(
@@ -103,11 +109,18 @@ class LongContextModule(lightning.LightningModule):
         self.attention.install(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
+        if isinstance(strategy, SequenceParallelStrategy):
+            strategy.parallelize(self.attention, self.model, self.seq_len)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Last hidden states [B, N, D] of right-padded rows under the installed mode."""
+        """Last hidden states [B, N, D] of right-padded rows, or of this rank's part, under the installed mode."""
         decoder = self.model.get_decoder()
         return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+    def as_forward(self, function: Callable[[], T]) -> T:
+        """Calls a function that runs parts of the model, where a strategy may gather the weights it has shared."""
+        return function()
 
     def answer_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """This micro-batch's share of the global batch's mean loss per answer token, or per sample."""
@@ -118,7 +131,8 @@ class LongContextModule(lightning.LightningModule):
 
     def _total_loss(self, hidden_BND: Tensor, batch: dict[str, Tensor], weights_BN: Tensor | None) -> Tensor:
         head = self.model.get_output_embeddings()
-        return linear_cross_entropy(hidden_BND, head, batch["labels"], self.loss_chunk_size, weights_BN)
+        labels_BN, most_targets = batch["labels"], batch["most_targets"]
+        return linear_cross_entropy(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, most_targets)
 
     @property
     def trained_steps(self) -> int:
@@ -144,7 +158,7 @@ class LongContextModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         hidden_BND = self(batch["input_ids"], batch["position_ids"])
         share = self._share(hidden_BND, batch)
-        self._add_to_window(share.detach(), self._answer_loss_sum(hidden_BND, batch), count_tokens(batch["labels"]))
+        self._add_to_window(share.detach(), self._answer_loss_sum(hidden_BND, batch), count_tokens(batch))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._log_window()
         # Lightning divides by the accumulation steps and the strategy averages over the ranks: undo both.
@@ -190,6 +204,8 @@ class LongContextModule(lightning.LightningModule):
             return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         parameters = list(plugin.main_params(optimizer))
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()  # of gradients that ranks share
         self.log("train/grad_norm", norm)
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
@@ -230,14 +246,9 @@ class LongContextModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def count_tokens(labels_BN: Tensor) -> Tensor:
-    """Tokens of the rows without padding, and those of them that are learned: int64 [2].
-
-    A row ends with an answer: what lies behind its last learned token is padding.
-    """
-    learned_BN = labels_BN != IGNORE_INDEX
-    place_N = torch.arange(1, labels_BN.shape[1] + 1, device=labels_BN.device)
-    return torch.stack([(learned_BN * place_N).amax(dim=1).sum(), learned_BN.sum()])
+def count_tokens(batch: dict[str, Tensor]) -> Tensor:
+    """Tokens of a micro-batch without padding, and those of them that are learned: int64 [2]."""
+    return torch.stack([batch["lengths"].sum(), (batch["labels"] != IGNORE_INDEX).sum()])
 
 
 def _clips_as_torch_does(plugin: Precision) -> bool:

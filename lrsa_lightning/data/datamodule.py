@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 from torch.utils.data import DataLoader
@@ -118,6 +118,11 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with whole samples, data.extend with sections of others: set data.extend to "
                 "false, or leave packing out"
             )
+        if self.packing and self.trainer is not None and self._data_parallel_size < self.trainer.world_size:
+            raise InputError(
+                "packed rows cannot be shared by ranks: each of their samples begins its own chunks. Set data.packing "
+                "to false, or sequence_parallel.size of trainer.strategy to 1"
+            )
         if self.source == "demo":
             from lrsa_lightning.data.demo import make_demo_data
 
@@ -226,9 +231,22 @@ class LongContextDataModule(lightning.LightningDataModule):
         steps = loops["epoch_loop.state_dict"]
         steps["_batches_that_stepped"] = min(steps["_batches_that_stepped"], checkpoint["global_step"] - 1)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """This rank's part of the rows, where ranks share sequences."""
+        sharding = getattr(self.trainer.strategy, "sharding", None)
+        return sharding.cut(batch) if sharding is not None and batch else batch
+
     @property
     def _data_parallel_size(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
+        if self.trainer is None:
+            return 1
+        return getattr(self.trainer.strategy, "data_parallel_size", self.trainer.world_size)
+
+    @property
+    def _data_parallel_rank(self) -> int:
+        if self.trainer is None:
+            return 0
+        return getattr(self.trainer.strategy, "data_parallel_rank", self.trainer.global_rank)
 
     def _accumulation(self) -> int:
         steps = accumulation_steps(self.global_batch_size, self.micro_batch_size, self._data_parallel_size)
@@ -268,9 +286,10 @@ class LongContextDataModule(lightning.LightningDataModule):
     ) -> ResumableLoader:
         sampler = GlobalBatchSampler(
             dataset.row_weights,
+            dataset.row_targets,
             global_batch_size,
             micro_batch_size,
-            self.trainer.global_rank if self.trainer is not None else 0,
+            self._data_parallel_rank,
             self._data_parallel_size,
             self.seed,
             shuffle,

@@ -4,7 +4,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,23 +43,26 @@ class LongContextDataset(Dataset):
         self._pad_token_id = pad_token_id
         self._by_sample = weighting == "sample"
         self._rows = [[index] for index in range(len(num_answer))] if rows is None else rows
-        self.row_weights = [len(row) if self._by_sample else sum(num_answer[i] for i in row) for row in self._rows]
+        self.row_targets = [sum(num_answer[index] for index in row) for row in self._rows]
+        self.row_weights = [len(row) for row in self._rows] if self._by_sample else self.row_targets
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, batch: MicroBatch) -> dict[str, Tensor]:
+    def __getitem__(self, batch: MicroBatch) -> dict[str, Any]:
         """A micro-batch.
 
         Returns:
             input_ids, labels (already shifted, -100 where nothing is learned) and position_ids (from 0 at each
-            sample), int64 [B, N], and weights, float32 [B, N], right-padded to exactly seq_len; num_tokens, the
-            weights' sum over the whole global batch: its learned tokens, or its samples.
+            sample), int64 [B, N], and weights, float32 [B, N], right-padded to exactly seq_len; lengths, int64 [B],
+            of the rows without padding; num_tokens, the weights' sum over the whole global batch: its learned tokens,
+            or its samples; most_targets, of `MicroBatch`, as an int.
         """
         rows = [self._row([self._samples[index] for index in self._rows[row]]) for row in batch.indices]
         return {
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             "num_tokens": torch.tensor(batch.num_tokens),
+            "most_targets": batch.most_targets,
         }
 
     def _row(self, samples: list[TokenizedSample]) -> dict[str, Tensor]:
@@ -80,4 +83,4 @@ class LongContextDataset(Dataset):
             row["position_ids"][start:] = torch.arange(self._seq_len - start)
             row["weights"][answer] = 1 / sample.num_answer if self._by_sample else 1.0
             start = end
-        return row
+        return row | {"lengths": torch.tensor(start)}

@@ -16,10 +16,12 @@ class MicroBatch:
     Attributes:
         indices: of the samples.
         num_tokens: learned tokens of the global batch (all ranks, all accumulation steps) it belongs to.
+        most_targets: learned tokens of the richest micro-batch among those that all ranks read together.
     """
 
     indices: tuple[int, ...]
     num_tokens: int
+    most_targets: int
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> int:
@@ -52,6 +54,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     def __init__(
         self,
         weights: Sequence[int],
+        num_targets: Sequence[int],
         global_batch_size: int,
         micro_batch_size: int,
         rank: int,
@@ -61,7 +64,8 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     ):
         """
         Args:
-            weights: learned tokens of each sample.
+            weights: what each sample counts in the loss: its learned tokens, or 1.
+            num_targets: learned tokens of each sample.
             global_batch_size: samples of an optimizer step.
             micro_batch_size: samples of a forward pass on one rank.
             rank: data-parallel rank of this process.
@@ -79,6 +83,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 "lower it, or give more data"
             )
         self._weights = weights
+        self._num_targets = num_targets
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._rank = rank
@@ -109,8 +114,12 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         order = list(range(len(self._weights)))
         if self._shuffle:
             Random(f"{self.seed}:{self.epoch}").shuffle(order)
-        own = self._rank * self._micro_batch_size
         for at in range(self.start, self.samples_an_epoch, self.samples_at_a_time):
             first = at // self.global_batch_size * self.global_batch_size
             num_tokens = sum(self._weights[index] for index in order[first : first + self.global_batch_size])
-            yield MicroBatch(tuple(order[at + own : at + own + self._micro_batch_size]), num_tokens)
+            parts = [
+                tuple(order[start : start + self._micro_batch_size])
+                for start in range(at, at + self.samples_at_a_time, self._micro_batch_size)
+            ]
+            most_targets = max(sum(self._num_targets[index] for index in part) for part in parts)
+            yield MicroBatch(parts[self._rank], num_tokens, most_targets)

@@ -94,7 +94,7 @@ class ContextLayout:
 
     def positions(self, rank: int) -> Tensor:
         """Positions of a rank's tokens, int64 [n], ascending."""
-        return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.of_rank(rank)])
+        return torch.cat([torch.arange(segment.start, segment.stop, device="cpu") for segment in self.of_rank(rank)])
 
     def compact_len(self, segment: Segment, kept: int) -> int:
         """Compact keys that come from a segment: the sink with the first, and what its chunks keep."""

@@ -138,7 +138,7 @@ class ShardedAttention(ABC):
 
         Labels have been shifted before, positions stay those of the row, and the token count that of the global batch.
         """
-        rows = {name: z for name, z in batch.items() if z.ndim == 2}
+        rows = {name: z for name, z in batch.items() if isinstance(z, Tensor) and z.ndim == 2}
         padding = max(0, int(self.positions[-1]) + 1 - self.seq_len)
         fill = {"labels": IGNORE_INDEX}
         cut = {

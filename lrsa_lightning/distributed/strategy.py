@@ -56,8 +56,8 @@ class SequenceParallelStrategy:
         if (size := self.sequence_parallel.size) > 1:
             self.sequence_parallel.shard(mode, config, seq_len, SequenceGroup(0, size))
 
-    def shard_attention(self, mode: AttentionMode, model, seq_len: int) -> None:
-        """Installs the mode for shared sequences in a model that has it installed; nothing where none are shared."""
+    def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:
+        """Makes a model, which has the mode installed, one of shared sequences; called when the model is configured."""
         if self.sequence_parallel.size > 1:
             group = self.sequence_group
             self.sharding = self.sequence_parallel.shard(mode, model.config, seq_len, group)

@@ -36,7 +36,7 @@ class Ulysses(ShardedAttention):
                 f"{self._heads} query and {self._kv_heads} KV heads can be dealt to {', '.join(map(str, legal))} ranks"
             )
         num_local = -(-seq_len // group.size)
-        self.positions = torch.arange(num_local) + group.rank * num_local
+        self.positions = torch.arange(num_local, device="cpu") + group.rank * num_local
         # A rank's first KV head; with fewer heads than ranks neighbours hold copies of one.
         self._inner = mode.for_heads(group.rank * self._kv_heads // group.size)
 

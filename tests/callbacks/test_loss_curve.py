@@ -28,7 +28,7 @@ def curve(**options) -> str:
 def test_tokens_are_counted_without_padding():
     labels = torch.full((2, 6), IGNORE_INDEX)
     labels[0, 1], labels[0, 4], labels[1, 5] = 7, 7, 7
-    assert count_tokens(labels).tolist() == [5 + 6, 3]
+    assert count_tokens({"labels": labels, "lengths": torch.tensor([5, 6])}).tolist() == [5 + 6, 3]
 
 
 def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):

@@ -28,18 +28,20 @@ def dataset(tokenizer, template="base", samples=SAMPLES, seq_len=SEQ_LEN, **opti
 
 
 def row(data, index):
-    batch = data[MicroBatch((index,), 1)]
+    batch = data[MicroBatch((index,), 1, 1)]
     return batch["input_ids"][0], batch["labels"][0]
 
 
 def test_batch_shapes_and_position_ids(tokenizer):
-    batch = dataset(tokenizer)[MicroBatch((0, 3), 17)]
+    batch = dataset(tokenizer)[MicroBatch((0, 3), 17, 5)]
+    assert batch.pop("most_targets") == 5
     assert {key: tuple(value.shape) for key, value in batch.items()} == {
         "input_ids": (2, SEQ_LEN),
         "labels": (2, SEQ_LEN),
         "position_ids": (2, SEQ_LEN),
         "weights": (2, SEQ_LEN),
         "num_tokens": (),
+        "lengths": (2,),
     }
     assert batch["num_tokens"] == 17
     assert torch.equal(batch["position_ids"][1], torch.arange(SEQ_LEN))
@@ -83,7 +85,7 @@ def test_chatml_without_a_chat_template_is_an_error(tokenizer, tokenizer_dir):
 
 
 def test_weights_by_token_and_by_sample(tokenizer):
-    by_token, by_sample = (dataset(tokenizer, weighting=w)[MicroBatch((0, 3), 1)] for w in ("token", "sample"))
+    by_token, by_sample = (dataset(tokenizer, weighting=w)[MicroBatch((0, 3), 1, 1)] for w in ("token", "sample"))
     learned = by_token["labels"] != IGNORE_INDEX
     assert torch.equal(by_token["weights"], learned.float())
     assert torch.equal(by_sample["weights"] > 0, learned)
@@ -108,7 +110,7 @@ def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weightin
     apart = dataset(tokenizer, weighting=weighting)
     packed = dataset(tokenizer, weighting=weighting, rows=[[0, 2], [5]])
     assert packed.row_weights == [apart.row_weights[0] + apart.row_weights[2], apart.row_weights[5]]
-    batch, singles = packed[MicroBatch((0, 1), 1)], apart[MicroBatch((0, 2, 5), 1)]
+    batch, singles = packed[MicroBatch((0, 1), 1, 1)], apart[MicroBatch((0, 2, 5), 1, 1)]
     lengths = [int((labels != IGNORE_INDEX).nonzero().max()) + 1 for labels in singles["labels"]]
     for name in ("input_ids", "labels", "position_ids", "weights"):
         first, second, third = singles[name]

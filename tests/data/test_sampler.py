@@ -6,13 +6,14 @@ from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.errors import InputError
 
 WEIGHTS = list(range(1, 31))
+TARGETS = [3 * weight for weight in WEIGHTS]
 
 
 def global_batches(data_parallel_size: int, micro_batch_size: int, epoch: int = 0) -> list[set[int]]:
     """What all ranks read together in each optimizer step."""
     ranks = []
     for rank in range(data_parallel_size):
-        sampler = GlobalBatchSampler(WEIGHTS, 8, micro_batch_size, rank, data_parallel_size, seed=3)
+        sampler = GlobalBatchSampler(WEIGHTS, TARGETS, 8, micro_batch_size, rank, data_parallel_size, seed=3)
         sampler.set_epoch(epoch)
         ranks.append(list(sampler))
         assert len(ranks[-1]) == len(sampler)
@@ -22,6 +23,9 @@ def global_batches(data_parallel_size: int, micro_batch_size: int, epoch: int = 
         parts = [batch for rank in ranks for batch in rank[start : start + steps]]
         indices = [index for part in parts for index in part.indices]
         assert len(set(indices)) == 8
+        for same_time in zip(*(rank[start : start + steps] for rank in ranks), strict=True):
+            richest = max(sum(TARGETS[index] for index in part.indices) for part in same_time)
+            assert {part.most_targets for part in same_time} == {richest}
         assert {part.num_tokens for part in parts} == {sum(WEIGHTS[index] for index in indices)}
         batches.append(set(indices))
     return batches
@@ -45,8 +49,8 @@ def test_epochs_differ_and_repeat_exactly():
 
 @pytest.mark.parametrize("start", [0, 8, 12, 20])
 def test_an_order_goes_on_where_it_was_left(start):
-    whole = GlobalBatchSampler(WEIGHTS, 8, 2, 0, 1, seed=3)
-    rest = GlobalBatchSampler(WEIGHTS, 8, 2, 0, 1, seed=3)
+    whole = GlobalBatchSampler(WEIGHTS, TARGETS, 8, 2, 0, 1, seed=3)
+    rest = GlobalBatchSampler(WEIGHTS, TARGETS, 8, 2, 0, 1, seed=3)
     rest.start = start
     assert list(rest) == list(whole)[start // 2 :]
 
@@ -59,4 +63,4 @@ def test_accumulation_follows_from_the_batch_sizes():
 
 def test_fewer_samples_than_a_global_batch_is_an_error():
     with pytest.raises(InputError, match="30 samples are fewer"):
-        GlobalBatchSampler(WEIGHTS, 32, 1, 0, 1, seed=0)
+        GlobalBatchSampler(WEIGHTS, TARGETS, 32, 1, 0, 1, seed=0)

@@ -13,16 +13,17 @@ from torch import distributed as dist
 TIMEOUT = timedelta(seconds=60)
 
 
-def on_ranks(size: int, function: Callable, *args, tmp_path: Path) -> list:
+def on_ranks(size: int, function: Callable, *args, tmp_path: Path, joined: bool = True) -> list:
     """What ``function(*args)`` returned on each of ``size`` ranks of a gloo process group.
 
-    The processes are forked: what the test has imported and made is theirs at once.
+    The processes are forked: what the test has imported and made is theirs at once. Unless ``joined``, the function
+    makes the process group itself.
     """
     sys.stdout.flush()
     children = []
     for rank in range(size):
         if (child := os.fork()) == 0:
-            _run(rank, size, function, args, tmp_path)
+            _run(rank, size, function, args, tmp_path, joined)
         children.append(child)
     failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1]]
     if failed:
@@ -32,13 +33,16 @@ def on_ranks(size: int, function: Callable, *args, tmp_path: Path) -> list:
     return [torch.load(tmp_path / f"result-{rank}", weights_only=False) for rank in range(size)]
 
 
-def _run(rank: int, size: int, function: Callable, args: tuple, tmp_path: Path) -> None:
+def _run(rank: int, size: int, function: Callable, args: tuple, tmp_path: Path, joined: bool) -> None:
     status = 1
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
     try:
-        store = f"file://{tmp_path}/store"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        if joined:
+            store = f"file://{tmp_path}/store"
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
         torch.save(function(*args), tmp_path / f"result-{rank}")
-        dist.barrier()
+        if joined:
+            dist.barrier()
         status = 0
     except BaseException:
         (tmp_path / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}\n")

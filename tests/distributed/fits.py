@@ -1,0 +1,75 @@
+"""Runs of `lrsa fit` on forked ranks, and the gradients they computed."""
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed  # noqa: F401  before the fork, so that the ranks need not
+import torch
+from lightning import Callback
+from torch import distributed as dist
+
+from lrsa_lightning.cli import LRSACLI
+from tests.distributed.ranks import on_ranks
+
+
+class KeepGradients(Callback):
+    """Writes the whole gradients of the first optimizer step, before they are clipped."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        engine = getattr(trainer.strategy, "deepspeed_engine", None)
+        if trainer.global_step > 0 or (engine is not None and not engine.is_gradient_accumulation_boundary()):
+            return
+        gradients = {name: _whole(p, engine) for name, p in pl_module.named_parameters()}
+        if trainer.is_global_zero:
+            torch.save(gradients, Path(trainer.default_root_dir) / "gradients.pt")
+
+
+def _whole(parameter, engine) -> torch.Tensor:
+    if engine is not None:
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter).clone()
+    gradient = parameter.grad
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+
+
+@dataclass
+class Fit:
+    """What a run left behind: its metrics, and the gradients of its first step by parameter."""
+
+    rows: list[dict]
+    gradients: dict[str, torch.Tensor]
+
+    def curve(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows if name in row]
+
+
+def fit(size: int, options: dict[str, str], tmp_path: Path) -> Fit:
+    """Runs `lrsa fit` with these options on ``size`` ranks; the run's directory is tmp_path / runs / x."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # As under torchrun: Lightning then takes the processes as they are.
+    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0"}
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.chdir(tmp_path)
+    with patch.dict(os.environ, torchrun | place):
+        # Read once, before the fork: of so small a run it is most of the time.
+        options = {**options, "trainer.devices": str(size)}
+        cli = LRSACLI([f"--{key}={value}" for key, value in options.items()], run=False)
+        on_ranks(size, _fit, cli, tmp_path=tmp_path, joined=False)
+    run = tmp_path / "runs" / "x"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return Fit(rows, torch.load(run / "gradients.pt") if (run / "gradients.pt").exists() else {})
+
+
+def _fit(cli: LRSACLI) -> None:
+    os.environ["LOCAL_RANK"] = os.environ["RANK"]
+    cli.trainer.fit(cli.model, cli.datamodule)
+    if dist.is_initialized():
+        dist.barrier()

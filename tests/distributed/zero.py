@@ -1,4 +1,4 @@
-"""Command lines of runs under ZeRO, what they left behind, and a disk that fills up under them."""
+"""Command lines of runs under ZeRO, what they left behind, and callbacks that change what they find."""
 
 import errno
 import json
@@ -27,8 +27,9 @@ def lrsa(*arguments: str, fails: bool = False) -> str:
     return result.stderr
 
 
-def full_disk(rank: int, step: int) -> dict:
-    return {"class_path": "tests.distributed.zero.FullDisk", "init_args": {"rank": rank, "step": step}}
+def callback(name: str, **arguments) -> dict:
+    """One of this file."""
+    return {"class_path": f"tests.distributed.zero.{name}", "init_args": arguments}
 
 
 def curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
@@ -51,6 +52,26 @@ class FullDisk(Callback):
             from lrsa_lightning.distributed import zero_files
 
             zero_files.write_whole = _fill_up
+
+
+class OneReader(Callback):
+    """Lets the first rank alone read pretrained weights."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if trainer.global_rank > 0:
+            from transformers import PreTrainedModel
+
+            PreTrainedModel.from_pretrained = None
+
+
+class UncompiledAdam(Callback):
+    """Puts torch's AdamW in the place of the one that DeepSpeed compiles."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        import torch
+        from deepspeed.ops import adam
+
+        adam.DeepSpeedCPUAdam = type("DeepSpeedCPUAdam", (torch.optim.AdamW,), {})
 
 
 def _fill_up(state: dict, path: Path) -> None:

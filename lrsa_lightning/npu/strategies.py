@@ -50,7 +50,16 @@ class SingleNPUStrategy(OnNPU, SingleDeviceStrategy):
         self._root_device = devices[0]
 
 
-class NPUDDPStrategy(OnNPU, DDPStrategy):
+class OnNPUs(OnNPU):
+    """What the strategies of several NPUs share. Mixed in before a Lightning strategy."""
+
+    def setup_distributed(self) -> None:
+        super().setup_distributed()
+        # Lightning binds the device. A later group of gloo, such as Lightning's own, would look for its part on it.
+        torch.distributed.group.WORLD.bound_device_id = None
+
+
+class NPUDDPStrategy(OnNPUs, DDPStrategy):
     """Distributed data parallel over HCCL."""
 
     strategy_name = "npu_ddp"

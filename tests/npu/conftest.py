@@ -1,8 +1,16 @@
 """Tests of the NPU plug-in. Those that need the device run under `make test-npu`."""
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import QUIET, TINY_MODEL, sample_rows, write_jsonl
+from tests.runs import callback, command
 
 WHY = "needs torch_npu on stand-in CANN libraries: make test-npu"
 
@@ -12,3 +20,77 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("npu"):
                 item.add_marker(pytest.mark.skip(reason=WHY))
+
+
+@pytest.fixture(scope="session")
+def run_arguments(tokenizer, tokenizer_dir, tmp_path_factory) -> dict[str, str]:
+    """The options of a run of six steps, on one and on two ranks alike, that checkpoints after the third and last."""
+    folder = tmp_path_factory.mktemp("npu")
+    return {
+        "runs_dir": str(folder / "runs"),
+        "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
+        "model.lr": "1e-2",
+        "model.attention": "LRSA",
+        "model.attention.lag_size": "16",
+        "model.attention.sink_size": "4",
+        "data.train_files": str(write_jsonl(folder / "train.jsonl", sample_rows())),
+        "data.tokenizer": str(tokenizer_dir),
+        "data.cache_dir": str(folder / "cache"),
+        "data.seq_len": "160",
+        "data.global_batch_size": "4",
+        "data.micro_batch_size": "1",
+        "data.num_workers": "0",
+        "trainer.max_steps": "6",
+        "trainer.precision": "32-true",
+        **QUIET,
+        "trainer.callbacks": json.dumps([callback("Checkpoints", every_n_steps=3, keep_last=None)]),
+    }
+
+
+def plugin(name: str, **arguments) -> str:
+    return json.dumps({"class_path": f"lrsa_lightning.npu.{name}", "init_args": arguments})
+
+
+KINDS = {
+    "cpu": {"trainer.accelerator": "cpu", "trainer.devices": "1"},
+    "npu_single": {
+        "trainer.accelerator": plugin("NPUAccelerator"),
+        "trainer.strategy": plugin("SingleNPUStrategy"),
+        "trainer.devices": "1",
+    },
+    "npu_ddp": {
+        "trainer.accelerator": plugin("NPUAccelerator"),
+        "trainer.strategy": plugin("NPUDDPStrategy"),
+        "trainer.devices": "2",
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def run_of(run_arguments) -> Callable[[str], Path]:
+    """The directory of a finished run on a kind of device."""
+
+    def run(kind: str) -> Path:
+        directory = Path(run_arguments["runs_dir"]) / kind
+        if not directory.exists():
+            lrsa(*command({**run_arguments, "run_name": kind, **KINDS[kind]}))
+        return directory
+
+    return run
+
+
+def lrsa(*arguments: str, **environment: str) -> str:
+    """Runs the command to its end, and returns what it said."""
+    result = subprocess.run(
+        [sys.executable, "-m", "lrsa_lightning.cli", *arguments],
+        env=os.environ | {"WANDB_MODE": "offline", **environment},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
+    """A metric by step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[metric] for row in rows if metric in row}

@@ -18,7 +18,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 REPOSITORY = SOURCES.parents[2]
 CACHE = REPOSITORY / ".lrsa_cache" / "npu_lane"
-_LIBRARIES = {"ascendcl": "ascendcl.c", "hccl": "hccl.c", "acl_op_compiler": "op_compiler.c"}
+_LIBRARIES = {"ascendcl": "ascendcl.c", "hccl": "hccl.c", "acl_op_compiler": "op_compiler.c", "opapi": "opapi.c"}
 _EMPTY = ("ge_runner", "graph", "acl_tdt_channel")  # linked to, but nothing of them is called
 
 
@@ -41,6 +41,7 @@ def environment() -> dict[str, str]:
         "ASCEND_OPP_PATH": str(cann / "opp"),
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "1",
         "HCCL_EXEC_TIMEOUT": "60",
+        "TASK_QUEUE_ENABLE": "0",  # else each operator must wait for torch_npu's queue of launches
         "OMP_NUM_THREADS": "1",
         "LRSA_NPU_STANDIN": "1",
     }

@@ -6,6 +6,7 @@ through torch_npu's own CPU fallback.
 """
 
 import ctypes
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,8 @@ _GENUINE = {
 # Decisions between kernels and compositions that stay torch_npu's own.
 _GENUINE |= {"_fused_sdp_choice", "scaled_dot_product_attention", "isclose", "_lazy_clone", "_foreach_copy_"}
 _PREFIXES = ("empty", "unsafe_empty", "npu_", "_npu_", "as_strided")
+# Whether torch_npu launches from a thread of its own, which operators here would overtake.
+_QUEUES = os.environ.get("TASK_QUEUE_ENABLE") != "0"
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its library
 
 
@@ -33,6 +36,8 @@ def host(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory, seen as a tensor of the CPU."""
     if tensor.device.type != "npu":
         return tensor.detach()
+    if _QUEUES:
+        torch.npu.synchronize()
     storage = tensor.untyped_storage()
     if storage.nbytes() == 0:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")

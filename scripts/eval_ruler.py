@@ -41,7 +41,7 @@ def make_parser() -> Parser:
     parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU")
     parser.add_argument("--precision", type=str | None, help="bfloat16 or float32; by the device when not given")
     parser.add_argument("--predictions", type=str, nargs="+", help="score these files instead, named <task>.jsonl")
-    add_sample_options(parser)
+    add_sample_options(parser, lengths=None)
     return parser
 
 

@@ -1,6 +1,7 @@
 """The commands of scripts/: each explains itself without the hardware or the data it needs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_make_ruler_writes_the_official_format_and_eval_ruler_reads_it(model_dir
     assert read_records(path) == records
     other = run("eval_ruler.py", *arguments, "--sink_size", "4", cwd=tmp_path)
     assert other.stderr.splitlines()[-1].startswith("lrsa: error: eval holds results of other settings (sink_size")
+
+
+def test_eval_ruler_leaves_out_what_a_length_has_no_room_for(model_dir, tmp_path):
+    arguments = ["--model", model_dir, "--output", "eval", "--tasks", "vt", "niah_single_1", "--lengths", "640"]
+    arguments += ["--num_samples", "1", "--budgets", "1", "--generation", "false"]
+    assert "RULER vt at length 640: needs" in run("eval_ruler.py", *arguments, cwd=tmp_path).stderr.splitlines()[-1]
+    result = run("eval_ruler.py", *arguments, "--skip_missing", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search("RULER vt at length 640: needs .*; left out", result.stderr)
+    assert {record.task for record in read_records(tmp_path / "eval" / "results.jsonl")} == {"niah_single_1"}
 
 
 def test_eval_ruler_scores_predictions_without_a_model(tmp_path):

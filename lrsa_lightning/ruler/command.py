@@ -1,8 +1,10 @@
 """The evaluation behind scripts/eval_ruler.py: a model, its samples, and a folder of results."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
-from lrsa_lightning.ruler.options import chosen_tasks, sample_settings
+from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.results import Record, cell_scores, metrics
+from lrsa_lightning.ruler.samples import NotAtThisLength
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
 
+log = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -39,16 +43,25 @@ class Evaluation:
         tasks = chosen_tasks(options)
         self._fabric = Fabric(devices=options.devices, accelerator="auto" if torch.cuda.is_available() else "cpu")
         self._fabric.launch()
-        check_length(self._model.config, max(options.lengths), "--lengths")
+        check_length(self._model.config, max(self._lengths), "--lengths")
         store = self._store()
         with self._fabric.rank_zero_first():
-            samples = {
-                (task, length): store.samples(task, length, options.num_samples)
-                for length in options.lengths
-                for task in tasks
-            }
+            samples = self._samples(store, tasks)
         self._evaluator = self._make_evaluator(samples)
         self._folder = EvaluationFolder(Path(options.output), self._settings(store), _source_hashes(store, tasks))
+
+    def _samples(self, store: SampleStore, tasks: list[str]) -> dict[tuple[str, int], list[dict]]:
+        """The samples by task and length; with --skip_missing those that can be made at their length."""
+        samples = {}
+        for length, task in product(self._lengths, tasks):
+            try:
+                samples[task, length] = store.samples(task, length, self._options.num_samples)
+            except NotAtThisLength as error:
+                if not self._options.skip_missing:
+                    raise
+                if self.is_first:
+                    log.warning("%s; left out", error)
+        return samples
 
     def _store(self) -> SampleStore:
         settings = sample_settings(self._options, self._template)
@@ -115,6 +128,12 @@ class Evaluation:
     def _tokenizer(self):
         own = self._options.model if self._options.checkpoint is None else self._run.tokenizer_name
         return load_tokenizer(self._options.tokenizer or own, "--tokenizer")
+
+    @property
+    def _lengths(self) -> list[int]:
+        if self._options.lengths is not None:
+            return self._options.lengths
+        return PAPER_LENGTHS if self._options.checkpoint is None else [self._run.config["data"]["seq_len"]]
 
     @property
     def _template(self) -> str:

@@ -9,11 +9,17 @@ from lrsa_lightning.ruler.tasks import TASKS, possible_tasks
 PAPER_LENGTHS = [4096, 8192, 16384, 32768]
 
 
-def add_sample_options(parser) -> None:
-    """Adds what decides which samples there are."""
+def add_sample_options(parser, lengths: list[int] | None = PAPER_LENGTHS) -> None:
+    """Adds what decides which samples there are.
+
+    Args:
+        parser: of a command.
+        lengths: the default; None where a run that is evaluated says its own.
+    """
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="RULER tasks; all 13 by default")
+    of_run = "" if lengths else "; the length of the checkpoint's run, or the paper's"
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=PAPER_LENGTHS, help="maximum lengths in tokens, new tokens included"
+        "--lengths", type=int, nargs="+", default=lengths, help=f"maximum tokens, new ones included{of_run}"
     )
     parser.add_argument("--num_samples", type=int, default=500, help="samples of each task and length")
     parser.add_argument("--seed", type=int, default=42, help="of the samples")
@@ -22,7 +28,9 @@ def add_sample_options(parser) -> None:
     parser.add_argument("--hotpotqa", help="hotpotqa.json(.gz), for qa_2")
     parser.add_argument("--english_words", help="english_words.json(.gz), for cwe beyond 64K tokens")
     parser.add_argument(
-        "--skip_missing", action="store_true", help="leave tasks out whose file was not given, instead of an error"
+        "--skip_missing",
+        action="store_true",
+        help="leave tasks out whose file was not given, or whose text is too long for a length, instead of an error",
     )
     parser.add_argument("--official_compat", action="store_true", help="sizes and orders as in the official code")
 

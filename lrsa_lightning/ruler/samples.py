@@ -25,6 +25,10 @@ _FIRST_GUESS = 100
 _LEAST_FILL = 0.95
 
 
+class NotAtThisLength(InputError):
+    """A task's own text leaves its samples no room at a length, or leaves fewer of them than asked for."""
+
+
 def make_samples(
     task: str,
     tokenizer,
@@ -217,8 +221,8 @@ class SampleMaker:
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _refusal(self, reason: str) -> InputError:
-        return InputError(f"RULER {self.task} at length {self.max_length}: {reason}")
+    def _refusal(self, reason: str) -> NotAtThisLength:
+        return NotAtThisLength(f"RULER {self.task} at length {self.max_length}: {reason}")
 
     def _row(self, index: int, fit: Fit[_Prompt]) -> dict[str, Any]:
         text, length = fit.prompt.text, fit.tokens + self._new_tokens

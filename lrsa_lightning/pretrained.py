@@ -92,12 +92,27 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     if device.type == "meta":
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if name_or_path is not None:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    elif name_or_path is not None:
         # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-        return AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
-    with torch.device("cpu"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
+    else:
+        with torch.device("cpu"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+    for module in model.modules():
+        if "inv_freq" in module._buffers:
+            module.__class__ = type(type(module).__name__, (_Float32Buffers, type(module)), {})
+    return model
+
+
+class _Float32Buffers:
+    """A rotary embedding whose frequencies stay in float32 when the model is cast, as precision bf16-true does.
+
+    In bf16 they are off by up to 0.4%: at position 1000 an angle of 100 is 100.1, at 32K nothing of it is right.
+    """
+
+    def _apply(self, function, recurse: bool = True):
+        return super()._apply(lambda buffer: buffer.to(function(buffer).device), recurse)
 
 
 @dataclass(frozen=True)

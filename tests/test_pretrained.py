@@ -1,7 +1,10 @@
 """Models as training begins with them."""
 
+import copy
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lrsa_lightning.pretrained import load_config, load_model
 from tests.conftest import TINY_MODEL, make_model
@@ -17,6 +20,20 @@ def test_on_the_meta_device_there_are_no_weights(tmp_path):
     with torch.device("meta"):
         model = load_model(load_config(str(tmp_path), None), str(tmp_path))
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_frequencies_of_rope_are_never_rounded(tmp_path, pretrained):
+    """A cast model has the outputs of one that transformers loads in that dtype, at far positions too."""
+    make_model().save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model = load_model(theirs.config, str(tmp_path) if pretrained else None, torch.float32)
+    model.load_state_dict(make_model().state_dict())
+    model = copy.deepcopy(model.to(torch.bfloat16)).eval()
+    ids = torch.arange(40).unsqueeze(0)
+    positions = ids + 900
+    assert torch.equal(*(m(input_ids=ids, position_ids=positions).logits for m in (model, theirs)))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs another device than the CPU")

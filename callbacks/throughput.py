@@ -74,13 +74,18 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        self._lengths.update(lengths_of(batch["position_ids"], getattr(trainer.datamodule, "packing", False)))
+        sharding = getattr(trainer.strategy, "sharding", None)
+        if sharding is None:
+            self._lengths.update(lengths_of(batch["position_ids"], getattr(trainer.datamodule, "packing", False)))
+        else:
+            self._lengths.update([sharding.seq_len] * len(batch["position_ids"]))
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
         seconds = self._clock.lap()
         self.log_dict({f"throughput/seconds/{part}": value for part, value in seconds.items()})
-        self._add_step(pl_module, sum(seconds.values()) - seconds["evaluation"], trainer.world_size)
+        sharing = sharding.group.size if sharding is not None else 1
+        self._add_step(pl_module, sum(seconds.values()) - seconds["evaluation"], trainer.world_size, sharing)
         if self._steps:
             self.log_dict({f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()})
         memory = getattr(torch, trainer.strategy.root_device.type)  # torch.cuda, torch.npu
@@ -88,9 +93,11 @@ class Throughput(Callback):
             peak = memory.max_memory_allocated(trainer.strategy.root_device) / 2**30
             self.log("throughput/peak_memory_gib", peak, sync_dist=True, reduce_fx="max")
 
-    def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int) -> None:
+    def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int, sharing: int) -> None:
+        """Of the operations on whole rows each of the ``sharing`` devices that hold parts of them does its part."""
         tokens, answer_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
-        flops = self._decoder.training(self._lengths, answer_tokens // num_devices, pl_module.attention)
+        of_rows = self._decoder.training(self._lengths, answer_tokens * sharing // num_devices, pl_module.attention)
+        flops = StepFlops(of_rows.real // sharing, of_rows.dense // sharing)
         self._last_seen = pl_module.seen_tokens
         self._lengths.clear()
         if not self._is_first:

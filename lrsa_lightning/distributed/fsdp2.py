@@ -12,26 +12,20 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
     """Lightning's (experimental) ModelParallelStrategy with FSDP2 over all ranks; its tensor-parallel mesh dimension
     is the group of ranks that share sequences.
 
-    Against DeepSpeed: no offload, no ZeRO-1 and 2, but checkpoints that any number of ranks can load. The strategy
-    `sp_fsdp2`.
+    Against DeepSpeed: no offload, no ZeRO-1 and 2, but checkpoints of one file, which any number of ranks can load. The
+    strategy `sp_fsdp2`.
     """
 
-    def __init__(
-        self,
-        sequence_parallel: SequenceParallel | None = None,
-        save_distributed_checkpoint: bool = True,
-        process_group_backend: str | None = None,
-    ):
+    def __init__(self, sequence_parallel: SequenceParallel | None = None, process_group_backend: str | None = None):
         """
         Args:
             sequence_parallel: how ranks share sequences; not at all when None.
-            save_distributed_checkpoint: checkpoints are folders to which each rank writes its part; otherwise files
-                that the first rank writes.
             process_group_backend: nccl, gloo, hccl; by the device when None.
         """
         super().__init__(
             sequence_parallel=sequence_parallel,
-            save_distributed_checkpoint=save_distributed_checkpoint,
+            # Folders of parts are written past CheckpointIO, which makes checkpoints whole or absent.
+            save_distributed_checkpoint=False,
             process_group_backend=process_group_backend,
         )
 

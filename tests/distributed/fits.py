@@ -1,4 +1,4 @@
-"""Runs of `lrsa fit` on forked ranks, and the gradients they computed."""
+"""Fits on forked ranks, configured as `lrsa fit` is, and the gradients they computed."""
 
 import json
 import os
@@ -38,6 +38,20 @@ def _whole(parameter, engine) -> torch.Tensor:
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
 
+STRATEGIES = {
+    "ddp": ("lrsa_lightning.distributed.SPDDPStrategy", {}),
+    "fsdp2": ("lrsa_lightning.distributed.SPModelParallelStrategy", {}),
+    **{f"zero{stage}": ("lrsa_lightning.distributed.SPDeepSpeedStrategy", {"stage": stage}) for stage in (1, 2, 3)},
+}
+
+
+def strategy(name: str, size: int = 1, kind: str = "auto") -> dict[str, str]:
+    """The option that chooses a strategy and how its ranks share sequences."""
+    class_path, options = STRATEGIES[name]
+    options = {**options, "sequence_parallel": {"size": size, "kind": kind}}
+    return {"trainer.strategy": json.dumps({"class_path": class_path, "init_args": options})}
+
+
 @dataclass
 class Fit:
     """What a run left behind: its metrics, and the gradients of its first step by parameter."""
@@ -49,8 +63,8 @@ class Fit:
         return [row[name] for row in self.rows if name in row]
 
 
-def fit(size: int, options: dict[str, str], tmp_path: Path) -> Fit:
-    """Runs `lrsa fit` with these options on ``size`` ranks; the run's directory is tmp_path / runs / x."""
+def fit(size: int, options: dict[str, str], tmp_path: Path, ckpt_path: str | None = None) -> Fit:
+    """Runs a fit with these options on ``size`` ranks; the run's directory is tmp_path / runs / x."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -62,14 +76,14 @@ def fit(size: int, options: dict[str, str], tmp_path: Path) -> Fit:
         # Read once, before the fork: of so small a run it is most of the time.
         options = {**options, "trainer.devices": str(size)}
         cli = LRSACLI([f"--{key}={value}" for key, value in options.items()], run=False)
-        on_ranks(size, _fit, cli, tmp_path=tmp_path, joined=False)
+        on_ranks(size, _fit, cli, ckpt_path, tmp_path=tmp_path, joined=False)
     run = tmp_path / "runs" / "x"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return Fit(rows, torch.load(run / "gradients.pt") if (run / "gradients.pt").exists() else {})
 
 
-def _fit(cli: LRSACLI) -> None:
+def _fit(cli: LRSACLI, ckpt_path: str | None) -> None:
     os.environ["LOCAL_RANK"] = os.environ["RANK"]
-    cli.trainer.fit(cli.model, cli.datamodule)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
     if dist.is_initialized():
         dist.barrier()

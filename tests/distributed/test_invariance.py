@@ -5,25 +5,14 @@ import json
 import pytest
 import torch
 
-from tests.distributed.fits import Fit, fit
+from tests.distributed.fits import STRATEGIES, Fit, fit, strategy
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
 
-STRATEGIES = {
-    "ddp": ("lrsa_lightning.distributed.SPDDPStrategy", {}),
-    "fsdp2": ("lrsa_lightning.distributed.SPModelParallelStrategy", {}),
-    **{f"zero{stage}": ("lrsa_lightning.distributed.SPDeepSpeedStrategy", {"stage": stage}) for stage in (1, 2, 3)},
-}
 MODES = {
     "lrsa": {"model.attention": "LRSA", "model.attention.lag_size": "16", "model.attention.sink_size": "4"},
     "vanilla": {"model.attention": "Vanilla"},
 }
-
-
-def strategy(name: str, size: int = 1, kind: str = "auto") -> dict[str, str]:
-    class_path, options = STRATEGIES[name]
-    options = {**options, "sequence_parallel": {"size": size, "kind": kind}}
-    return {"trainer.strategy": json.dumps({"class_path": class_path, "init_args": options})}
 
 
 @pytest.fixture(scope="module")

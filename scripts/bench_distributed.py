@@ -1,0 +1,160 @@
+"""Times training steps of a Qwen2.5-1.5B shape whose sequences GPUs share, and prints a Markdown table.
+
+Rows: each GPU alone, then Vanilla under Ulysses, LRSA under Ulysses and LRSA under context parallelism, over all GPUs
+of the launch; random weights and tokens, batch 1, bf16, layers recomputed, the module and strategies of `lrsa fit`.
+The efficiency of a row is its tokens a second over those that as many GPUs reach alone.
+Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536 131072] [--strategy zero2]
+"""
+
+import argparse
+import os
+import time
+from functools import partial
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import lightning
+import torch
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from lrsa_lightning import LRSA, AttentionMode, Vanilla
+from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
+from lrsa_lightning.module import LongContextModule
+
+MODEL = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2**18,
+    "tie_word_embeddings": True,
+}
+STRATEGIES = {
+    "ddp": SPDDPStrategy,
+    "fsdp2": SPModelParallelStrategy,
+    "zero2": partial(SPDeepSpeedStrategy, stage=2),
+    "zero3": partial(SPDeepSpeedStrategy, stage=3),
+}
+NUM_ANSWER = 512
+
+
+class RandomRows(lightning.LightningDataModule):
+    """The same row of random tokens again and again, cut as the data module of `lrsa fit` cuts it."""
+
+    def __init__(self, seq_len: int, steps: int, vocab_size: int):
+        super().__init__()
+        self.seq_len, self.steps, self.vocab_size = seq_len, steps, vocab_size
+
+    def train_dataloader(self) -> DataLoader:
+        torch.manual_seed(0)
+        ids = torch.randint(0, self.vocab_size, (1, self.seq_len))
+        learned = torch.arange(self.seq_len) >= self.seq_len - NUM_ANSWER
+        row = {
+            "input_ids": ids,
+            "labels": ids.masked_fill(~learned, -100),
+            "position_ids": torch.arange(self.seq_len)[None],
+            "weights": learned[None].float(),
+            "lengths": torch.tensor([self.seq_len]),
+            "num_tokens": torch.tensor(NUM_ANSWER * self.trainer.strategy.data_parallel_size),
+            "most_targets": NUM_ANSWER,
+        }
+        return DataLoader([row] * self.steps, batch_size=None)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        sharding = self.trainer.strategy.sharding
+        return batch if sharding is None else sharding.cut(batch)
+
+
+class StepTimes(Callback):
+    """Seconds between the ends of optimizer steps, the device waited for."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_batch_end(self, *_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: int, options) -> dict[str, Any]:
+    """Tokens a second of all GPUs, peak memory of the first and what it received a step, in GiB."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    times = StepTimes()
+    trainer = Trainer(
+        accelerator="cuda",
+        devices=options.world_size,
+        precision="bf16-true",
+        strategy=STRATEGIES[options.strategy](sequence_parallel=shared),
+        max_steps=options.steps,
+        callbacks=[times],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    model = MODEL | {"num_hidden_layers": options.layers}
+    module = LongContextModule(mode, from_config=model, seq_len=seq_len, gradient_checkpointing=True)
+    trainer.fit(module, RandomRows(seq_len, options.steps, model["vocab_size"]))
+    seconds = median(times.seconds[2:])  # the first compile, the second still fills caches
+    sharding = trainer.strategy.sharding
+    received = sum(sharding.group.received.values()) * 2 / 2**30 / options.steps if sharding else 0.0
+    return {
+        "attention": name,
+        "tokens/s": seq_len * trainer.strategy.data_parallel_size / seconds,
+        "s/step": seconds,
+        "GiB": torch.cuda.max_memory_allocated() / 2**30,
+        "received": received,
+    }
+
+
+def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, SequenceParallel]]:
+    """What is measured, the rows that each GPU runs alone first."""
+    modes = {"Vanilla": Vanilla(), **{f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}}
+    alone = [(name, mode, SequenceParallel(1)) for name, mode in modes.items()]
+    if size == 1:
+        return alone
+    ulysses = [(name, mode, SequenceParallel(size, "ulysses")) for name, mode in modes.items()]
+    context = [(name, mode, SequenceParallel(size, "context")) for name, mode in modes.items() if name != "Vanilla"]
+    return alone + ulysses + context
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[65536, 131072], help="tokens of a sequence")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="retention ratios of LRSA")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="zero2", help="how weights and states are divided")
+    parser.add_argument("--layers", type=int, default=28, help="decoder layers; fewer take less time")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each row, two of them to warm up")
+    options = parser.parse_args()
+    options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
+    if is_first:
+        packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning"))
+        print(f"{options.world_size} x {torch.cuda.get_device_name()}, {packages}, {options.strategy}\n")
+        print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB a step |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+    for seq_len in options.lengths:
+        alone = {}
+        for name, mode, shared in rows(options.world_size, options.ratios):
+            row = measure(name, mode, shared, seq_len, options)
+            alone.setdefault(name, row["tokens/s"])
+            if is_first:
+                by = f"{shared.size}, {shared.kind}" if shared.size > 1 else "1"
+                print(
+                    f"| {seq_len} | {name} | {by} | {row['s/step']:.3f} | {row['tokens/s']:.0f} "
+                    f"| {row['tokens/s'] / alone[name]:.0%} | {row['GiB']:.1f} | {row['received']:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Settings that ranks cannot share sequences under are refused before anything is loaded, with those that they can."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lrsa_lightning import LRSA, AttentionMode, Vanilla
+from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.distributed import STRATEGIES, SequenceGroup, SequenceParallel
+from lrsa_lightning.distributed.ulysses import legal_sizes
+from lrsa_lightning.errors import InputError
+
+
+def shard(mode: AttentionMode, size: int, kind: str = "auto", heads: int = 12, kv_heads: int = 2, seq_len: int = 32768):
+    config = SimpleNamespace(
+        num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=64 * heads
+    )
+    return SequenceParallel(size, kind).shard(mode, config, seq_len, SequenceGroup(0, size))
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [
+        (LRSA(), 2, "context"),
+        (LRSA(), 3, "context"),
+        (Vanilla(), 2, "ulysses"),
+        (Vanilla(), 6, "ulysses"),
+        (Vanilla(), 3, "context"),
+        (LRSA(lag_size=16384), 2, "ulysses"),
+    ],
+)
+def test_auto_takes_context_for_lrsa_and_ulysses_for_others_and_says_so(caplog, mode, size, kind):
+    caplog.set_level(logging.INFO, logger="lrsa_lightning")
+    assert shard(mode, size).kind == kind
+    assert f"sequence parallelism over {size} ranks: {kind}" in caplog.text
+    assert "MiB a layer" in caplog.text
+
+
+def test_head_counts_name_the_legal_degrees():
+    with pytest.raises(InputError, match="12 query and 2 KV heads can be dealt to 1, 2, 4, 6, 12 ranks"):
+        shard(Vanilla(), 8, "ulysses")
+
+
+def test_chunk_counts_name_the_most_ranks():
+    with pytest.raises(InputError, match=r"holds 3 whole chunks of lag_size 8192 .* at most 3 ranks"):
+        shard(LRSA(lag_size=8192), 4, "context")
+
+
+def test_auto_says_why_neither_is_possible():
+    with pytest.raises(InputError, match=r"size 5 is not possible here. context: .*3 whole chunks.* ulysses: .*heads"):
+        shard(LRSA(lag_size=8192), 5)
+
+
+def test_a_mode_without_a_chunked_rule_is_left_to_ulysses():
+    class Outside(Vanilla):
+        def context_rule(self, num_tokens: int, size: int) -> None:
+            return None
+
+    with pytest.raises(InputError, match="Outside does not say by which chunks"):
+        shard(Outside(), 2, "context")
+    assert shard(Outside(), 2).kind == "ulysses"
+
+
+@pytest.mark.parametrize(("size", "world"), [(2, 3), (0, 2), (4, 2)])
+def test_degrees_divide_the_processes(size, world):
+    with pytest.raises(
+        InputError, match=rf"size {size} does not divide the {world} processes .* one of \[1, {world}\]"
+    ):
+        SequenceParallel(size).check_world(world)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "legal"),
+    [
+        (14, 2, [1, 2, 14]),
+        (12, 2, [1, 2, 4, 6, 12]),
+        (16, 2, [1, 2, 4, 8, 16]),
+        (28, 4, [1, 2, 4, 28]),
+        (40, 8, [1, 2, 4, 8, 40]),
+        (64, 8, [1, 2, 4, 8, 16, 32, 64]),
+    ],
+)
+def test_legal_degrees_of_qwen2_5(heads, kv_heads, legal):
+    assert legal_sizes(heads, kv_heads) == legal
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_are_chosen_by_name_and_by_class_path(arguments, in_tmp_path, name):
+    assert name in StrategyRegistry
+    options = {**arguments, "trainer.devices": "2"}
+    by_name = LRSACLI([f"--{k}={v}" for k, v in {**options, "trainer.strategy": name}.items()], run=False)
+    assert type(by_name.trainer.strategy) is STRATEGIES[name]
+    chosen = {
+        "class_path": f"lrsa_lightning.distributed.{STRATEGIES[name].__name__}",
+        "init_args": {"sequence_parallel": {"size": 2, "kind": "ulysses"}},
+    }
+    options["trainer.strategy"] = json.dumps(chosen)
+    by_path = LRSACLI([f"--{k}={v}" for k, v in options.items()], run=False)
+    assert by_path.trainer.strategy.sequence_parallel == SequenceParallel(2, "ulysses")
+    assert by_path.trainer.strategy.data_parallel_size == 1
+
+
+def test_packed_rows_are_not_shared(arguments, in_tmp_path):
+    chosen = {"class_path": "lrsa_lightning.distributed.SPDDPStrategy", "init_args": {"sequence_parallel": {"size": 2}}}
+    options = {**arguments, "trainer.devices": "2", "trainer.strategy": json.dumps(chosen)}
+    options |= {"data.packing": "true", "data.extend": "false"}
+    cli = LRSACLI([f"--{k}={v}" for k, v in options.items()], run=False)
+    cli.datamodule.trainer = cli.trainer
+    with pytest.raises(InputError, match="packed rows cannot be shared by ranks"):
+        cli.datamodule.prepare_data()

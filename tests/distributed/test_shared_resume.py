@@ -1,0 +1,57 @@
+"""Runs whose ranks share sequences go on exactly where they were, and with other numbers of ranks."""
+
+import json
+
+import pytest
+
+from tests.distributed.fits import Fit, fit, strategy
+from tests.runs import callback
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
+
+
+@pytest.fixture
+def options(arguments) -> dict[str, str]:
+    """Eight steps, of which an epoch has six, with a checkpoint of every fourth."""
+    ours = json.dumps([callback("Checkpoints", every_n_steps=4)])
+    return {
+        **arguments,
+        "data.micro_batch_size": "1",
+        "trainer.max_steps": "8",
+        "trainer.callbacks": ours,
+        "trainer.gradient_clip_val": "1",
+    }
+
+
+def figures(run: Fit, first: int) -> list[tuple]:
+    steps = [row for row in run.rows if "train/loss" in row and row["step"] >= first]
+    return [(row["step"], row["train/loss"], row["train/grad_norm"], row["train/tokens"]) for row in steps]
+
+
+KINDS = [(name, kind) for name in ("zero1", "zero2", "zero3", "fsdp2") for kind in ("ulysses", "context")]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*KINDS, ("ddp", "context")])
+def test_a_resume_is_bit_exact(options, tmp_path, name, kind):
+    options |= strategy(name, 2, kind)
+    whole = fit(2, options, tmp_path)
+    again = fit(2, options, tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
+    assert len(figures(whole, 4)) == 4
+    assert figures(again, 4) == figures(whole, 4)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ((2, "zero2", 2, "context"), (2, "zero2", 1, "auto")),
+        ((2, "zero3", 1, "auto"), (2, "zero3", 2, "ulysses")),
+        ((2, "fsdp2", 2, "context"), (1, "fsdp2", 1, "auto")),
+        ((2, "fsdp2", 2, "ulysses"), (4, "fsdp2", 2, "context")),
+    ],
+)
+def test_a_resume_may_share_sequences_otherwise(options, tmp_path, first, then):
+    """The order of the samples stays; sums are taken in another order."""
+    whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
+    again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
+    for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)

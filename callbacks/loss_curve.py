@@ -1,5 +1,6 @@
 """The loss curve, and what it is read with, as a picture in the run directory and in Weights & Biases."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
@@ -160,12 +161,13 @@ def _around(axes) -> tuple[float, float] | None:
 
 
 def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Exponential moving average, corrected for its start; the loss of a step that was left out is not in it."""
     smoothed, average, norm = [], 0.0, 0.0
     for value in values:
-        average = weight * average + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        smoothed.append(average / norm)
+        if math.isfinite(value):
+            average = weight * average + (1 - weight) * value
+            norm = weight * norm + (1 - weight)
+        smoothed.append(average / norm if norm else value)
     return smoothed
 
 

@@ -56,3 +56,9 @@ def test_a_resume_drops_nothing_before_it_knows_its_step(tmp_path, resumes):
 def test_smoothing_has_no_bias_at_the_start():
     assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3.0, 3.0, 3.0])
     assert smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)
+
+
+def test_smoothing_goes_on_behind_a_step_that_was_left_out():
+    nan = float("nan")
+    assert smooth([3.0, nan, 3.0, float("inf")], 0.9) == pytest.approx([3.0] * 4)
+    assert smooth([nan, 3.0], 0.9)[1] == pytest.approx(3.0)

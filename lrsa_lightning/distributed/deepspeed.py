@@ -187,7 +187,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         self._check(path, fits)
         if self.zero_stage_3 and not fits:
-            # DeepSpeed gives the weights back together with the optimizer's state alone.
+            # DeepSpeed fails without an optimizer, whose shards the weights are taken from.
             self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
             return read_client_state(path)
         self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)

@@ -89,7 +89,7 @@ def test_a_folder_becomes_a_model_for_transformers(run_of_stage, tmp_path, stage
 
 
 def test_a_validation_has_the_checkpoints_weights(run_of_stage, zero_arguments):
-    """Under ZeRO-3 too, where DeepSpeed leaves them out; on one process, whatever number wrote the folder."""
+    """Under ZeRO-3, where DeepSpeed fails without an optimizer; on one process, whatever number wrote the folder."""
     losses = []
     for source, strategy in ((run_of_stage(0), "auto"), (run_of_stage(3), zero(3))):
         name = f"validated-{source.name}"

@@ -67,6 +67,7 @@ class NonFiniteLoss(Callback):
         fault = self._fault(trainer, pl_module)
         self._in_a_row = self._in_a_row + 1 if fault else 0
         if fault and (self.policy == "stop" or self._in_a_row > self.most):
+            pl_module.forget_window()
             self._stop(trainer, fault)
         if fault:
             self._skip(trainer, optimizer, fault)

@@ -75,6 +75,7 @@ class LongContextModule(lightning.LightningModule):
         self.model = None
         self._window: list[Tensor] | None = None
         self._seen: Tensor | None = None
+        self._seen_before: Tensor | None = None
         self._loaded_seen = [0, 0]
         self._loaded_steps = 0
 
@@ -145,6 +146,10 @@ class LongContextModule(lightning.LightningModule):
         total, learned = self._loaded_seen if self._seen is None else self._seen.tolist()
         return total, learned
 
+    def forget_window(self) -> None:
+        """Takes back the counts of an optimizer step that is not taken."""
+        self._seen = self._seen_before
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["seen_tokens"] = list(self.seen_tokens)
 
@@ -186,6 +191,7 @@ class LongContextModule(lightning.LightningModule):
         """Logs, once an optimizer step, what the whole global batch was and the learning rate it is taken with."""
         (loss, answer_loss_sum, counts), self._window = self._window, None
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        self._seen_before = self._seen
         self._seen = counts + (counts.new_tensor(self._loaded_seen) if self._seen is None else self._seen)
         answer_loss = loss if self._counts_tokens_alike else answer_loss_sum / counts[1]
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, reduce_fx="sum")

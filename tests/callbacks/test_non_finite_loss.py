@@ -66,6 +66,7 @@ def test_a_run_stops_before_the_step_and_goes_on_from_there(fit, capsys, poison,
     assert equal(weights(step), weights(step, "whole"))
     assert fit(callback("NonFiniteLoss"), ckpt_path="last") == 0
     assert losses() == losses("whole")
+    assert [row["train/tokens"] for row in metrics()] == [row["train/tokens"] for row in metrics("whole")]
     assert equal(weights(8), weights(8, "whole"))
 
 

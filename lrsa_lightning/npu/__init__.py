@@ -10,13 +10,20 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lrsa_lightning.npu.accelerator import NPUAccelerator
 from lrsa_lightning.npu.precision import NPUMixedPrecision
-from lrsa_lightning.npu.strategies import NPUDDPStrategy, SingleNPUStrategy
+from lrsa_lightning.npu.strategies import NPUDDPStrategy, NPUDeepSpeedStrategy, SingleNPUStrategy
 
-__all__ = ["NPUAccelerator", "NPUDDPStrategy", "NPUMixedPrecision", "SingleNPUStrategy", "resolve_auto"]
+__all__ = [
+    "NPUAccelerator",
+    "NPUDDPStrategy",
+    "NPUDeepSpeedStrategy",
+    "NPUMixedPrecision",
+    "SingleNPUStrategy",
+    "resolve_auto",
+]
 
 AcceleratorRegistry.register("npu", NPUAccelerator, description="Ascend NPU")
-for strategy in (SingleNPUStrategy, NPUDDPStrategy):
-    StrategyRegistry.register(strategy.strategy_name, strategy, description=strategy.__doc__.splitlines()[0])
+for _strategy in (SingleNPUStrategy, NPUDDPStrategy, NPUDeepSpeedStrategy):
+    StrategyRegistry.register(_strategy.strategy_name, _strategy, description=_strategy.__doc__.splitlines()[0])
 
 
 def resolve_auto(trainer: Any) -> None:

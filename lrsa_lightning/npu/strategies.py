@@ -1,20 +1,33 @@
-"""Lightning's strategies on NPUs: one device, and distributed data parallel over HCCL."""
+"""Lightning's strategies on NPUs: one device, and over HCCL distributed data parallel and DeepSpeed's ZeRO."""
 
+import os
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lrsa_lightning.distributed import SPDDPStrategy, SPDeepSpeedStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu.environment import require_npu
+from lrsa_lightning.npu.accelerator import NPUAccelerator
 from lrsa_lightning.npu.precision import on_npu
 
 
 class OnNPU(Strategy):
-    """What the strategies of NPUs share: `precision: bf16-mixed` becomes an autocast for NPUs."""
+    """What the strategies of NPUs share: no other accelerator, and `precision: bf16-mixed` an autocast for NPUs."""
+
+    def setup_environment(self) -> None:
+        """
+        Raises:
+            InputError: the accelerator is another, such as the CPU that `auto` took.
+        """
+        if not isinstance(self.accelerator, NPUAccelerator):
+            name = self.accelerator.name()
+            raise InputError(f"{type(self).__name__} is for accelerator npu, not {name}: set trainer.accelerator: npu")
+        super().setup_environment()
 
     @property
     def precision_plugin(self) -> Precision:
@@ -30,14 +43,9 @@ class SingleNPUStrategy(OnNPU, SingleDeviceStrategy):
 
     strategy_name = "npu_single"
 
-    def __init__(self, device: str = "npu:0", accelerator=None, checkpoint_io=None, precision_plugin=None):
-        """
-        Args:
-            device: replaced by the one that `trainer.devices` names.
-            accelerator: as in Lightning, like those below.
-        """
-        require_npu()  # before it, torch does not know the name of the device
-        super().__init__(device, accelerator, checkpoint_io, precision_plugin)
+    def __init__(self, accelerator=None, checkpoint_io=None, precision_plugin=None):
+        """Arguments as in Lightning's strategies; the device is known when the Trainer has parsed `devices`."""
+        super().__init__("cpu", accelerator, checkpoint_io, precision_plugin)
 
     @property
     def parallel_devices(self) -> None:
@@ -59,8 +67,8 @@ class OnNPUs(OnNPU):
         torch.distributed.group.WORLD.bound_device_id = None
 
 
-class NPUDDPStrategy(OnNPUs, DDPStrategy):
-    """Distributed data parallel over HCCL."""
+class NPUDDPStrategy(OnNPUs, SPDDPStrategy):
+    """Distributed data parallel over HCCL, where ranks may share sequences."""
 
     strategy_name = "npu_ddp"
 
@@ -74,10 +82,28 @@ class NPUDDPStrategy(OnNPUs, DDPStrategy):
         """
         if start_method not in ("popen", "spawn"):
             raise InputError(f"npu_ddp: start_method {start_method!r} cannot work with NPUs, take popen or spawn")
-        require_npu()
         super().__init__(*args, start_method=start_method, **kwargs)
 
     def _setup_model(self, model: torch.nn.Module) -> DistributedDataParallel:
         # As in DDPStrategy, which opens a stream of CUDA.
         with torch.npu.stream(torch.npu.Stream()):
             return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+
+
+class NPUDeepSpeedStrategy(OnNPUs, SPDeepSpeedStrategy):
+    """DeepSpeed ZeRO 1, 2 or 3 over HCCL, where ranks may share sequences. Arguments as in SPDeepSpeedStrategy."""
+
+    strategy_name = "npu_deepspeed"
+
+    def __init__(self, *args, **kwargs):
+        if find_spec("torch_npu") is not None:
+            # Said before SPDeepSpeedStrategy looks for devices: torch_npu may be imported later, with the accelerator.
+            os.environ.setdefault("DS_ACCELERATOR", "npu")
+        super().__init__(*args, **kwargs)
+
+    def setup_environment(self) -> None:
+        import deepspeed
+
+        # ZeRO-3 would sum gradient norms over the ranks in float64, which HCCL refuses on all but the newest chips.
+        deepspeed.get_accelerator().is_fp64_supported = lambda: False
+        super().setup_environment()

@@ -64,6 +64,9 @@ KINDS = {
         "trainer.devices": "2",
     },
 }
+for _stage, _size in ((1, 1), (2, 2), (3, 2)):  # under ZeRO-2 and 3 both ranks share each sequence
+    _zero = plugin("NPUDeepSpeedStrategy", stage=_stage, sequence_parallel={"size": _size})
+    KINDS[f"npu_zero{_stage}"] = {**KINDS["npu_ddp"], "trainer.strategy": _zero}
 
 
 @pytest.fixture(scope="session")

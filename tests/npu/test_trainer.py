@@ -88,6 +88,12 @@ def test_strategies_of_lightning_are_refused(strategy):
         fit(strategy=strategy(), precision="bf16-mixed")
 
 
+@pytest.mark.parametrize("strategy", ["npu_single", "npu_ddp"])
+def test_strategies_for_npus_refuse_the_cpu(strategy):
+    with pytest.raises(InputError, match="is for accelerator npu, not cpu"):
+        fit("cpu", strategy)
+
+
 def test_one_device_strategy_with_two_devices():
     with pytest.raises(InputError, match="npu_ddp"):
         fit(devices=2)

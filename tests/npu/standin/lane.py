@@ -41,6 +41,7 @@ def environment() -> dict[str, str]:
         "ASCEND_OPP_PATH": str(cann / "opp"),
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "1",
         "HCCL_EXEC_TIMEOUT": "60",
+        "TORCH_NPU_FALLBACK_CPU_DISABLE": "1",
         "TASK_QUEUE_ENABLE": "0",  # else each operator must wait for torch_npu's queue of launches
         "OMP_NUM_THREADS": "1",
         "LRSA_NPU_STANDIN": "1",

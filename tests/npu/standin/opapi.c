@@ -1,5 +1,5 @@
-// A stand-in for the one operator of libopapi.so that torch_npu calls from C++, past the dispatcher, where
-// operators.py cannot replace it: HCCL's all_gather and broadcast pad their tensors to 512 bytes with it.
+// A stand-in for the two operators of libopapi.so that torch_npu calls from C++, past the dispatcher, where operators.py
+// cannot replace them: its process group pads what it gathers to 512 bytes, and widens bytes before it sums them.
 #include <assert.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -40,6 +40,31 @@ int aclnnConstantPadNd(void *workspace, uint64_t size, executor *run, void *stre
     size_t bytes = run->from->numel * WIDTH[run->from->type];
     memcpy(run->to->data, run->from->data, bytes);
     memset(run->to->data + bytes, 0, run->to->numel * WIDTH[run->to->type] - bytes);
+    free(run);
+    return 0;
+}
+
+static int64_t load(const tensor *t, int64_t i) {
+    switch (WIDTH[t->type]) {
+        case 1: return t->type == 2 ? ((int8_t *)t->data)[i] : ((uint8_t *)t->data)[i];
+        case 4: return ((int32_t *)t->data)[i];
+        default: return ((int64_t *)t->data)[i];
+    }
+}
+
+// Converts between types, of which only integers and bool are needed.
+int aclnnCastGetWorkspaceSize(const tensor *from, int type, tensor *to, uint64_t *size, executor **run) {
+    return aclnnConstantPadNdGetWorkspaceSize(from, NULL, NULL, to, size, run);
+}
+int aclnnCast(void *workspace, uint64_t size, executor *run, void *stream) {
+    for (int64_t i = 0; i < run->from->numel; i++) {
+        int64_t value = load(run->from, i);
+        switch (WIDTH[run->to->type]) {
+            case 1: ((int8_t *)run->to->data)[i] = run->to->type == 12 ? value != 0 : value; break;
+            case 4: ((int32_t *)run->to->data)[i] = value; break;
+            default: ((int64_t *)run->to->data)[i] = value;
+        }
+    }
     free(run);
     return 0;
 }

@@ -1,0 +1,90 @@
+"""Checks NPUs, CANN, torch_npu and this package together; exits non-zero when an item fails.
+
+Items: versions, kernels against float32 on the CPU, LRSA against its specification, HCCL, training on one and several
+devices, ZeRO, kill and resume. TORCH_NPU_FALLBACK_CPU_DISABLE=1 is set: an operator without a kernel fails.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+from lrsa_lightning.npu.check import kernels, runs
+from lrsa_lightning.npu.check.settings import Settings
+from lrsa_lightning.npu.environment import require_npu
+from lrsa_lightning.whole_text import write_text
+
+ITEMS: tuple[Callable[[Settings], dict], ...] = (
+    kernels.versions,
+    kernels.fused_attention,
+    kernels.softmax_statistics,
+    kernels.merged_gradients,
+    kernels.lrsa_attention,
+    kernels.attention_at_length,
+    kernels.optimizer,
+    kernels.random_numbers,
+    runs.collectives,
+    runs.steps,
+    runs.ddp,
+    runs.zero2,
+    runs.zero3,
+    runs.resume,
+    runs.task_queue,
+)
+
+
+@dataclass
+class Result:
+    """What an item came to."""
+
+    item: str
+    passed: bool
+    seconds: float
+    numbers: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+def run(item: Callable[[Settings], dict], settings: Settings) -> Result:
+    """An item's result; whatever it raises is a failure, and the next item has its turn."""
+    start = perf_counter()
+    try:
+        numbers = item(settings)
+    except Exception as error:
+        traceback.print_exc()
+        return Result(item.__name__, False, perf_counter() - start, error=str(error))
+    return Result(item.__name__, True, perf_counter() - start, numbers)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lrsa_lightning.npu.check", description=__doc__)
+    parser.add_argument("--devices", type=int, default=1, help="NPUs to use; several take HCCL, DDP and ZeRO in")
+    parser.add_argument("--out", type=Path, default=Path("npu_check.json"), help="file of the results")
+    parser.add_argument("--only", nargs="+", choices=[i.__name__ for i in ITEMS], help="these items alone")
+    parser.add_argument("--small", action="store_true", help="sizes for a machine without hardware")
+    options = parser.parse_args(arguments)
+    os.environ["TORCH_NPU_FALLBACK_CPU_DISABLE"] = "1"
+    require_npu()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(options.devices, Path(folder), options.small)
+        for item in ITEMS:
+            if item.__name__ not in (options.only or [item.__name__]):
+                continue
+            result = run(item, settings)
+            print(
+                f"{'pass' if result.passed else 'FAIL'}  {result.item:20}{result.seconds:8.1f} s  {result.error or ''}"
+            )
+            results.append(asdict(result))
+            write_text(options.out, json.dumps({"small": options.small, "items": results}, indent=2))
+    return int(not all(result["passed"] for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Collectives, and whole runs of `lrsa fit` that must have the same losses however they are run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from math import isfinite
+from pathlib import Path
+
+from lrsa_lightning.npu.check.settings import Failed, Settings
+
+_REFERENCE = "single"
+_EXACT = {"trainer.precision": "32-true"}
+
+
+def collectives(settings: Settings) -> dict:
+    """all_reduce, all_gather, reduce_scatter and all_to_all on 2 and on all devices: values and bandwidth."""
+    counts = sorted({min(2, settings.devices), settings.devices})
+    return {f"{ranks}_ranks": _collectives(settings, ranks) for ranks in counts}
+
+
+def _collectives(settings: Settings, ranks: int) -> dict:
+    megabytes = settings.size(256, 1)
+    worker = [sys.executable, "-m", "lrsa_lightning.npu.check.collectives", str(megabytes)]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29677", "WORLD_SIZE": str(ranks)}
+    processes = [
+        subprocess.Popen(worker, env=os.environ | address | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise Failed(f"collectives failed on ranks {[r for r, p in enumerate(processes) if p.returncode]}")
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def steps(settings: Settings) -> dict:
+    """Steps of a Qwen2.5 in bf16-mixed without a fall-back to the CPU, and how fast they are."""
+    callbacks = json.dumps([{"class_path": "lrsa_lightning.callbacks.Throughput", "init_args": {"peak_tflops": 354}}])
+    run = _fit(settings, "bf16", {"trainer.precision": "bf16-mixed", "trainer.callbacks": callbacks})
+    losses = _curve(run)
+    if not all(isfinite(loss) for loss in losses.values()):
+        raise Failed(f"losses are not finite: {losses}")
+    speed = {name: [*_curve(run, f"throughput/{name}").values()] for name in ("tokens_per_second", "mfu")}
+    return {"losses": losses} | {name: values[-1] for name, values in speed.items() if values}
+
+
+def ddp(settings: Settings) -> dict:
+    """Distributed data parallel has the losses of one device."""
+    return _same_as_one(settings, "ddp", _on_all(settings, "NPUDDPStrategy"))
+
+
+def zero2(settings: Settings) -> dict:
+    """ZeRO-2 has them too."""
+    return _same_as_one(settings, "zero2", _on_all(settings, "NPUDeepSpeedStrategy", stage=2))
+
+
+def zero3(settings: Settings) -> dict:
+    """And ZeRO-3."""
+    return _same_as_one(settings, "zero3", _on_all(settings, "NPUDeepSpeedStrategy", stage=3))
+
+
+def task_queue(settings: Settings) -> dict:
+    """So has every way to launch operators."""
+    return {mode: _same_as_one(settings, f"queue{mode}", {}, TASK_QUEUE_ENABLE=mode)["worst"] for mode in "012"}
+
+
+def resume(settings: Settings) -> dict:
+    """A run that is killed goes on to the losses of one that is not."""
+    callbacks = [{"class_path": "lrsa_lightning.callbacks.Checkpoints", "init_args": {"every_n_steps": 1}}]
+    options = {"trainer.callbacks": json.dumps(callbacks)}
+    command, metrics = _command(settings, "killed", options), settings.folder / "runs" / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL)
+    while process.poll() is None and _last_step(metrics) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise Failed("the run ended before it could be killed")
+    killed_at = _last_step(metrics)
+    return {"killed_at": killed_at} | _same_as_one(settings, "killed", {**options, "ckpt_path": "last"})
+
+
+def _last_step(metrics: Path) -> int:
+    return metrics.read_text().count("train/loss") if metrics.exists() else 0
+
+
+def _same_as_one(settings: Settings, name: str, options: dict, **environment: str) -> dict:
+    reference = settings.folder / "runs" / _REFERENCE
+    if not reference.exists():
+        _fit(settings, _REFERENCE, {})
+    expected, losses = _curve(reference), _curve(_fit(settings, name, options, **environment))
+    if losses.keys() != expected.keys():
+        raise Failed(f"steps {sorted(losses)} instead of {sorted(expected)}")
+    worst = max(abs(losses[step] - loss) / abs(loss) for step, loss in expected.items())
+    if worst > 1e-3:
+        raise Failed(f"losses differ by {worst:.1e} of their value: {losses} instead of {expected}")
+    return {"worst": worst}
+
+
+def _on_all(settings: Settings, strategy: str, **arguments) -> dict[str, str]:
+    return {"trainer.strategy": _plugin(strategy, **arguments), "trainer.devices": str(settings.devices)}
+
+
+def _plugin(name: str, **arguments) -> str:
+    return json.dumps({"class_path": f"lrsa_lightning.npu.{name}", "init_args": arguments})
+
+
+def _command(settings: Settings, name: str, options: dict[str, str]) -> list[str]:
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = (small if settings.small else sizes) | {"num_key_value_heads": 4, "vocab_size": 1024}
+    tokens = settings.size(4096, 128)
+    arguments = {
+        "runs_dir": settings.folder / "runs",
+        "run_name": name,
+        "model.from_config": json.dumps(model),
+        "model.lr": "1e-3",
+        "model.attention": "LRSA",
+        "model.attention.lag_size": tokens // 8,
+        "data.source": "demo",
+        "data.cache_dir": settings.folder / "cache",
+        "data.seq_len": tokens,
+        "data.extend": "false",
+        "data.global_batch_size": 2 * settings.devices,
+        "data.micro_batch_size": "1",
+        "data.num_workers": "0",
+        "trainer.max_steps": settings.size(20, 5),
+        "trainer.accelerator": _plugin("NPUAccelerator"),
+        "trainer.devices": "1",
+        "trainer.strategy": _plugin("SingleNPUStrategy"),
+        "trainer.enable_model_summary": "false",
+        "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
+        "trainer.callbacks": "[]",
+        **_EXACT,
+        **options,
+    }
+    return [
+        sys.executable,
+        "-m",
+        "lrsa_lightning.cli",
+        "fit",
+        *(f"--{key}={value}" for key, value in arguments.items()),
+    ]
+
+
+def _fit(settings: Settings, name: str, options: dict[str, str], **environment: str) -> Path:
+    command = _command(settings, name, options)
+    done = subprocess.run(command, env=_environment() | environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed("\n".join(["lrsa fit failed:", *done.stderr.splitlines()[-5:]]))
+    return settings.folder / "runs" / name
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1", "WANDB_MODE": "disabled"}
+
+
+def _curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[metric] for row in rows if metric in row}

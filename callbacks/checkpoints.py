@@ -108,7 +108,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
-        if step != self._saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+        # By steps, by epochs, or by max_time and whatever else stops a run.
+        is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        ends = step == trainer.max_steps or is_last_epoch or trainer.should_stop
+        if step != self._saved_step and (step % self.every_n_steps == 0 or ends):
             self._save(trainer)
         self._score(trainer)
 

@@ -186,3 +186,13 @@ class KillInSave(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
         return call
+
+
+class StopAfter(Callback):
+    """Asks for the run's end after a step, as Lightning's Timer does when max_time is over."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step

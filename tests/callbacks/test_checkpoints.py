@@ -51,6 +51,20 @@ def test_retention(fit, settings, steps):
     assert (FOLDER / "last.ckpt").readlink() == Path(f"step={steps[-1]}.ckpt")
 
 
+def test_a_run_that_ends_by_epochs_leaves_its_last_step(fit):
+    fit(options={"trainer.max_steps": "-1", "trainer.max_epochs": "1"}, every_n_steps=4)
+    assert names() == kept(4, 6)
+
+
+def test_a_run_that_ends_by_time_leaves_its_last_step_and_goes_on(fit):
+    settings = {"every_n_steps": 100}
+    fit(options={"run_name": "whole"}, **settings)
+    fit(interruption("StopAfter", step=4), options={"trainer.max_steps": "6"}, **settings)
+    assert names() == kept(4)
+    fit(options={"ckpt_path": "last"}, **settings)
+    assert losses() == losses("whole")
+
+
 def test_the_best_by_a_metric_stay_beside_the_last(fit, arguments):
     """A value that stands from an earlier step is no score of a later checkpoint."""
     values = {"1": 99.0, "2": 10.0, "3": 70.0, "4": 40.0, "5": 30.0}

@@ -156,7 +156,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         if error := self._on_first_rank(make_empty, partial):
             return error
         state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-        if error := save_shards(self.deepspeed_engine, partial, state):
+        if error := save_shards(self.deepspeed_engine, partial, state, self.exclude_frozen_parameters):
             return error
         written = Written(checkpoint["global_step"], self.world_size, self._stage)
         return self._on_first_rank(publish, partial, path, written)

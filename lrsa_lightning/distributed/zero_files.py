@@ -48,13 +48,16 @@ class ShardFiles(TorchCheckpointEngine):
         self.error = self.error or disk_full(error) or error
 
 
-def save_shards(engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any]) -> Exception | None:
+def save_shards(
+    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool = False
+) -> Exception | None:
     """Writes every rank's files of a checkpoint; all ranks must call it.
 
     Args:
         engine: whose `checkpoint_engine` is `ShardFiles`.
         folder: an existing one, the same on all ranks.
         client_state: of Lightning, the same on all ranks.
+        exclude_frozen_parameters: leave out what is not trained.
 
     Returns:
         The error of a rank that failed, on all ranks; None when everything is on the disk.
@@ -65,7 +68,7 @@ def save_shards(engine: DeepSpeedEngine, folder: Path, client_state: dict[str, A
     files = engine.checkpoint_engine
     files.error = None
     try:
-        engine.save_checkpoint(str(folder), tag=TAG, client_state=client_state, save_latest=False)
+        engine.save_checkpoint(str(folder), TAG, client_state, False, exclude_frozen_parameters)
     except OSError as error:
         # Only the first rank copies DeepSpeed's scripts, before a last barrier.
         files.note(error)

@@ -35,7 +35,9 @@ def copy_of(run_of_stage, tmp_path):
 
 def resume(run: Path, ckpt_path: str, *options: str, fails: bool = False) -> str:
     config = ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={ckpt_path}"]
-    return lrsa(*config, *options, fails=fails)
+    # The configuration names the folder of checkpoints of the run that was copied.
+    callbacks = json.dumps([ours("Checkpoints", every_n_steps=2, dirpath=str(run / "checkpoints"))])
+    return lrsa(*config, f"--trainer.callbacks={callbacks}", *options, fails=fails)
 
 
 def test_rules_of_keeping_hold_for_folders(run_of_stage):
@@ -119,7 +121,8 @@ def test_another_number_of_processes_goes_on_from_a_universal_folder(copy_of, ru
 def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of):
     """Training goes on on both; nothing waits for the rank that failed."""
     run = copy_of(2)
-    callbacks = [ours("Checkpoints", every_n_steps=1), callback("FullDisk", rank=1, step=6)]
+    checkpoints = ours("Checkpoints", every_n_steps=1, dirpath=str(run / "checkpoints"))
+    callbacks = [checkpoints, callback("FullDisk", rank=1, step=6)]
     said = resume(run, str(run / "checkpoints" / "step=4.ckpt"), f"--trainer.callbacks={json.dumps(callbacks)}")
     assert "step=6.ckpt was not saved ([Errno 28] No space left on device)" in said
     folder = run / "checkpoints"

@@ -19,7 +19,7 @@ def lrsa(*arguments: str, fails: bool = False) -> str:
     """Runs the command to its end, and returns what it said."""
     executable = Path(sys.executable).parent / "lrsa"
     tests = {"PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "offline"}
-    environment = {**os.environ, **tests, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **tests, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(
         [executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
     )

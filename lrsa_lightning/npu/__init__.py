@@ -9,10 +9,12 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lrsa_lightning.npu.accelerator import NPUAccelerator
+from lrsa_lightning.npu.fused import FusedLayers
 from lrsa_lightning.npu.precision import NPUMixedPrecision
 from lrsa_lightning.npu.strategies import NPUDDPStrategy, NPUDeepSpeedStrategy, SingleNPUStrategy
 
 __all__ = [
+    "FusedLayers",
     "NPUAccelerator",
     "NPUDDPStrategy",
     "NPUDeepSpeedStrategy",

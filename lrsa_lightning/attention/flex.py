@@ -85,15 +85,17 @@ def attend_stretch(
     raw_start: int,
     chunking: Chunking,
     scale: float | None = None,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """Training attention of Q consecutive tokens over the compact keys in front of them and raw ones, [B, H, Q, D].
 
-    Arguments as in `fill.attend`; differentiable. Stretches recur from step to step, so Triton may compile for each.
+    Arguments as in `fill.attend`, ``kernel`` as in `lrsa_attention`; differentiable. Stretches recur from step to step,
+    so Triton may compile for each.
     """
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         q_BHQD, compact, raw = q_BHQD.to(dtype), [z.to(dtype) for z in compact], [z.to(dtype) for z in raw]
-    kernel, num_queries = pick_kernel(q_BHQD), q_BHQD.shape[2]
+    kernel, num_queries = kernel or pick_kernel(q_BHQD), q_BHQD.shape[2]
     first_query = raw_start + raw[0].shape[2] - num_queries
     mask = StaticMask(chunking, compact[0].shape[2], num_queries, first_query, raw_start)
     if kernel == "FLASH" and torch.is_grad_enabled():

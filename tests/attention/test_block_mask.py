@@ -7,6 +7,7 @@ from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
 from lrsa_lightning.attention.block_mask import TILE, StaticMask, block_mask, causal_over_sparse_tiles
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+from lrsa_lightning.distributed.layout import ContextLayout
 
 CPU = torch.device("cpu")
 CASES = [
@@ -61,6 +62,22 @@ def a_cache_view(num_tokens, sink, lag, kept, first_query):
     )
 
 
+def a_stretch(num_tokens, sink, lag, kept, rank, index):
+    """The mask of a stretch that one of three ranks holds; its raw keys begin with the chunk before it."""
+    chunking = Chunking(sink, lag, kept)
+    segment = ContextLayout(num_tokens, chunking, 3).of_rank(rank)[index]
+    first_raw = max(0, segment.start - lag)
+    compact = chunking.compact_visible(chunking.chunk_of(segment.stop - 1))
+    return StaticMask(chunking, compact, segment.num_tokens, segment.start, first_raw)
+
+
+STRETCHES = [
+    a_stretch(4096, 16, 128, 64, 0, 0),
+    a_stretch(4096, 16, 128, 64, 1, 0),
+    a_stretch(4096, 16, 128, 64, 2, 0),
+    a_stretch(4096, 16, 128, 64, 0, 1),
+    a_stretch(4100, 5, 100, 50, 1, 1),
+]
 MASKS = [StaticMask.of_sequence(n, Chunking(sink, lag, int(ratio * lag))) for n, sink, lag, ratio in CASES] + [
     a_cache_view(1000, 16, 100, 25, 0),
     a_cache_view(1500, 200, 64, 32, 700),
@@ -68,6 +85,7 @@ MASKS = [StaticMask.of_sequence(n, Chunking(sink, lag, int(ratio * lag))) for n,
     a_cache_view(900, 5, 128, 0, 517),
     StaticMask.behind_sink(1500, Chunking(16, 128, 64)),
     StaticMask.behind_sink(2048, Chunking(200, 256, 64)),
+    *STRETCHES,
 ]
 
 
@@ -81,8 +99,8 @@ def test_tiles_and_elements(mask, query_tile):
 
 
 @pytest.mark.parametrize("query_tile", [64, 128])
-def test_twins_serve_the_later_half_and_nothing_else_changes(query_tile):
-    mask = StaticMask.of_sequence(2048, Chunking(16, 128, 64))
+@pytest.mark.parametrize("mask", [StaticMask.of_sequence(2048, Chunking(16, 128, 64)), *STRETCHES[1:4]], ids=str)
+def test_twins_serve_the_later_half_and_nothing_else_changes(mask, query_tile):
     twinned = mask.with_twins()
     twins = twinned.num_twins // TILE
     assert twins > 0
@@ -91,7 +109,7 @@ def test_twins_serve_the_later_half_and_nothing_else_changes(query_tile):
         assert not torch.any(tiles[:, :twins] & tiles[:, twins : 2 * twins])
         assert torch.equal(tiles[:, 2 * twins :], plain[:, twins:])
     seen, full = twinned.tiles(query_tile)
-    late = torch.arange(0, 2048, query_tile) >= 1024
+    late = torch.arange(0, mask.num_queries, query_tile) >= mask.num_queries // 2 // TILE * TILE
     assert torch.equal(seen[:, :twins], late[:, None].expand(-1, twins))
     assert torch.equal(full[:, :twins], seen[:, :twins])
     assert torch.equal(twinned.visible(*places(twinned))[:, twinned.num_twins :], mask.visible(*places(mask)))

@@ -6,6 +6,7 @@ import torch
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.flex import pick_kernel
+from lrsa_lightning.distributed.layout import ContextLayout
 from tests.conftest import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -64,6 +65,28 @@ def test_long_rows_whose_sink_queries_run_apart():
     reference = with_gradients(fill.lrsa_attention(*wide, mode), wide)
     assert_close(outcome, reference)
     assert_close(*([z[:, :, : mode.sink_size] for z in parts] for parts in (outcome, reference)))
+
+
+@pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
+@pytest.mark.parametrize("index", range(4))
+def test_stretches_that_ranks_hold(kernel, index):
+    q, k, v = random_qkv(1, 12, 2, 4200, 128)
+    skip_without(kernel, q)
+    mode = LRSA(lag_size=256, sink_size=16)
+    chunking = mode.chunking()
+    segment = ContextLayout(4200, chunking, 2).segments[index]
+    first_raw = max(0, segment.start - chunking.lag_size)
+    visible = chunking.compact_visible(chunking.chunk_of(segment.stop - 1))
+    idx = mode.select(k.detach(), v.detach(), 0)[:, :, :visible]
+
+    def attend(execution, q, k, v, *more):
+        compact, raw = ([*parts] for parts in zip(*((lagkv.gather_tokens(z, idx), z) for z in (k, v)), strict=True))
+        raw = [z[:, :, first_raw : segment.stop] for z in raw]
+        return execution(q[:, :, segment.start : segment.stop], compact, raw, first_raw, chunking, *more)
+
+    wide = [z.detach().float().requires_grad_() for z in (q, k, v)]
+    outcome = with_gradients(attend(flex.attend_stretch, q, k, v, None, kernel), (q, k, v))
+    assert_close(outcome, with_gradients(attend(fill.attend, *wide), wide))
 
 
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])

@@ -11,7 +11,6 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
@@ -20,7 +19,6 @@ from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
-from lrsa_lightning.distributed import STRATEGIES
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.rank_guard import RankGuard
@@ -36,9 +34,6 @@ _NOISE = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     "Total length of `list` across ranks is zero",
 )
-
-for _name, _strategy in STRATEGIES.items():
-    StrategyRegistry.register(_name, _strategy, description=_strategy.__doc__.splitlines()[0])
 
 
 class Parser(LightningArgumentParser):

@@ -5,6 +5,8 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 
 import math
 from collections.abc import Callable
+from itertools import compress
+from operator import not_
 from typing import Any, TypeVar
 
 import lightning
@@ -13,7 +15,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.distributed.strategy import SequenceParallelStrategy
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 
@@ -233,9 +235,11 @@ class LongContextModule(lightning.LightningModule):
     def configure_optimizers(self):
         """AdamW with decay on matrices only; linear warm-up, then cosine to 0 at the last step."""
         trained = [p for p in self.parameters() if p.requires_grad]
+        # Where ZeRO-3 has cut a matrix into flat parts, it remembers the shape.
+        is_matrix = [len(getattr(p, "ds_shape", p.shape)) >= 2 for p in trained]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [*compress(trained, is_matrix)], "weight_decay": self.weight_decay},
+            {"params": [*compress(trained, map(not_, is_matrix))], "weight_decay": 0.0},
         ]
         # Lightning's mixed precision refuses to clip gradients for a fused optimizer.
         fused = self.device.type == "cuda" and "mixed" not in str(self.trainer.precision)

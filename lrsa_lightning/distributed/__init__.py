@@ -1,12 +1,16 @@
-"""Many devices: sequences shared by groups of ranks, and the strategies that carry them."""
+"""Many devices: sequences shared by groups of ranks, and the strategies that carry them.
 
-from lrsa_lightning.distributed.ddp import SPDDPStrategy
-from lrsa_lightning.distributed.deepspeed import SPDeepSpeedStrategy
-from lrsa_lightning.distributed.fsdp2 import SPModelParallelStrategy
+Importing this package makes the strategies known to Lightning, by the names that YAML may use.
+"""
+
+from lightning.pytorch.strategies import StrategyRegistry
+
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.distributed.strategies import SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
 
 __all__ = [
+    "STRATEGIES",
     "SPDDPStrategy",
     "SPDeepSpeedStrategy",
     "SPModelParallelStrategy",
@@ -15,3 +19,5 @@ __all__ = [
     "ShardedAttention",
 ]
 STRATEGIES = {"sp_ddp": SPDDPStrategy, "sp_deepspeed": SPDeepSpeedStrategy, "sp_fsdp2": SPModelParallelStrategy}
+for _name, _strategy in STRATEGIES.items():
+    StrategyRegistry.register(_name, _strategy, description=_strategy.__doc__.splitlines()[0])

@@ -28,7 +28,6 @@ from lrsa_lightning.checkpoint_files import (
     read_written,
     remove,
 )
-from lrsa_lightning.distributed.strategy import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 
 
@@ -209,14 +208,6 @@ class ZeroStrategy(DeepSpeedStrategy):
                 f"  python -m deepspeed.checkpoint.ds_to_universal --input_folder {path / TAG} "
                 f"--output_folder {universal / TAG}\n  and resume with --ckpt_path {universal}"
             )
-
-
-class SPDeepSpeedStrategy(SequenceParallelStrategy, ZeroStrategy):
-    """DeepSpeed ZeRO 1, 2 or 3 on CUDA GPUs, Ascend NPUs or CPUs, where ranks may share sequences.
-
-    Arguments are Lightning's for DeepSpeed: stage, offload_optimizer, offload_parameters, config and so on, and
-    `sequence_parallel: {size, kind}`. trainer.strategy takes the name sp_deepspeed for ZeRO-2.
-    """
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:

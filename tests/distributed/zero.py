@@ -11,7 +11,7 @@ from lightning import Callback
 
 
 def zero(stage: int, **arguments) -> str:
-    strategy = "lrsa_lightning.distributed.deepspeed.SPDeepSpeedStrategy"
+    strategy = "lrsa_lightning.distributed.SPDeepSpeedStrategy"
     return json.dumps({"class_path": strategy, "init_args": {"stage": stage, **arguments}})
 
 

@@ -67,8 +67,12 @@ class ContextParallel(ShardedAttention):
 
     def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **_) -> Tensor:
         kv_ZBGnD = torch.stack([k_BGnD, v_BGnD])
+        exact_ZBGnD, device_type = kv_ZBGnD.detach(), kv_ZBGnD.device.type
+        if torch.is_autocast_enabled(device_type):
+            # As on one device, tokens are chosen by the keys as they are, and attended to as autocast wants them.
+            kv_ZBGnD = kv_ZBGnD.to(torch.get_autocast_dtype(device_type))
         chunking = self._chunking(module.layer_idx)
-        compact_ZBGCD, halos = self._exchange(kv_ZBGnD, chunking, module.layer_idx)
+        compact_ZBGCD, halos = self._exchange(kv_ZBGnD, exact_ZBGnD, chunking, module.layer_idx)
         outs = []
         for segment, place in zip(self._segments, self._places, strict=True):
             raw_ZBGRD, raw_start = kv_ZBGnD[:, :, :, place], segment.start
@@ -95,14 +99,22 @@ class ContextParallel(ShardedAttention):
     def _most_segments(self) -> int:
         return max(len(self.layout.of_rank(rank)) for rank in range(self.group.size))
 
-    def _exchange(self, kv_ZBGnD: Tensor, chunking: Chunking, layer_idx: int) -> tuple[Tensor, dict[int, Tensor]]:
+    def _exchange(
+        self, kv_ZBGnD: Tensor, exact_ZBGnD: Tensor, chunking: Chunking, layer_idx: int
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """What this rank needs of the others.
+
+        Args:
+            kv_ZBGnD: its keys and values.
+            exact_ZBGnD: the same, unrounded and without gradient, to choose by.
+            chunking: the layer's sizes.
+            layer_idx: the decoder layer.
 
         Returns:
             sink and kept tokens of the whole sequence, in order, [2, B, G, C, D]; and the chunk before each of this
             rank's segments, [2, B, G, L, D] by the segment's index, none for the first.
         """
-        own = torch.cat(self._own_compact(kv_ZBGnD, chunking, layer_idx), dim=3)
+        own = torch.cat(self._own_compact(kv_ZBGnD, exact_ZBGnD, chunking, layer_idx), dim=3)
         widths = [self._num_compact(rank, chunking.kept) for rank in range(self.group.size)]
         padded = torch.nn.functional.pad(own, (0, 0, 0, max(widths) - own.shape[3]))
         last_chunks, sent = self._outgoing(kv_ZBGnD)
@@ -118,44 +130,36 @@ class ContextParallel(ShardedAttention):
             taken[segment.rank] += count
         return torch.cat(parts, dim=3)
 
-    def _own_compact(self, kv_ZBGnD: Tensor, chunking: Chunking, layer_idx: int) -> list[Tensor]:
+    def _own_compact(self, kv_ZBGnD: Tensor, exact_ZBGnD: Tensor, chunking: Chunking, layer_idx: int) -> list[Tensor]:
         """What this rank's segments give to the compact keys, [2, B, G, ., D] each."""
         sink, ranges = chunking.sink_size, None
         if chunking.kept < chunking.lag_size:
-            ranges = self._next_ranges(kv_ZBGnD.detach(), sink)
+            ranges = self._next_ranges(exact_ZBGnD, sink)
         parts = []
         for segment, place in zip(self._segments, self._places, strict=True):
-            tokens = kv_ZBGnD[:, :, :, place]
             if segment.index == 0:
-                parts.append(tokens[:, :, :, :sink])
-                tokens = tokens[:, :, :, sink:]
-            scored = tokens[:, :, :, : segment.scored * chunking.lag_size]
-            if ranges is None or segment.scored == 0:
-                parts.append(scored)
-            else:
+                parts.append(kv_ZBGnD[:, :, :, :sink])
+            tokens = slice(place.start + (sink if segment.index == 0 else 0), place.stop)
+            scored = kv_ZBGnD[:, :, :, tokens][:, :, :, : segment.scored * chunking.lag_size]
+            if ranges is not None and segment.scored:
                 next_range = ranges.get(segment.index)
-                parts.append(self._keep(scored, tokens.detach(), next_range, segment, chunking, layer_idx))
+                idx = self._choose(exact_ZBGnD[:, :, :, tokens], next_range, segment, chunking, layer_idx)
+                scored = torch.stack([gather_tokens(z, idx) for z in scored])
+            parts.append(scored)
         return parts
 
-    def _keep(
-        self,
-        scored: Tensor,
-        tokens: Tensor,
-        next_range: Tensor | None,
-        segment: Segment,
-        chunking: Chunking,
-        layer_idx: int,
+    def _choose(
+        self, tokens: Tensor, next_range: Tensor | None, segment: Segment, chunking: Chunking, layer_idx: int
     ) -> Tensor:
-        """The tokens that a segment's chunks keep: [2, B, G, M * chunks, D]."""
+        """Offsets of the tokens that a segment's chunks keep: int64 [B, G, M * chunks]."""
         lag, start = chunking.lag_size, chunking.sink_size + segment.chunks.start * chunking.lag_size
-        behind = tokens[:, :, :, segment.scored * lag : (segment.scored + 1) * lag]
+        chunks = tokens[:, :, :, : (segment.scored + 1) * lag]
         if segment.scored == len(segment.chunks):
             # A chunk's score depends on the next one through its range alone: two tokens can stand in for it.
             low, high = next_range.unbind(3)
-            behind = torch.cat([low.unsqueeze(3), high.unsqueeze(3).expand(-1, -1, -1, lag - 1, -1)], dim=3)
-        chunks = torch.cat([scored.detach(), behind], dim=3)
-        idx = self.rule.keep_best(*chunks, layer_idx, start)
-        return torch.stack([gather_tokens(z, idx) for z in scored])
+            behind = [low.unsqueeze(3), high.unsqueeze(3).expand(-1, -1, -1, lag - 1, -1)]
+            chunks = torch.cat([tokens[:, :, :, : segment.scored * lag], *behind], dim=3)
+        return self.rule.keep_best(*chunks, layer_idx, start)
 
     def _next_ranges(self, kv_ZBGnD: Tensor, sink: int) -> dict[int, Tensor]:
         """Lowest and highest value of each channel in the chunk behind each of this rank's segments.

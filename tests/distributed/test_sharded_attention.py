@@ -1,13 +1,14 @@
 """Attention of sequences that ranks share, against `naive` on the whole of them, in float64."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import distributed as dist
 
 from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.attention import naive
+from lrsa_lightning.attention import fill, naive
 from lrsa_lightning.attention.lagkv import Chunking
 from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.distributed.group import SequenceGroup
@@ -159,6 +160,32 @@ def test_the_volume_of_a_model_at_32k(kind, mebibytes):
     sharded = kind(LRSA(lag_size=lag, sink_size=sink), config, 32768, SequenceGroup(1, 4))
     assert sharded.received_elements() == pytest.approx(by_hand, rel=0.03)
     assert sharded.received_elements() * 2 / 2**20 == pytest.approx(mebibytes, rel=0.03)
+
+
+def under_autocast() -> tuple[float, int]:
+    """The largest difference from one device, both computing in bf16, and the bytes an element takes on its way."""
+    group = SequenceGroup.of_world(2)
+    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=DIM)
+    sharded = ContextParallel(lrsa(lag_size=64), config, 1500, group)
+    q, k, v, _ = (z.float() for z in inputs(6, 2, 1500))
+    sizes, pass_on = [], SequenceGroup.gather_and_pass_on
+
+    def watched(group: SequenceGroup, x: torch.Tensor, *messages):
+        sizes.append(x.itemsize)
+        return pass_on(group, x, *messages)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = fill.lrsa_attention(q, k, v, sharded.mode, layer_idx=0)[:, :, sharded.positions]
+        with patch.object(SequenceGroup, "gather_and_pass_on", watched):
+            own = (z[:, :, sharded.positions] for z in (q, k, v))
+            out = sharded.attend(SimpleNamespace(layer_idx=0), *own, None).transpose(1, 2)
+    return float((out - expected).abs().max()), sizes[0]
+
+
+def test_under_autocast_tokens_are_chosen_unrounded_and_travel_rounded(tmp_path):
+    for difference, itemsize in on_ranks(2, under_autocast, tmp_path=tmp_path):
+        assert difference < 0.02, difference
+        assert itemsize == 2
 
 
 LAYOUTS = [(chunks, size, zigzag) for chunks in range(1, 20) for size in range(1, chunks + 1) for zigzag in (0, 1)]

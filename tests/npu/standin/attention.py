@@ -18,6 +18,7 @@ _TO_BNSD = {
     "BNSD": lambda z, heads: z,
 }
 _COMPRESSED = 2048
+_SEED = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)  # of dropout, and its offset
 
 
 @dataclass(frozen=True)
@@ -143,44 +144,44 @@ def _statistics_shape(call: Call, q: Tensor) -> tuple[int, ...]:
 def kernels(host: Callable[[Tensor], Tensor], device: Callable) -> dict[str, Callable]:
     """The four operators, given how a tensor is seen by the CPU and how a result is brought to the device."""
 
-    def run(q, k, v, head_num, layout, mask, scale, pre, next_, q_ends, kv_ends, mode, stat_layout):
-        q_ends, kv_ends = (None if z is None else [int(end) for end in z] for z in (q_ends, kv_ends))
-        mask = None if mask is None else host(mask)
-        # A flat last axis holds all heads: the keys' is as much smaller as there are fewer of them.
-        kv_heads = head_num * k.shape[-1] // q.shape[-1]
-        return Call(head_num, kv_heads, layout, scale, mode, pre, next_, mask, q_ends, kv_ends, stat_layout)
+    def attention(given: dict) -> tuple:
+        results = forward(_call(given, host), *(host(given[name]) for name in ("query", "key", "value")))
+        return *(device(z, given["query"].device) for z in results), given["query"].new_empty(0)
 
-    def attention(
-        query, key, value, head_num, input_layout, pse=None, padding_mask=None, atten_mask=None, scale=1.0,
-        keep_prob=1.0, pre_tockens=2147483647, next_tockens=2147483647, inner_precise=0, prefix=None,
-        actual_seq_qlen=None, actual_seq_kvlen=None, sparse_mode=0, gen_mask_parallel=True, sync=False,
-        softmax_layout="", sink=None, dropout_mask=None, seed=0, offset=0,
-    ):  # fmt: skip
-        call = run(query, key, value, head_num, input_layout, atten_mask, scale, pre_tockens, next_tockens,
-                   actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout)  # fmt: skip
-        results = forward(call, *(host(z) for z in (query, key, value)))
-        return *(device(z, query.device) for z in results), query.new_empty(0), 0, 0, 0
-
-    def attention_v3(*args, **kwargs):
-        results = attention(*args, **kwargs)
-        return *results[:4], torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-
-    def gradient(
-        query, key, value, dy, head_num, input_layout, *, pse=None, padding_mask=None, atten_mask=None,
-        softmax_max=None, softmax_sum=None, softmax_in=None, attention_in=None, scale_value=1.0, keep_prob=1.0,
-        pre_tockens=2147483647, next_tockens=2147483647, inner_precise=0, seed=0, offset=0, numels=0, prefix=None,
-        actual_seq_qlen=None, actual_seq_kvlen=None, sparse_mode=0, gen_mask_parallel=True, sync=False,
-        softmax_layout="", sink=None,
-    ):  # fmt: skip
-        call = run(query, key, value, head_num, input_layout, atten_mask, scale_value, pre_tockens, next_tockens,
-                   actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout)  # fmt: skip
-        inputs = query, key, value, dy, softmax_max, softmax_sum, attention_in
-        grads = backward(call, *(host(z) for z in inputs))
-        return *(device(z, query.device) for z in grads), query.new_empty(0), query.new_empty(0)
+    def gradient(given: dict) -> tuple:
+        names = "query", "key", "value", "dy", "softmax_max", "softmax_sum", "attention_in"
+        grads = backward(_call(given, host), *(host(given[name]) for name in names))
+        return *(device(z, given["query"].device) for z in grads), *given["query"].new_empty(2, 0)
 
     return {
-        "npu_fusion_attention": attention,
-        "npu_fusion_attention_v3": attention_v3,
-        "npu_fusion_attention_grad": gradient,
-        "npu_fusion_attention_grad_v3": gradient,
+        "npu_fusion_attention": _named("npu_fusion_attention", lambda given: (*attention(given), 0, 0, 0)),
+        "npu_fusion_attention_v3": _named("npu_fusion_attention_v3", lambda given: (*attention(given), *_SEED)),
+        "npu_fusion_attention_grad": _named("npu_fusion_attention_grad", gradient),
+        "npu_fusion_attention_grad_v3": _named("npu_fusion_attention_grad_v3", gradient),
     }
+
+
+def _named(operator: str, kernel: Callable[[dict], tuple]) -> Callable:
+    """The kernel of an operator, given its arguments by their names in the schema."""
+    defaults = {a.name: a.default_value for a in getattr(torch.ops.npu, operator).default._schema.arguments}
+    return lambda *args, **kwargs: kernel(defaults | dict(zip(defaults, args, strict=False)) | kwargs)
+
+
+def _call(given: dict, host: Callable[[Tensor], Tensor]) -> Call:
+    ends = (given["actual_seq_qlen"], given["actual_seq_kvlen"])
+    q_ends, kv_ends = (None if z is None else [int(end) for end in z] for z in ends)
+    heads = given["head_num"]
+    return Call(
+        heads=heads,
+        # A flat last axis holds all heads: the keys' is as much smaller as there are fewer of them.
+        kv_heads=heads * given["key"].shape[-1] // given["query"].shape[-1],
+        layout=given["input_layout"],
+        scale=given["scale"] if "scale" in given else given["scale_value"],
+        sparse_mode=given["sparse_mode"],
+        pre=given["pre_tockens"],
+        next=given["next_tockens"],
+        mask=None if given["atten_mask"] is None else host(given["atten_mask"]),
+        q_ends=q_ends,
+        kv_ends=kv_ends,
+        stat_layout=given["softmax_layout"],
+    )

@@ -7,6 +7,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lrsa_lightning.errors import InputError
+
 
 class FusedLayers(Callback):
     """Trains with torch_npu's fused layers: `trainer.callbacks: [{class_path: lrsa_lightning.npu.FusedLayers}]`."""
@@ -21,6 +23,12 @@ class FusedLayers(Callback):
         self.rms_norm, self.swiglu, self.rotary = rms_norm, swiglu, rotary
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """
+        Raises:
+            InputError: the run is not on NPUs.
+        """
+        if trainer.strategy.root_device.type != "npu":
+            raise InputError("the callback FusedLayers needs accelerator npu: leave it out here")
         fuse(pl_module.model, self.rms_norm, self.swiglu, self.rotary)
 
 

@@ -26,6 +26,17 @@ def test_names_of_yaml(on_npu, precision):
     assert isinstance(cli.trainer.precision_plugin, NPUMixedPrecision) == ("mixed" in precision)
 
 
+def test_fused_layers_are_a_callback(on_npu, capsys):
+    LRSACLI(command(on_npu))
+    fused = [*command(on_npu | {"run_name": "fused"}), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"]
+    LRSACLI(fused)
+    assert losses("fused") == pytest.approx(losses(), rel=1e-4)
+    elsewhere = on_npu | {"run_name": "cpu", "trainer.accelerator": "cpu", "trainer.strategy": "auto"}
+    with pytest.raises(SystemExit):
+        main([*command(elsewhere), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"])
+    assert "FusedLayers needs accelerator npu" in capsys.readouterr().err
+
+
 def test_accelerator_npu_alone_never_trains_on_the_cpu(on_npu):
     """An NPU where the command resolves `auto`, else an error that names the strategies."""
     try:

@@ -55,3 +55,13 @@ def test_a_fused_model_still_runs_on_the_cpu_without_rotary(called):
     fuse(model, rms_norm=False, swiglu=False)
     assert loss_and_gradients(model, "cpu")[0] == loss_and_gradients(make_model(), "cpu")[0]
     assert not called
+
+
+def test_rotary_promotes_as_the_plain_one(called):
+    plain = modeling_qwen2.apply_rotary_pos_emb
+    fuse(make_model(), rms_norm=False, swiglu=False)
+    q, angles = torch.randn(1, 2, 5, 8).bfloat16(), torch.randn(1, 5, 8)
+    expected, _ = plain(q, q, angles, angles)
+    on_npu = [z.to("npu") for z in (q, q, angles, angles)]
+    got, _ = modeling_qwen2.apply_rotary_pos_emb(*on_npu)
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-6)  # float32, as the angles are

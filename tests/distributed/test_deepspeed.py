@@ -49,8 +49,9 @@ def test_without_deepspeed_the_error_names_the_extra():
     code = (
         "import sys; sys.modules['deepspeed'] = None\n"
         "from lightning.pytorch.strategies import deepspeed; deepspeed._DEEPSPEED_AVAILABLE = False\n"
-        "from lrsa_lightning.distributed import deepspeed as ours; ours._DEEPSPEED_AVAILABLE = False\n"
-        "ours.SPDeepSpeedStrategy()"
+        "from lrsa_lightning.distributed import SPDeepSpeedStrategy, deepspeed as ours\n"
+        "ours._DEEPSPEED_AVAILABLE = False\n"
+        "SPDeepSpeedStrategy()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'" in result.stderr.splitlines()[-1]

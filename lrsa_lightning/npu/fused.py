@@ -31,6 +31,12 @@ class FusedLayers(Callback):
             raise InputError("the callback FusedLayers needs accelerator npu: leave it out here")
         fuse(pl_module.model, self.rms_norm, self.swiglu, self.rotary)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the rotary embeddings back to the process; the model keeps its own layers."""
+        file = sys.modules[type(pl_module.model).__module__]
+        if isinstance(rotary := getattr(file, "apply_rotary_pos_emb", None), _Rotary):
+            file.apply_rotary_pos_emb = rotary.plain
+
 
 def fuse(model: nn.Module, rms_norm: bool = True, swiglu: bool = True, rotary: bool = True) -> None:
     """Replaces the forward of a model's layers in place; its parameters and their names stay.

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from transformers.models.qwen2 import modeling_qwen2
 
 from lrsa_lightning.cli import LRSACLI, main
 from lrsa_lightning.errors import InputError
@@ -27,10 +28,12 @@ def test_names_of_yaml(on_npu, precision):
 
 
 def test_fused_layers_are_a_callback(on_npu, capsys):
+    plain = modeling_qwen2.apply_rotary_pos_emb
     LRSACLI(command(on_npu))
     fused = [*command(on_npu | {"run_name": "fused"}), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"]
     LRSACLI(fused)
     assert losses("fused") == pytest.approx(losses(), rel=1e-4)
+    assert modeling_qwen2.apply_rotary_pos_emb is plain
     elsewhere = on_npu | {"run_name": "cpu", "trainer.accelerator": "cpu", "trainer.strategy": "auto"}
     with pytest.raises(SystemExit):
         main([*command(elsewhere), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"])

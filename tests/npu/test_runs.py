@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.npu.conftest import curve, lrsa
+from tests.runs import command
 
 pytestmark = pytest.mark.npu
 
@@ -56,3 +58,12 @@ def test_weights_are_written_as_they_are(run_of):
         path = next((run_of(kind) / "checkpoints").glob("step=6*"))
         states.append(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     assert all(torch.allclose(states[1][name], z, atol=1e-4) for name, z in states[0].items())
+
+
+def test_configuration_of_one_npu(run_arguments):
+    """In a process that has not imported lrsa_lightning.npu before it reads the file."""
+    file = Path(__file__).parents[2] / "configs" / "trainer" / "npu_single.yaml"
+    options = {key: value for key, value in run_arguments.items() if key != "trainer.precision"}
+    options |= {"run_name": "from_file", "trainer.max_steps": "2"}
+    lrsa("fit", f"--config={file}", *command(options)[1:])
+    assert len(curve(Path(run_arguments["runs_dir"]) / "from_file")) == 2

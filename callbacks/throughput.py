@@ -26,6 +26,7 @@ _PARTS = {
 }
 # Dense bfloat16 of the data sheet. Lightning's table does not know the name "NVIDIA H200", and lists a sparse figure.
 _H200_BF16 = 989.4e12
+_ASCEND_910B_BF16 = 354e12  # about, by public tables
 
 
 class Throughput(Callback):
@@ -180,8 +181,11 @@ def lengths_of(position_ids_BN: Tensor, packed: bool) -> list[int]:
 def _peak_flops(trainer: Trainer) -> float | None:
     """Operations a second that one device's data sheet promises, for matrices in the run's precision."""
     device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "npu" and "910B" in torch.npu.get_device_name(device) and is_half:
+        return _ASCEND_910B_BF16
     if device.type != "cuda":
         return None
-    if "H200" in torch.cuda.get_device_name(device) and dtype in (torch.bfloat16, torch.float16):
+    if "H200" in torch.cuda.get_device_name(device) and is_half:
         return _H200_BF16
     return get_available_flops(device, dtype)

@@ -21,6 +21,7 @@ from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
 from lrsa_lightning.resume_guard import ResumeGuard
 from lrsa_lightning.run_directory import RunDirectory
@@ -110,6 +111,7 @@ class LRSACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        resolve_auto(config.trainer)
         directory = RunDirectory.of(config)
         # What is filled in below, such as a new Weights & Biases id, is each process's own.
         self._asked = config.clone()

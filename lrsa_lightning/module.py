@@ -242,7 +242,7 @@ class LongContextModule(lightning.LightningModule):
             {"params": [*compress(trained, map(not_, is_matrix))], "weight_decay": 0.0},
         ]
         # Lightning's mixed precision refuses to clip gradients for a fused optimizer.
-        fused = self.device.type == "cuda" and "mixed" not in str(self.trainer.precision)
+        fused = self.device.type in ("cuda", "npu") and "mixed" not in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
         total = self.trainer.estimated_stepping_batches
 

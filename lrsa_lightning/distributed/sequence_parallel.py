@@ -6,6 +6,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, n tokens on this rank.
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -63,13 +64,13 @@ class SequenceParallel:
         from lrsa_lightning.distributed.context import ContextParallel
         from lrsa_lightning.distributed.ulysses import Ulysses
 
-        kinds = {"ulysses": Ulysses, "context": ContextParallel}
+        kinds = {"ulysses": Ulysses, "context": partial(ContextParallel, zigzag=self.zigzag)}
         rule = mode.context_rule(seq_len, group.size)
         order = ["context", "ulysses"] if rule is mode else ["ulysses", "context"]
         refusals = []
         for kind in order if self.kind == "auto" else [self.kind]:
             try:
-                sharded = kinds[kind](mode, config, seq_len, group, self.zigzag)
+                sharded = kinds[kind](mode, config, seq_len, group)
             except InputError as error:
                 refusals.append(f"{kind}: {error}")
                 continue

@@ -17,14 +17,13 @@ class Ulysses(ShardedAttention):
 
     kind = "ulysses"
 
-    def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup, zigzag: bool = True):
+    def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup):
         """
         Args:
             mode: the attention mode.
             config: the model's.
             seq_len: N.
             group: the ranks.
-            zigzag: of context parallelism; of no effect here.
 
         Raises:
             InputError: the heads cannot be dealt to so many ranks.

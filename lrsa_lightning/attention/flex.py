@@ -59,25 +59,6 @@ def lrsa_attention(
     return _run(kernel, q_BHND, *_extend(k_BGND, v_BGND, idx, inverse, mask), mask, scale)
 
 
-def prefill(
-    q_BHQD: Tensor,
-    compact: tuple[Tensor, Tensor],
-    raw: tuple[Tensor, Tensor],
-    raw_start: int,
-    chunking: Chunking,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention of a cache's newest Q tokens, [B, H, Q, D]; arguments as in `fill.attend`.
-
-    For FLASH alone: prompts differ in length, and FlexAttention would compile a kernel for each.
-    """
-    num_queries = q_BHQD.shape[2]
-    first_query = raw_start + raw[0].shape[2] - num_queries
-    mask = StaticMask(chunking, compact[0].shape[2], num_queries, first_query, raw_start)
-    k_BGED, v_BGED = (mask.lay_out(*parts) for parts in zip(compact, raw, strict=True))
-    return flash.attend(q_BHQD, k_BGED, v_BGED, mask, scale)
-
-
 def attend_stretch(
     q_BHQD: Tensor,
     compact: tuple[Tensor, Tensor],
@@ -87,10 +68,10 @@ def attend_stretch(
     scale: float | None = None,
     kernel: Kernel | None = None,
 ) -> Tensor:
-    """Training attention of Q consecutive tokens over the compact keys in front of them and raw ones, [B, H, Q, D].
+    """Attention of Q consecutive tokens over the compact keys in front of them and raw ones, [B, H, Q, D].
 
-    Arguments as in `fill.attend`, ``kernel`` as in `lrsa_attention`; differentiable. Stretches recur from step to step,
-    so Triton may compile for each.
+    Arguments as in `fill.attend`, ``kernel`` as in `lrsa_attention`; differentiable. In training stretches recur from
+    step to step, so Triton may compile for each; prompts differ in length, so a cache's newest tokens take FLASH alone.
     """
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")

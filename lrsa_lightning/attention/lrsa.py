@@ -206,7 +206,7 @@ class LRSA(AttentionMode):
         arguments = q_BHQD, compact, raw, view.raw_start, chunking
         is_sparse = chunking.compressed_chunks(view.end) > 0
         if is_sparse and num_queries >= TILE and self._runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
-            return flex.prefill(*arguments, scale)
+            return flex.attend_stretch(*arguments, scale, "FLASH")
         return fill.attend(*arguments, self.chunks_per_fill, scale)
 
     def attend_stretch(

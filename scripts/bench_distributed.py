@@ -1,16 +1,21 @@
 """Times training steps of a Qwen2.5-1.5B shape whose sequences GPUs share, and prints a Markdown table.
 
-Rows: each GPU alone, then Vanilla under Ulysses, LRSA under Ulysses and LRSA under context parallelism, over all GPUs
-of the launch; random weights and tokens, batch 1, bf16, layers recomputed, the module and strategies of `lrsa fit`.
-The efficiency of a row is its tokens a second over those that as many GPUs reach alone.
+Rows: each GPU alone, then full attention under Ulysses, LRSA under Ulysses and LRSA under context parallelism, over all
+GPUs of the launch; random weights and tokens, batch 1, bf16, layers recomputed, module and strategies of `lrsa fit`.
+Full attention is transformers' sdpa and, where flash-attn-4 is installed, that.
+Received is what another rank sent the first one in a step, for the shared sequence alone.
+The efficiency of a row is its tokens a second over those that as many GPUs reach alone. The loss is the first step's:
+the same for all rows of one attention, up to bf16's rounding.
 Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536 131072] [--strategy zero2]
 """
 
 import argparse
 import os
+import re
 import time
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -70,17 +75,19 @@ class RandomRows(lightning.LightningDataModule):
 
 
 class StepTimes(Callback):
-    """Seconds between the ends of optimizer steps, the device waited for."""
+    """Seconds between the ends of optimizer steps, the device waited for, and their losses."""
 
     def __init__(self):
         self.seconds: list[float] = []
+        self.losses: list[float] = []
         self._last = 0.0
 
-    def on_train_batch_end(self, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self._last)
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
         self._last = now
 
 
@@ -88,6 +95,7 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
     """Tokens a second of all GPUs, peak memory of the first and what it received a step, in GiB."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    lightning.seed_everything(0, verbose=False)
     times = StepTimes()
     trainer = Trainer(
         accelerator="cuda",
@@ -114,17 +122,20 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
         "s/step": seconds,
         "GiB": torch.cuda.max_memory_allocated() / 2**30,
         "received": received,
+        "loss": times.losses[0],
     }
 
 
 def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, SequenceParallel]]:
-    """What is measured, the rows that each GPU runs alone first."""
-    modes = {"Vanilla": Vanilla(), **{f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}}
+    """What can be measured, the rows that each GPU runs alone first."""
+    modes = {"Vanilla sdpa": Vanilla(), **{f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}}
+    if find_spec("flash_attn") is not None:
+        modes["Vanilla FlashAttention-4"] = Vanilla("flash_attention_4")
     alone = [(name, mode, SequenceParallel(1)) for name, mode in modes.items()]
     if size == 1:
         return alone
     ulysses = [(name, mode, SequenceParallel(size, "ulysses")) for name, mode in modes.items()]
-    context = [(name, mode, SequenceParallel(size, "context")) for name, mode in modes.items() if name != "Vanilla"]
+    context = [(name, mode, SequenceParallel(size, "context")) for name, mode in modes.items() if "LRSA" in name]
     return alone + ulysses + context
 
 
@@ -133,6 +144,9 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[65536, 131072], help="tokens of a sequence")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="retention ratios of LRSA")
     parser.add_argument("--strategy", choices=STRATEGIES, default="zero2", help="how weights and states are divided")
+    parser.add_argument(
+        "--rows", default="", help="only those whose name, as in 'LRSA r=0.5 1, alone', has this pattern"
+    )
     parser.add_argument("--layers", type=int, default=28, help="decoder layers; fewer take less time")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each row, two of them to warm up")
     options = parser.parse_args()
@@ -140,18 +154,22 @@ def main() -> None:
     if is_first:
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning"))
         print(f"{options.world_size} x {torch.cuda.get_device_name()}, {packages}, {options.strategy}\n")
-        print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB a step |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
+        print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB | loss |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for seq_len in options.lengths:
         alone = {}
         for name, mode, shared in rows(options.world_size, options.ratios):
+            by = f"{shared.size}, {shared.kind}" if shared.size > 1 else "1, alone"
+            if not re.search(options.rows, f"{name} {by}"):
+                continue
             row = measure(name, mode, shared, seq_len, options)
-            alone.setdefault(name, row["tokens/s"])
+            if shared.size == 1:
+                alone[name] = row["tokens/s"]
             if is_first:
-                by = f"{shared.size}, {shared.kind}" if shared.size > 1 else "1"
+                efficiency = f"{row['tokens/s'] / alone[name]:.0%}" if name in alone else ""
                 print(
-                    f"| {seq_len} | {name} | {by} | {row['s/step']:.3f} | {row['tokens/s']:.0f} "
-                    f"| {row['tokens/s'] / alone[name]:.0%} | {row['GiB']:.1f} | {row['received']:.2f} |",
+                    f"| {seq_len} | {name} | {by} | {row['s/step']:.3f} | {row['tokens/s']:.0f} | {efficiency} "
+                    f"| {row['GiB']:.1f} | {row['received']:.2f} | {row['loss']:.4f} |",
                     flush=True,
                 )
 

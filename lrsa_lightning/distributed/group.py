@@ -54,24 +54,46 @@ class SequenceGroup:
         """Row i of the P rows of x goes to rank i; row i of the result came from there. Differentiable."""
         return _AllToAll.apply(x, self)
 
-    def gather_and_pass_on(
-        self, x: Tensor, rows: Tensor, sent: list[int], expected: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """An all-gather and messages from rank to rank, differentiable, as one.
-
-        One function, since a rank that receives no message would otherwise leave it out of its backward, and the order
-        of two backwards may differ between ranks: either is a deadlock.
+    def start(self, x: Tensor, rows: Tensor, sent: list[int], expected: list[int]) -> "Exchange":
+        """Starts an all-gather and messages from rank to rank, differentiable, as one.
 
         Args:
             x: what all ranks get.
             rows: messages, the first ``sent[0]`` rows for rank 0, and so on.
             sent: numbers of rows for each rank.
             expected: numbers of rows that come from each rank.
+        """
+        return Exchange(self, x, rows, sent, expected)
+
+
+class Exchange:
+    """An all-gather and messages on their way, so that what is computed before `wait` hides them.
+
+    In the backward, too: gradients set out where `wait` was called, and are waited for where the exchange was started.
+    One function for both kinds, since a rank that receives no message would otherwise leave it out of its backward,
+    and the order of two backwards may differ between ranks: either is a deadlock. For the same reason every rank must
+    use what any `wait` returns.
+    """
+
+    def __init__(self, group: SequenceGroup, x: Tensor, rows: Tensor, sent: list[int], expected: list[int]):
+        self.group, self.sent, self.expected = group, sent, expected
+        self.under_way: list[tuple[Tensor, Any]] = []
+        self._results = _Start.apply(x, rows, self)
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """To be called once.
 
         Returns:
             [P, *x.shape], whose gradient is summed over the ranks, and the rows received, in the order of the ranks.
         """
-        return _GatherAndPassOn.apply(x, rows, self, sent, expected)
+        # Let go of, since their graph holds this object.
+        results, self._results = self._results, None
+        return _Wait.apply(*results, self)
+
+    def arrivals(self) -> list[Tensor]:
+        """What was under way, all of it arrived."""
+        arrived, self.under_way = [_wait(*transfer) for transfer in self.under_way], []
+        return arrived
 
 
 class _AllToAll(torch.autograd.Function):
@@ -85,18 +107,34 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(grad, ctx.group), None
 
 
-class _GatherAndPassOn(torch.autograd.Function):
+class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor, group: SequenceGroup, sent: list[int], expected: list[int]):
-        ctx.group, ctx.sent, ctx.expected = group, sent, expected
-        gathering, passing = _gather(x, group, "all_gather"), _exchange(rows, group, sent, expected)
-        return _wait(*gathering), _wait(*passing)
+    def forward(ctx, x: Tensor, rows: Tensor, exchange: Exchange):
+        ctx.exchange, group = exchange, exchange.group
+        gathering = _gather(x, group, "all_gather")
+        exchange.under_way = [gathering, _exchange(rows, group, exchange.sent, exchange.expected)]
+        return tuple(result for result, _ in exchange.under_way)
 
     @staticmethod
-    def backward(ctx, grad_gathered: Tensor, grad_rows: Tensor):
-        reducing = _reduce(grad_gathered, ctx.group)
-        passing = _exchange(grad_rows, ctx.group, ctx.expected, ctx.sent)
-        return _wait(*reducing), _wait(*passing), None, None, None
+    def backward(ctx, *_):
+        return *ctx.exchange.arrivals(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gathered: Tensor, received: Tensor, exchange: Exchange):
+        ctx.exchange = exchange
+        exchange.arrivals()
+        return gathered, received
+
+    @staticmethod
+    def backward(ctx, grad_gathered: Tensor, grad_received: Tensor):
+        exchange = ctx.exchange
+        group = exchange.group
+        reducing = _reduce(grad_gathered, group)
+        exchange.under_way = [reducing, _exchange(grad_received, group, exchange.expected, exchange.sent)]
+        # They reach `_Start`, whose own gradients are what is under way.
+        return grad_gathered, grad_received, None
 
 
 def _wait(result: Tensor, work) -> Tensor:

@@ -1,6 +1,5 @@
 """How the tokens of a sequence are dealt to the ranks that share it: arithmetic, no tensors of data."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,7 +53,7 @@ class ContextLayout:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """All segments in the order of the sequence; neighbours on one rank are one."""
+        """All segments in the order of the sequence."""
         sink, lag, chunks = self.chunking.sink_size, self.chunking.lag_size, self._num_chunks
         dealt = self._dealt()
         found, first = [], 0
@@ -81,13 +80,13 @@ class ContextLayout:
         counts = [least] * len(ranks)
         for index in order[:more]:
             counts[index] += 1
-        dealt: list[tuple[int, int]] = []
-        for rank, count in zip(ranks, counts, strict=True):
-            if count and dealt and dealt[-1][0] == rank:
-                dealt[-1] = rank, dealt[-1][1] + count
-            elif count:
-                dealt.append((rank, count))
-        return dealt
+        return [(rank, count) for rank, count in zip(ranks, counts, strict=True) if count]
+
+    @property
+    def waves(self) -> tuple[tuple[Segment, ...], ...]:
+        """The early segments, one on each rank, and the late ones, at most one on each."""
+        waves = self.segments[: self.size], self.segments[self.size :]
+        return tuple(wave for wave in waves if wave)
 
     def of_rank(self, rank: int) -> tuple[Segment, ...]:
         return tuple(segment for segment in self.segments if segment.rank == rank)
@@ -100,6 +99,10 @@ class ContextLayout:
         """Compact keys that come from a segment: the sink with the first, and what its chunks keep."""
         return (self.chunking.sink_size if segment.index == 0 else 0) + kept * segment.scored
 
-    def handovers(self) -> Iterator[tuple[Segment, Segment]]:
-        """Pairs of a segment and the next, which needs the last chunk before it."""
-        return zip(self.segments, self.segments[1:], strict=False)
+    def before(self, segment: Segment) -> Segment | None:
+        """The segment whose last chunk this one's first queries see; none before the first."""
+        return self.segments[segment.index - 1] if segment.index else None
+
+    def behind(self, segment: Segment) -> Segment | None:
+        """The segment whose first chunk ranks this one's last; none behind the last."""
+        return self.segments[segment.index + 1] if segment.index + 1 < len(self.segments) else None

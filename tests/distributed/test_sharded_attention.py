@@ -168,15 +168,15 @@ def under_autocast() -> tuple[float, int]:
     config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=DIM)
     sharded = ContextParallel(lrsa(lag_size=64), config, 1500, group)
     q, k, v, _ = (z.float() for z in inputs(6, 2, 1500))
-    sizes, pass_on = [], SequenceGroup.gather_and_pass_on
+    sizes, start = [], SequenceGroup.start
 
     def watched(group: SequenceGroup, x: torch.Tensor, *messages):
         sizes.append(x.itemsize)
-        return pass_on(group, x, *messages)
+        return start(group, x, *messages)
 
     with torch.autocast("cpu", torch.bfloat16):
         expected = fill.lrsa_attention(q, k, v, sharded.mode, layer_idx=0)[:, :, sharded.positions]
-        with patch.object(SequenceGroup, "gather_and_pass_on", watched):
+        with patch.object(SequenceGroup, "start", watched):
             own = (z[:, :, sharded.positions] for z in (q, k, v))
             out = sharded.attend(SimpleNamespace(layer_idx=0), *own, None).transpose(1, 2)
     return float((out - expected).abs().max()), sizes[0]

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lrsa_lightning.distributed import SPDDPStrategy, SPDeepSpeedStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.accelerator import NPUAccelerator
+from lrsa_lightning.npu.fabric import unbind_device
 from lrsa_lightning.npu.precision import on_npu
 
 
@@ -28,6 +29,15 @@ class OnNPU(Strategy):
             name = self.accelerator.name()
             raise InputError(f"{type(self).__name__} is for accelerator npu, not {name}: set trainer.accelerator: npu")
         super().setup_environment()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._random_state = torch.npu.get_rng_state(self.root_device)
+
+    def on_validation_end(self) -> None:
+        """Validation leaves training's random numbers alone: of devices, Lightning's sanity check isolates CUDA's."""
+        torch.npu.set_rng_state(self._random_state, self.root_device)
+        super().on_validation_end()
 
     @property
     def precision_plugin(self) -> Precision:
@@ -63,8 +73,7 @@ class OnNPUs(OnNPU):
 
     def setup_distributed(self) -> None:
         super().setup_distributed()
-        # Lightning binds the device. A later group of gloo, such as Lightning's own, would look for its part on it.
-        torch.distributed.group.WORLD.bound_device_id = None
+        unbind_device()
 
 
 class NPUDDPStrategy(OnNPUs, SPDDPStrategy):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Fabric
 
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.npu.fabric import make_fabric
 from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
@@ -41,7 +41,7 @@ class Evaluation:
         if options.precision not in (None, *_PRECISIONS):
             raise InputError(f"--precision {options.precision!r}: expected one of {', '.join(_PRECISIONS)}")
         tasks = chosen_tasks(options)
-        self._fabric = Fabric(devices=options.devices, accelerator="auto" if torch.cuda.is_available() else "cpu")
+        self._fabric = make_fabric(options.devices)
         self._fabric.launch()
         check_length(self._model.config, max(self._lengths), "--lengths")
         store = self._store()
@@ -121,7 +121,7 @@ class Evaluation:
 
     @property
     def _dtype(self) -> torch.dtype:
-        default = "bfloat16" if torch.cuda.is_available() else "float32"
+        default = "float32" if self._fabric.device.type == "cpu" else "bfloat16"
         return _PRECISIONS[self._options.precision or default]
 
     @cached_property

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lrsa_lightning.errors import InputError
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,19 @@ class Slot:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def make_slots(jobs: int | None = None, devices: list[str] | None = None) -> list[Slot]:
+def make_slots(jobs: int | None = None, devices: list[str] | None = None, kind: str = "cuda") -> list[Slot]:
     """One slot a device, or `jobs` of them with equal shares; without devices one slot.
 
     Args:
         jobs: number of slots; one a device, or one, when None.
-        devices: CUDA devices; those visible when None.
+        devices: names of the devices; those visible when None.
+        kind: cuda or npu, of the given devices.
 
     Raises:
         InputError: there are fewer devices than jobs, or they do not divide.
     """
-    devices = visible_devices() if devices is None else devices
+    if devices is None:
+        kind, devices = visible_devices()
     jobs = jobs or max(1, len(devices))
     if not devices:
         return [Slot("cpu" if jobs == 1 else f"cpu, {number} of {jobs}") for number in range(1, jobs + 1)]
@@ -39,13 +41,16 @@ def make_slots(jobs: int | None = None, devices: list[str] | None = None) -> lis
         raise InputError(f"--jobs {jobs}: {len(devices)} devices do not divide into so many; give a divisor")
     share = len(devices) // jobs
     groups = [",".join(devices[start : start + share]) for start in range(0, len(devices), share)]
-    return [Slot(f"cuda {group}", {VISIBLE: group}) for group in groups]
+    return [Slot(f"{kind} {group}", {VISIBLE[kind]: group}) for group in groups]
 
 
-def visible_devices() -> list[str]:
-    """CUDA's, as the environment names them or by number."""
+def visible_devices() -> tuple[str, list[str]]:
+    """NPUs where one can be used, else CUDA's, by the names that the environment gives them, or by number."""
     import torch
 
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    return (named or [str(number) for number in range(count)])[:count]
+    from lrsa_lightning.npu import NPUAccelerator
+
+    kind = "npu" if NPUAccelerator.is_available() else "cuda"
+    count = getattr(torch, kind).device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE[kind], "").split(",") if name.strip()]
+    return kind, (named or [str(number) for number in range(count)])[:count]

@@ -5,6 +5,7 @@ from lrsa_lightning.callbacks.end_together import EndTogether
 from lrsa_lightning.callbacks.loss_curve import LossCurve
 from lrsa_lightning.callbacks.metrics_file import MetricsFile
 from lrsa_lightning.callbacks.non_finite_loss import NonFiniteLoss
+from lrsa_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.callbacks.resumed_history import ResumedHistory
 from lrsa_lightning.callbacks.ruler_eval import RulerEval
@@ -19,6 +20,7 @@ __all__ = [
     "LossCurve",
     "MetricsFile",
     "NonFiniteLoss",
+    "OutOfMemoryAdvice",
     "ResumedHistory",
     "RulerEval",
     "SaveConfig",

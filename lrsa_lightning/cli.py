@@ -14,7 +14,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.callbacks import EndTogether, ResumedHistory, SaveConfig, StepProgress, StopOnSignal
+from lrsa_lightning.callbacks import (
+    EndTogether,
+    OutOfMemoryAdvice,
+    ResumedHistory,
+    SaveConfig,
+    StepProgress,
+    StopOnSignal,
+)
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
@@ -132,7 +139,8 @@ class LRSACLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=self._checkpoint is not None)]
+        resumes = self._checkpoint is not None
+        trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             asked = dump(self._parser(self.subcommand), self._asked)

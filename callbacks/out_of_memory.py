@@ -1,0 +1,54 @@
+"""What a run can do that ran out of a device's memory."""
+
+import logging
+import os
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+_SEGMENTS = "expandable_segments:True"
+_ALLOCATOR = {"cuda": "PYTORCH_CUDA_ALLOC_CONF", "npu": "PYTORCH_NPU_ALLOC_CONF"}
+
+
+class OutOfMemoryAdvice(Callback):
+    """Says how much of a device's memory was in use when it ran out, and which settings of the run would lower that.
+
+    The error goes on as it is. Each rank speaks for its own device.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        device = trainer.strategy.root_device
+        if device.type in _ALLOCATOR and is_out_of_memory(exception):
+            log.error("%s is out of memory: %s. To lower it: %s", device, _use(device), "; ".join(_ways(trainer)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also for torch_npu's releases that raise a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error)
+    )
+
+
+def _use(device: torch.device) -> str:
+    memory = torch.get_device_module(device)
+    figures = {
+        "GiB": memory.mem_get_info(device)[1],
+        "at the peak": memory.max_memory_allocated(device),
+        "reserved": memory.max_memory_reserved(device),
+    }
+    return ", ".join(f"{value / 2**30:.1f} {name}" for name, value in figures.items())
+
+
+def _ways(trainer: Trainer) -> list[str]:
+    """What the run does not do yet, the cheapest first."""
+    device = trainer.strategy.root_device.type
+    ways = []
+    if _SEGMENTS not in os.environ.get(_ALLOCATOR[device], ""):
+        ways.append(f"{_ALLOCATOR[device]}={_SEGMENTS}")
+    if not trainer.lightning_module.gradient_checkpointing:
+        ways.append("model.gradient_checkpointing: true")
+    if (rows := getattr(trainer.datamodule, "micro_batch_size", 1)) > 1:
+        ways.append(f"data.micro_batch_size: 1 instead of {rows}")
+    files = ("npu_zero2_sp2.yaml", "npu_zero3_sp2.yaml") if device == "npu" else ("zero2_sp2.yaml", "zero3_sp4.yaml")
+    return [*ways, f"more devices that share each sequence, as in configs/trainer/{files[0]} and {files[1]}"]

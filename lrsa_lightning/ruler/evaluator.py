@@ -243,7 +243,9 @@ def _untouched(model) -> Iterator[None]:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     modes = [(module, module.training) for module in model.modules()]
-    with isolate_rng():
+    # Of the devices, isolate_rng knows CUDA's alone.
+    devices = [] if model.device.type == "cpu" else [model.device]
+    with isolate_rng(), torch.random.fork_rng(devices, device_type=model.device.type):
         model.eval()
         try:
             yield

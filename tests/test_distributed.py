@@ -1,15 +1,13 @@
 """Two real processes (DDP over gloo): the same losses and RULER scores as one, and a resume with other ranks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lrsa_lightning.ruler.results import read_records
-from tests.runs import callback, command, kept_curve, losses
+from tests.processes import on_ranks
+from tests.runs import callback, kept_curve, losses
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +18,9 @@ def fit(arguments, in_tmp_path):
     arguments |= {"data.micro_batch_size": "1", "trainer.max_steps": "14", "trainer.callbacks": kept_curve()}
 
     def run(devices: int, step: int | None = None) -> dict[int, float]:
-        options = {**arguments, "trainer.devices": str(devices), "trainer.strategy": "ddp"}
-        if step is not None:
-            options["ckpt_path"] = f"runs/x/checkpoints/step={step}.ckpt"
-        # One thread a process: two processes that spin for the same cores take minutes.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        lrsa = Path(sys.executable).parent / "lrsa"
-        result = subprocess.run([lrsa, *command(options)], env=environment, capture_output=True, text=True, timeout=240)
-        assert result.returncode == 0, result.stderr
+        resumed = {} if step is None else {"ckpt_path": f"runs/x/checkpoints/step={step}.ckpt"}
+        for process in on_ranks(*[{**arguments, **resumed}] * devices):
+            assert process.status == 0, process.err
         return losses()
 
     return run

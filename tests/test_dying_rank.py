@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.interruptions import interruption
-from tests.processes import ROOT
 from tests.runs import command
 
+ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
 
 

@@ -1,10 +1,7 @@
 """A run that a signal ends, wherever it comes, goes on to the same curve and weights."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,9 @@ from lrsa_lightning.cli import main
 from tests.interruptions import SIGNALS, interruption
 from tests.processes import on_ranks
 from tests.runs import callback, command, losses, metrics
+from tests.warm import Run
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -151,14 +148,7 @@ def test_a_signal_to_the_whole_job_does_not_kill_the_workers_first(fit, argument
     fit(name="whole")
     entries = [interruption("SignalAtBatch", signal=name, batch=6, group=True), callback("Checkpoints")]
     options = {"trainer.max_steps": "8", "data.num_workers": "1", "trainer.callbacks": json.dumps(entries)}
-    result = subprocess.run(
-        [sys.executable, "-m", "lrsa_lightning.cli", *command({**arguments, **options})],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        start_new_session=True,
-    )
-    assert result.returncode == 128 + SIGNALS[name], result.stderr
+    ended = Run(command({**arguments, **options}), session=True).wait(timeout=60)
+    assert ended.status == 128 + SIGNALS[name], ended.err
     assert fit(ckpt_path="last") == 0
     assert_same_run("whole", "x")

@@ -2,19 +2,18 @@
 
 import json
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-import deepspeed  # noqa: F401  before the fork, so that the ranks need not
 import torch
 from lightning import Callback
 from torch import distributed as dist
 
 from lrsa_lightning.cli import LRSACLI
+from tests import warm
 from tests.distributed.ranks import on_ranks
+from tests.processes import free_port, place
 
 
 class KeepGradients(Callback):
@@ -65,14 +64,11 @@ class Fit:
 
 def fit(size: int, options: dict[str, str], tmp_path: Path, ckpt_path: str | None = None) -> Fit:
     """Runs a fit with these options on ``size`` ranks; the run's directory is tmp_path / runs / x."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    warm.up()
     # As under torchrun: Lightning then takes the processes as they are.
-    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0"}
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    torchrun = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", **place(0, size, free_port())}
     os.chdir(tmp_path)
-    with patch.dict(os.environ, torchrun | place):
+    with patch.dict(os.environ, torchrun):
         # Read once, before the fork: of so small a run it is most of the time.
         options = {**options, "trainer.devices": str(size)}
         cli = LRSACLI([f"--{key}={value}" for key, value in options.items()], run=False)

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from lightning import Callback
+
+from tests.processes import on_lines
 
 
 def zero(stage: int, **arguments) -> str:
@@ -16,15 +19,32 @@ def zero(stage: int, **arguments) -> str:
 
 
 def lrsa(*arguments: str, fails: bool = False) -> str:
-    """Runs the command to its end, and returns what it said."""
+    """Runs the command to its end, each of its devices in a process that torchrun might have started.
+
+    Returns:
+        what the processes said on stderr.
+    """
+    ended = on_lines([[*arguments]] * _devices(arguments), timeout=120)
+    said = "".join(process.err for process in ended)
+    assert any(process.status for process in ended) == fails, said
+    return said
+
+
+def launched(*arguments: str) -> None:
+    """Runs the installed command to its end; it starts the processes of its devices itself."""
     executable = Path(sys.executable).parent / "lrsa"
-    tests = {"PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "offline"}
-    environment = {**os.environ, **tests, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    tests = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(
-        [executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [executable, *arguments], env=os.environ | tests, capture_output=True, text=True, timeout=240, check=False
     )
-    assert (result.returncode != 0) == fails, result.stderr
-    return result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+def _devices(arguments: tuple[str, ...]) -> int:
+    options = dict(word.removeprefix("--").split("=", 1) for word in arguments[1:])
+    if "trainer.devices" not in options:
+        options |= {"trainer.devices": yaml.safe_load(Path(options["config"]).read_text())["trainer"]["devices"]}
+    return int(options["trainer.devices"])
 
 
 def callback(name: str, **arguments) -> dict:

@@ -10,6 +10,11 @@ class NPUMixedPrecision(MixedPrecision):
     """bf16-mixed and 16-mixed under ``torch.autocast("npu")``."""
 
     def __init__(self, precision: Literal["16-mixed", "bf16-mixed"], scaler: GradScaler | None = None):
+        if precision == "16-mixed" and scaler is None:
+            from torch_npu.npu.amp import GradScaler as NPUGradScaler
+
+            # torch's own inverts the scale in float64, and does not read the overflow flags of older chips.
+            scaler = NPUGradScaler()
         super().__init__(precision, "npu", scaler)
 
     def clip_gradients(self, optimizer, clip_val=0.0, gradient_clip_algorithm="norm") -> None:

@@ -63,6 +63,12 @@ def test_losses_of_the_cpu_in_four_precisions(precision, dtype, tolerance):
     assert next(module.parameters()).device.type == "cpu"  # Lightning's teardown brought it back
 
 
+def test_float16_scales_its_loss():
+    """Lightning makes a scaler for CUDA, which is off where there is none."""
+    _, trainer = fit(precision="16-mixed", max_steps=1)
+    assert trainer.precision_plugin.scaler.get_scale() == 2**16
+
+
 def test_the_device_that_was_asked_for():
     _, trainer = fit(devices=[1], max_steps=1)
     assert trainer.strategy.root_device == torch.device("npu", 1)

@@ -30,8 +30,8 @@ const char *aclGetRecentErrMsg(void) { return NULL; }
 void aclAppLog(int level, const char *function, const char *file, uint32_t line, const char *format, ...) {}
 // An ability of a device, such as its number of cores.
 aclError aclGetDeviceCapability(uint32_t device, int info, int64_t *value) { *value = 24; return SUCCESS; }
-// Whether the installed CANN has an ability; 0 where it has not.
-aclError aclGetCannAttribute(int attribute, int32_t *value) { *value = 0; return SUCCESS; }
+// Whether CANN has an ability on this chip: 0 infinities and NaN, 1 bfloat16, 2 compilation as operators come.
+aclError aclGetCannAttribute(int attribute, int32_t *value) { *value = attribute < 2; return SUCCESS; }
 // The version of an installed package.
 struct cann_version { char version[128], major[64], minor[64], release[64], patch[64], reserved[128]; };
 aclError aclsysGetCANNVersion(int package, struct cann_version *version) {

@@ -21,7 +21,8 @@ def on_npu(arguments) -> dict[str, str]:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
 def test_names_of_yaml(on_npu, precision):
-    cli = LRSACLI(command(on_npu | {"trainer.precision": precision}))
+    """With a worker that was forked and stays off the device."""
+    cli = LRSACLI(command(on_npu | {"trainer.precision": precision, "data.num_workers": "1"}))
     assert len(losses()) == 2
     assert cli.trainer.strategy.root_device.type == "npu"
     assert isinstance(cli.trainer.precision_plugin, NPUMixedPrecision) == ("mixed" in precision)

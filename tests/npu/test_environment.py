@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from lrsa_lightning.distributed import deepspeed
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu import environment
+from lrsa_lightning.npu import environment, strategies
 
 
 def test_importing_the_package_leaves_torch_npu_alone():
@@ -46,3 +47,12 @@ def test_visible_devices_out_of_order(visible):
 @pytest.mark.parametrize("visible", [None, "0", "2,5"])
 def test_visible_devices_in_order(visible):
     environment.check_visible_devices(visible)
+
+
+def test_deepspeed_is_told_its_device_before_torch_npu_is_there(monkeypatch):
+    """DeepSpeed would choose by what is installed, and other code of ours by what is imported."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(strategies, "find_spec", lambda name: object())
+    monkeypatch.setattr(deepspeed, "_device_type", lambda: "cpu")
+    strategies.NPUDeepSpeedStrategy(stage=2)
+    assert os.environ["DS_ACCELERATOR"] == "npu"

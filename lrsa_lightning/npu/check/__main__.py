@@ -27,6 +27,7 @@ ITEMS: tuple[Callable[[Settings], dict], ...] = (
     kernels.merged_gradients,
     kernels.lrsa_attention,
     kernels.attention_at_length,
+    kernels.fused_layers,
     kernels.optimizer,
     kernels.random_numbers,
     runs.collectives,

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
@@ -189,6 +189,38 @@ def _measure(function, inputs) -> dict:
     torch.npu.synchronize()
     gib = (torch.npu.max_memory_allocated() - before) / 2**30
     return {"milliseconds": round((perf_counter() - start) * 1e3, 2), "peak_gib": round(gib, 3)}
+
+
+def fused_layers(settings: Settings) -> dict:
+    """RMSNorm, SwiGLU and rotary embedding, outputs and gradients."""
+    import torch_npu
+
+    def rms_norm(x, weight):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+
+    def swiglu(x):
+        gate, up = x.chunk(2, dim=-1)
+        return silu(gate) * up
+
+    def rotary(x, cos, sin):
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    x, angles = (
+        random(2, 4, settings.size(500, 20), 64),
+        [random(2, 1, settings.size(500, 20), 64, seed=s) for s in (1, 2)],
+    )
+    errors = {}
+    for plain, fused, inputs in (
+        (rms_norm, lambda *z: torch_npu.npu_rms_norm(*z, 1e-6)[0], [x, random(64, seed=3)]),
+        (swiglu, torch_npu.npu_swiglu, [x]),
+        (rotary, torch_npu.npu_rotary_mul, [x, *angles]),
+    ):
+        expected = _with_gradients(plain, inputs)
+        got = _with_gradients(fused, [z.to("npu", torch.bfloat16) for z in inputs])
+        name = plain.__name__
+        errors[name] = max(error_of(name, a, b, _BF16) for a, b in zip(got, expected, strict=True))
+    return errors
 
 
 def optimizer(settings: Settings) -> dict:

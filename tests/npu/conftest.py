@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import QUIET, TINY_MODEL, sample_rows, write_jsonl
 from tests.runs import callback, command
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "trainer"
 WHY = "needs torch_npu on stand-in CANN libraries: make test-npu"
 
 
@@ -64,9 +65,12 @@ KINDS = {
         "trainer.devices": "2",
     },
 }
-for _stage, _size in ((1, 1), (2, 2), (3, 2)):  # under ZeRO-2 and 3 both ranks share each sequence
-    _zero = plugin("NPUDeepSpeedStrategy", stage=_stage, sequence_parallel={"size": _size})
-    KINDS[f"npu_zero{_stage}"] = {**KINDS["npu_ddp"], "trainer.strategy": _zero}
+KINDS["npu_zero1"] = {**KINDS["npu_ddp"], "trainer.strategy": plugin("NPUDeepSpeedStrategy", stage=1)}
+for _kind in ("ulysses", "context"):
+    _strategy = plugin("NPUDDPStrategy", sequence_parallel={"size": 2, "kind": _kind})
+    KINDS[f"npu_ddp_{_kind}"] = {**KINDS["npu_ddp"], "trainer.strategy": _strategy}
+for _stage in (2, 3):  # as users run them, and both ranks share each sequence
+    KINDS[f"npu_zero{_stage}"] = {"config": str(CONFIGS / f"npu_zero{_stage}_sp2.yaml"), "trainer.devices": "2"}
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +80,7 @@ def run_of(run_arguments) -> Callable[[str], Path]:
     def run(kind: str) -> Path:
         directory = Path(run_arguments["runs_dir"]) / kind
         if not directory.exists():
-            lrsa(*command({**run_arguments, "run_name": kind, **KINDS[kind]}))
+            lrsa(*command({**KINDS[kind], **run_arguments, "run_name": kind}))
         return directory
 
     return run

@@ -1,9 +1,9 @@
 """Greedy generation under any attention mode: chunked prefill through the mode's cache, then decoding.
 
-Shape suffixes: B batch, N prompt tokens, T new tokens, V vocabulary.
+Shape suffixes: B batch, N prompt tokens, n those of a piece, T new tokens, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,21 +72,9 @@ class Prompt:
         self._next_B = self._prefill(input_ids, lengths, num_pieces)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
-        # Needs no mask: padding on the right is seen by padding alone.
-        last_hidden, start = [None] * len(lengths), 0
-        for piece in input_ids.tensor_split(num_pieces, dim=1):
-            stop = start + piece.shape[1]
-            hidden_BND = self._model.get_decoder()(
-                input_ids=piece,
-                position_ids=torch.arange(start, stop, device=piece.device).unsqueeze(0),
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state
-            for row, length in enumerate(lengths):
-                if start < length <= stop:
-                    last_hidden[row] = hidden_BND[row, length - 1 - start]
-            start = stop
-        return self._model.get_output_embeddings()(torch.stack(last_hidden)).argmax(dim=-1)
+        pieces = prefill(self._model, self.cache, input_ids, num_pieces)
+        last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
+        return self._model.get_output_embeddings()(last_BD).argmax(dim=-1)
 
     def decode(self, max_new_tokens: int, ends: Sequence[int] = (), early_end: bool = True) -> Tensor:
         """Greedy continuation, int64 [B, T]; once only.
@@ -122,6 +110,41 @@ class Prompt:
         ).last_hidden_state
         self._positions_B1 = self._positions_B1 + 1
         return self._model.get_output_embeddings()(hidden_B1D[:, -1]).argmax(dim=-1)
+
+
+def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[int, Tensor]]:
+    """Feeds right-padded prompts to an empty cache in so many forward passes.
+
+    Needs no mask: padding on the right is seen by padding alone.
+
+    Args:
+        model: a transformers causal decoder with the cache's mode installed.
+        cache: the mode's.
+        input_ids: int64 [B, N].
+        num_pieces: forward passes.
+
+    Yields:
+        position of each piece's first token, and its last hidden states [B, n, D].
+    """
+    start = 0
+    for piece in input_ids.tensor_split(num_pieces, dim=1):
+        positions = torch.arange(start, start + piece.shape[1], device=piece.device).unsqueeze(0)
+        decoder = model.get_decoder()
+        yield (
+            start,
+            decoder(input_ids=piece, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state,
+        )
+        start += piece.shape[1]
+
+
+def hidden_states(pieces: Iterator[tuple[int, Tensor]], spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Of each row the hidden states from one position to another, [stop - start, D], out of what `prefill` yields."""
+    found = [[] for _ in spans]
+    for first, hidden_BnD in pieces:
+        for row, (start, stop) in enumerate(spans):
+            # A copy: a view would hold the whole piece.
+            found[row].append(hidden_BnD[row, max(0, start - first) : max(0, stop - first)].clone())
+    return [torch.cat(parts) for parts in found]
 
 
 def _checked(lengths: Sequence[int] | None, input_ids: Tensor) -> list[int]:

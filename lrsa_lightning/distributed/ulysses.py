@@ -47,7 +47,7 @@ class Ulysses(ShardedAttention):
         copies = max(1, self.group.size // k_BGnD.shape[1])
         k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
         q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
-        layer = _LayerOfHeads(module, q.shape[1] // k.shape[1])
+        layer = LayerOfHeads(module, q.shape[1] // k.shape[1])
         out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **_whole(kwargs))
         return self._heads_for_tokens(out_BNhD)
 
@@ -68,7 +68,7 @@ class Ulysses(ShardedAttention):
         return from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
-class _LayerOfHeads:
+class LayerOfHeads:
     """An attention layer as its attention function sees it, with the rank's ratio of query to KV heads."""
 
     def __init__(self, module, num_key_value_groups: int):

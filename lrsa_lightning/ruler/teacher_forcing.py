@@ -1,4 +1,4 @@
-"""The references' likelihood in one forward pass: the cheap check of a model in training.
+"""The references' likelihood without decoding: the cheap check of a model in training.
 
 Shape suffixes: B batch, N tokens, D hidden size, A answer tokens of a row, V vocabulary.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lrsa_lightning.generation import hidden_states, prefill
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,14 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_force(
-    model, mode, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], width: int
+    model,
+    mode,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    width: int,
+    num_pieces: int | None = None,
 ) -> list[TeacherForced]:
-    """Rates each answer behind its prompt, in one forward pass under the mode's training mask.
+    """Rates each answer behind its prompt.
 
     Args:
         model: a transformers causal decoder. Its installed mode is the same again afterwards.
@@ -35,22 +42,27 @@ def teacher_force(
         prompts: token ids of each row.
         answers: token ids of each row's reference.
         width: tokens that every row is padded to on the right, at least; one width means one compiled kernel.
+        num_pieces: forward passes through the mode's cache; when None a single one, under its training mask.
     """
     rows = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(width, *map(len, rows))
     input_ids_BN = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows]).to(model.device)
+    # A position predicts the token behind it.
+    spans = [(len(prompt) - 1, len(row) - 1) for prompt, row in zip(prompts, rows, strict=True)]
     with mode.installed(model):
-        hidden_BND = model.get_decoder()(
-            input_ids=input_ids_BN,
-            position_ids=torch.arange(width, device=model.device).unsqueeze(0),
-            use_cache=False,
-        ).last_hidden_state
+        if num_pieces is None:
+            pieces = iter([(0, _last_hidden(model, input_ids_BN))])
+        else:
+            pieces = prefill(model, mode.make_cache(model.config), input_ids_BN, num_pieces)
         head = model.get_output_embeddings()
-        # A position predicts the token behind it.
-        return [
-            _rate(head(hidden_ND[len(prompt) - 1 : len(prompt) + len(answer) - 1]), answer)
-            for hidden_ND, prompt, answer in zip(hidden_BND, prompts, answers, strict=True)
-        ]
+        hidden_of_rows = hidden_states(pieces, spans)
+        return [_rate(head(hidden_AD), answer) for hidden_AD, answer in zip(hidden_of_rows, answers, strict=True)]
+
+
+def _last_hidden(model, input_ids_BN: Tensor) -> Tensor:
+    positions_1N = torch.arange(input_ids_BN.shape[1], device=model.device).unsqueeze(0)
+    decoder = model.get_decoder()
+    return decoder(input_ids=input_ids_BN, position_ids=positions_1N, use_cache=False).last_hidden_state
 
 
 def _rate(logits_AV: Tensor, answer: Sequence[int]) -> TeacherForced:

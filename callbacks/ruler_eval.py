@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks.stop_on_signal import heed_signals
 from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.sources import Sources
 
@@ -42,6 +43,7 @@ class RulerEval(Callback):
         sink_size: int = 16,
         batch_size: int = 8,
         prefill_chunk_size: int = 4096,
+        sequence_parallel: Literal["auto", "always", "never"] = "auto",
         template: TemplateName | None = None,
         sources: Sources | None = None,
         skip_missing: bool = False,
@@ -63,6 +65,9 @@ class RulerEval(Callback):
             sink_size: sink of the compressed cache.
             batch_size: prompts decoded together.
             prefill_chunk_size: prompt tokens a forward pass.
+            sequence_parallel: whether ranks that share sequences in training score samples together, each with the
+                cache of its share of the heads, or each its own samples, which is faster: auto shares where the cache
+                of a batch is larger than what is free on a device.
             template: base or chatml; data.template when None.
             sources: files some tasks are made from: essays, squad, hotpotqa, english_words.
             skip_missing: leave tasks out whose file was not given, instead of an error.
@@ -80,23 +85,27 @@ class RulerEval(Callback):
         self.sink_size = sink_size
         self.batch_size = batch_size
         self.prefill_chunk_size = prefill_chunk_size
+        self.sequence_parallel = sequence_parallel
         self.template = template
         self.sources = sources or Sources()
         self.skip_missing = skip_missing
         self.official_compat = official_compat
         self.seed = seed
         self._evaluator = None
+        self._sharing = None
         self._checked_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the samples, on one process of a node, or reads them.
 
         Raises:
-            InputError: an unknown task, a file that is missing, or a length that its text does not fit.
+            InputError: an unknown task, a file that is missing, a length that its text does not fit, or heads that
+                the ranks cannot share.
         """
         from lrsa_lightning.pretrained import check_length, load_config
         from lrsa_lightning.ruler.evaluator import RulerEvaluator, answer_ends
         from lrsa_lightning.ruler.samples import SampleSettings
+        from lrsa_lightning.ruler.sharing import Sharing
         from lrsa_lightning.ruler.store import SampleStore
         from lrsa_lightning.ruler.tasks import light_tasks, possible_tasks
 
@@ -105,6 +114,9 @@ class RulerEval(Callback):
         lengths = self.lengths or sorted({min(_CONTROL_LENGTH, data.seq_len), data.seq_len})
         config = load_config(pl_module.name_or_path, pl_module.from_config, pl_module.rope_parameters)
         check_length(config, max(lengths), "RulerEval.lengths")
+        shares = isinstance(trainer.strategy, SequenceParallelStrategy)
+        size = trainer.strategy.sequence_parallel.size if shares else 1
+        self._sharing = Sharing(self.sequence_parallel, size, config)
         tasks = light_tasks(self.sources) if self.tasks is None else self.tasks
         tasks = possible_tasks(tasks, self.sources, self.skip_missing)
         settings = SampleSettings(self.seed, template, self.sources, self.official_compat)
@@ -167,21 +179,22 @@ class RulerEval(Callback):
             self._check(trainer, pl_module, at_end=True)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool) -> None:
-        from lrsa_lightning.ruler.evaluator import Share
         from lrsa_lightning.ruler.results import cell_scores, metrics
+        from lrsa_lightning.ruler.sharing import Share
 
         if not self._evaluator.samples:
             return
         self._checked_step = trainer.global_step
         generation = self.generation == "always" or (self.generation == "ends" and at_end)
         left_out, records = dict.fromkeys(self._evaluator.cells), []
-        share = Share.of_process_group()
+        share, together = Share.of_process_group(), self._sharing.shares(self._evaluator, pl_module.model)
         with (
             trainer.precision_plugin.forward_context(),
-            _progress(trainer, self._evaluator.num_batches(share)) as advance,
+            _progress(trainer, self._evaluator.num_batches(share, together)) as advance,
         ):
             stop = self._out_of_time(trainer)
-            batches = self._evaluator.evaluate(pl_module.model, generation, share=share, stop=stop)
+            shares = {"share": share, "together": together}
+            batches = self._evaluator.evaluate(pl_module.model, generation, **shares, stop=stop)
             while batch := pl_module.as_forward(lambda: next(batches, None)):
                 records += batch
                 left_out.pop(batch[0].cell, None)

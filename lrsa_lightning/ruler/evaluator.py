@@ -5,58 +5,22 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
-from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.distributed.head_parallel import whole_cache_bytes
 from lrsa_lightning.generation import Prompt
-from lrsa_lightning.ruler.results import Record
+from lrsa_lightning.ruler.results import CellName, Record
 from lrsa_lightning.ruler.scoring import match_all
+from lrsa_lightning.ruler.sharing import Share
 from lrsa_lightning.ruler.tasks import find_task
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of the samples this process scores, of several that each make the same forward passes.
-
-    Attributes:
-        rank: of this process.
-        world_size: number of processes.
-        gather: this process's records -> those of all of them, in each process.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    gather: Callable[[list[Record]], list[Record]] = list
-
-    @classmethod
-    def of_process_group(cls) -> "Share":
-        """One share for each process of torch.distributed's group; everything where there is none."""
-        if not torch.distributed.is_initialized():
-            return cls()
-
-        def gather(records: list[Record]) -> list[Record]:
-            of_ranks: list[list[Record]] = [[]] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(of_ranks, records)
-            return [record for column in zip_longest(*of_ranks) for record in column if record is not None]
-
-        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), gather)
-
-    def deal(self, samples: Sequence[Row]) -> tuple[list[Row], int]:
-        """This process's samples, as many as any other's has, and how many of them are its own.
-
-        A process with fewer gets some a second time, which nobody counts.
-        """
-        mine = list(samples[self.rank :: self.world_size])
-        most = -(-len(samples) // self.world_size)
-        return mine + list(samples[: most - len(mine)]), len(mine)
 
 
 @dataclass
@@ -114,14 +78,27 @@ class RulerEvaluator:
         self._end_tokens = {*end_tokens, tokenizer.eos_token_id} - {None}
 
     @property
-    def cells(self) -> list[tuple[str, int, str]]:
+    def cells(self) -> list[CellName]:
         """Task, length and budget of all there is to score, in order."""
         return [(task, length, budget) for task, length in self.samples for budget in (*self._budgets, *self._modes)]
 
-    def num_batches(self, share: Share) -> int:
+    def num_batches(self, share: Share, together: Mapping[CellName, Share] = MappingProxyType({})) -> int:
         """Batches of an evaluation, in each process."""
-        sizes = [-(-len(self.samples[task, length]) // share.world_size) for task, length, _ in self.cells]
-        return sum(-(-size // self.batch_size) for size in sizes)
+        return sum(-(-self._most_samples(cell, together.get(cell, share)) // self.batch_size) for cell in self.cells)
+
+    def _most_samples(self, cell: CellName, share: Share) -> int:
+        """Samples of a cell that each process scores."""
+        return -(-len(self.samples[cell[:2]]) // share.world_size)
+
+    def cache_bytes(self, cell: CellName, model, share: Share) -> int:
+        """Bytes of the cache of a batch, all prompts of which have the cell's length, over all layers and heads."""
+        (_, length, budget), config = cell, model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        rule = self.mode(length, budget).context_rule(length, 1)
+        layers = range(config.num_hidden_layers)
+        held = [length if rule is None else rule.chunking(layer).stored_len(length) for layer in layers]
+        rows = min(self.batch_size, self._most_samples(cell, share))
+        return rows * sum(held) * 2 * config.num_key_value_heads * head_dim * model.dtype.itemsize
 
     def mode(self, length: int, budget: str) -> AttentionMode:
         """The attention a budget is measured with, whatever the model was trained with."""
@@ -142,6 +119,7 @@ class RulerEvaluator:
         share: Share | None = None,
         done: Collection[tuple[str, str]] = (),
         stop: Callable[[], bool] = lambda: False,
+        together: Mapping[CellName, Share] = MappingProxyType({}),
     ) -> Iterator[list[Record]]:
         """Yields the records of each batch; leaves attention, train modes, random state and memory as they were.
 
@@ -152,9 +130,11 @@ class RulerEvaluator:
             share: what this process scores of it.
             done: ids and budgets of samples to leave out; the same in all processes.
             stop: asked before each task, length and budget, in all processes; ends the evaluation.
+            together: its share of the cells that groups of ranks score together.
         """
-        share = share or Share()
-        for task, length, budget in self.cells:
+        alone = share or Share()
+        for cell in self.cells:
+            (task, length, budget), share = cell, together.get(cell, alone)
             samples = [row for row in self.samples[task, length] if (row["id"], budget) not in done]
             if not samples:
                 continue
@@ -171,13 +151,16 @@ class RulerEvaluator:
         self, model, budget: str, batch: list[Row], generation: bool, teacher_forcing: bool, share: Share
     ) -> list[Record]:
         task, length = batch[0]["task"], batch[0]["max_length"]
-        mode, found = self.mode(length, budget), [{} for _ in batch]
+        mode, found = share.spread(self.mode(length, budget), model.config), [{} for _ in batch]
         prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
         if teacher_forcing:
             with self.stopwatch.time("teacher forcing", model.device):
-                found = [f | r for f, r in zip(found, self._rate(model, mode, prompts, batch, length), strict=True)]
+                pieces = None if share.group is None else self._pieces(length)
+                rated = self._rate(model, mode, prompts, batch, pieces)
+                found = [f | r for f, r in zip(found, rated, strict=True)]
         if generation:
-            answers = self._answer(model, mode, prompts, task, self._num_pieces(length, share))
+            pieces = None if share.world_size == 1 else self._pieces(length)
+            answers = self._answer(model, mode, prompts, task, pieces)
             found = [
                 f | a | _score_prediction(task, a["prediction"], row["outputs"])
                 for f, a, row in zip(found, answers, batch, strict=True)
@@ -187,9 +170,11 @@ class RulerEvaluator:
             for row, values in zip(batch, found, strict=True)
         ]
 
-    def _rate(self, model, mode: AttentionMode, prompts: list[list[int]], batch: list[Row], length: int) -> list[dict]:
+    def _rate(
+        self, model, mode: AttentionMode, prompts: list[list[int]], batch: list[Row], num_pieces: int | None
+    ) -> list[dict]:
         answers = [self._ids(row["answer"]) for row in batch]
-        rated = teacher_force(model, mode, prompts, answers, width=length)
+        rated = teacher_force(model, mode, prompts, answers, batch[0]["max_length"], num_pieces)
         return [{"nll": answer.nll, "exact_match": answer.exact_match} for answer in rated]
 
     def _answer(
@@ -198,19 +183,19 @@ class RulerEvaluator:
         """Predictions and bytes of the caches; with ``num_pieces`` the number of forward passes is fixed."""
         rows, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        pieces = num_pieces or -(-max(lengths) // self._prefill_chunk_size)
+        pieces = num_pieces or self._pieces(max(lengths))
         with mode.installed(model):
             with self.stopwatch.time("prefill", model.device):
                 prompt = Prompt(model, input_ids, lengths, mode, pieces)
-            num_bytes = cache_bytes(prompt.cache) // len(rows)
+            num_bytes = whole_cache_bytes(prompt.cache) // len(rows)
             with self.stopwatch.time("decoding", model.device):
                 limit, ends = find_task(task).tokens_to_generate, sorted(self._end_tokens | _model_ends(model))
                 new = prompt.decode(limit, ends, early_end=num_pieces is None)
         texts = self._tokenizer.batch_decode(_until_end(new.tolist(), ends), skip_special_tokens=True)
         return [{"prediction": text, "kv_bytes": num_bytes} for text in texts]
 
-    def _num_pieces(self, length: int, share: Share) -> int | None:
-        return None if share.world_size == 1 else -(-length // self._prefill_chunk_size)
+    def _pieces(self, length: int) -> int:
+        return -(-length // self._prefill_chunk_size)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,15 +1,30 @@
 """RULER's checks and validation while weights and sequences are shared: the scores of one process."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lightning import Callback
+from torch import distributed as dist
 
+from lrsa_lightning.ruler import evaluator
 from lrsa_lightning.ruler.results import Record, read_records
+from lrsa_lightning.ruler.tasks import find_task
 from tests.distributed.fits import fit, strategy
 from tests.runs import callback
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
+
+
+class CountCollectives(Callback):
+    """Writes how many collectives this process took part in, in each of its groups."""
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        # torch counts them itself, to tell which one hangs.
+        groups = dist.distributed_c10d._world.pg_map
+        counts = [group._get_sequence_number_for_group() for group in groups]
+        Path(f"collectives-{trainer.global_rank}").write_text(json.dumps(counts))
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +32,18 @@ def of_one_process() -> dict:
     return {}
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch):
+    """Of the task's 128 tokens 12: gloo gathers the weights for each anew. Ranks are forked, and find it so."""
+    monkeypatch.setattr(evaluator, "find_task", lambda name: replace(find_task(name), tokens_to_generate=12))
+
+
 @pytest.fixture
 def evaluate(arguments, tmp_path, train_file):
     """A step of training with a RULER check before and after, and a validation; the records and the validation loss."""
-    samples = {"tasks": ["niah_single_1"], "lengths": [512], "budgets": [0.5], "num_samples": 3}
-    ruler = callback("RulerEval", **samples, generation="always")
+    samples = {"tasks": ["niah_single_1"], "lengths": [512], "budgets": [1.0, 0.5], "num_samples": 3}
     options = {
         **arguments,
-        "trainer.callbacks": json.dumps([ruler]),
         "trainer.max_steps": "1",
         "trainer.val_check_interval": "1",
         "trainer.check_val_every_n_epoch": "null",
@@ -32,10 +51,33 @@ def evaluate(arguments, tmp_path, train_file):
         "data.micro_batch_size": "1",
     }
 
-    def run(size: int, chosen: dict[str, str]) -> tuple[list[Record], list[float]]:
-        found = fit(size, options | chosen, tmp_path)
+    def run(size: int, chosen: dict[str, str], **of_ruler) -> tuple[list[Record], list[float]]:
+        ruler = callback("RulerEval", **samples, generation="always", **of_ruler)
+        callbacks = [ruler] + [{"class_path": "tests.distributed.test_evaluation.CountCollectives"}] * (size > 1)
+        found = fit(size, options | chosen | {"trainer.callbacks": json.dumps(callbacks)}, tmp_path)
         records = [read_records(path) for path in sorted(Path("runs/x/ruler").glob("step-*.jsonl"))]
         return [record for of_step in records for record in of_step], found.curve("val/loss")
+
+    return run
+
+
+@pytest.fixture
+def compare(evaluate, of_one_process):
+    """Scores and validation of several ranks with those of one process; the collectives of each rank."""
+
+    def run(size: int, chosen: dict[str, str], **of_ruler) -> list[list[int]]:
+        if not of_one_process:
+            of_one_process["records"], of_one_process["loss"] = evaluate(1, {})
+        records, loss = evaluate(size, chosen, **of_ruler)
+        assert len(records) == 2 * 2 * 3
+        expected = of_one_process["records"]
+        assert [(r.id, r.budget, r.prediction) for r in records] == [(r.id, r.budget, r.prediction) for r in expected]
+        assert [r.nll for r in records] == pytest.approx([r.nll for r in expected], rel=1e-4)
+        assert all(r.kv_bytes > 0 for r in records)
+        # It runs after each micro-batch, the last time after the step.
+        assert loss[-1] == pytest.approx(of_one_process["loss"][-1], rel=1e-5)
+        assert loss[-1] < loss[0]
+        return [json.loads(Path(f"collectives-{rank}").read_text()) for rank in range(size)]
 
     return run
 
@@ -49,14 +91,17 @@ def evaluate(arguments, tmp_path, train_file):
     ],
     ids=["zero2-ulysses", "fsdp2-context", "zero3-2x2"],
 )
-def test_scores_and_validation_are_those_of_one_process(evaluate, of_one_process, size, chosen):
-    if not of_one_process:
-        of_one_process["records"], of_one_process["loss"] = evaluate(1, {})
-    records, loss = evaluate(size, chosen)
-    assert len(records) == 2 * 3
-    expected = of_one_process["records"]
-    assert [(r.id, r.budget, r.prediction) for r in records] == [(r.id, r.budget, r.prediction) for r in expected]
-    assert [r.nll for r in records] == pytest.approx([r.nll for r in expected], rel=1e-4)
-    # It runs after each micro-batch, the last time after the step.
-    assert loss[-1] == pytest.approx(of_one_process["loss"][-1], rel=1e-5)
-    assert loss[-1] < loss[0]
+def test_scores_and_validation_are_those_of_one_process(compare, size, chosen):
+    first, *others = compare(size, chosen)
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero3", "fsdp2"])
+@pytest.mark.parametrize(("size", "degree"), [(2, 2), (4, 2), (4, 4)])
+def test_ranks_that_score_together_make_the_same_collectives_and_find_the_same(compare, name, size, degree):
+    """Of four ranks each two hold copies of a KV head; groups of two score three samples, one of them twice."""
+    first, *others = compare(size, strategy(name, degree, "context"), sequence_parallel="always", batch_size=1)
+    assert all(other == first for other in others)
+    forward_passes = 1 + 1 + 11  # of a batch: a piece of the reference, one of the prompt, and steps
+    batches = 2 * 2 * -(-3 // (size // degree))  # of two checks and two budgets
+    assert first[-1] == 2 * forward_passes * batches  # a gather a layer

@@ -14,6 +14,7 @@ IMPORTS = (
     "lrsa_lightning.pretrained",
     "datasets",
     "matplotlib.pyplot",
+    "omegaconf",
     "setuptools",
     "wandb",
     "transformers.models.qwen2.modeling_qwen2",
@@ -22,6 +23,7 @@ IMPORTS = (
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.engine",
     "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage_1_and_2",
 )
 

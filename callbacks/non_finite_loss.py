@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
+from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.rank_guard import name_ranks
 
@@ -23,7 +24,8 @@ class NonFiniteLoss(Callback):
     The devices tell each other once an optimizer step, before it is taken: one small collective, and the one time that
     the callback waits for the device. A run that stops saves the state after its last whole step, so that
     `--ckpt_path last` comes to the same step again. A step that is left out counts as one: data and learning rate go
-    on; ``train/skipped_steps`` counts them. DeepSpeed keeps the gradients to itself: there the loss alone is looked at.
+    on; ``train/skipped_steps`` counts them. DeepSpeed keeps the gradients to itself: there the loss alone is looked at,
+    and gradients that are not finite it drops by itself, without a word.
     """
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop", most: int = 10):
@@ -46,12 +48,13 @@ class NonFiniteLoss(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """
         Raises:
-            InputError: DeepSpeed, whose engine steps by itself, is asked to leave steps out.
+            InputError: DeepSpeed's engine, which steps by itself, runs without the strategy that can leave steps out.
         """
-        if self.policy == "skip" and isinstance(trainer.precision_plugin, DeepSpeedPrecision):
+        is_deepspeed = isinstance(trainer.precision_plugin, DeepSpeedPrecision)
+        if self.policy == "skip" and is_deepspeed and not isinstance(trainer.strategy, ZeroStrategy):
             raise InputError(
-                "NonFiniteLoss.policy skip is not to be had under DeepSpeed, whose engine takes its steps by itself: "
-                "set it to stop, or give another trainer.strategy"
+                "NonFiniteLoss.policy skip is not to be had under Lightning's DeepSpeed strategy, whose engine takes "
+                "its steps by itself: set it to stop, or trainer.strategy to sp_deepspeed"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +92,10 @@ class NonFiniteLoss(Callback):
         return ""
 
     def _skip(self, trainer: Trainer, optimizer, fault: str) -> None:
-        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left as it is
+        if isinstance(trainer.strategy, ZeroStrategy):
+            trainer.strategy.leave_out_step()
+        else:
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left as it is
         self._skipped += 1
         if trainer.is_global_zero:
             log.warning("step %d is left out: %s", trainer.global_step + 1, fault)

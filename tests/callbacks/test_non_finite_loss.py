@@ -91,9 +91,9 @@ def test_too_many_steps_left_out_in_a_row_stop_the_run(fit, capsys):
 
 
 def test_skip_is_refused_where_it_cannot_be_had():
-    trainer = SimpleNamespace(precision_plugin=DeepSpeedPrecision("bf16-mixed"))
+    trainer = SimpleNamespace(precision_plugin=DeepSpeedPrecision("bf16-mixed"), strategy=None)
     NonFiniteLoss("stop").setup(trainer, None, "fit")
-    with pytest.raises(InputError, match="not to be had under DeepSpeed"):
+    with pytest.raises(InputError, match="not to be had under Lightning's DeepSpeed strategy"):
         NonFiniteLoss("skip").setup(trainer, None, "fit")
 
 

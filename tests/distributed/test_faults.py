@@ -1,0 +1,92 @@
+"""A loss that is not finite on one of the ranks that share weights and sequences: all stop, or leave the step out."""
+
+import json
+
+import pytest
+from lightning import Callback
+
+from tests.distributed.fits import Fit, fit, strategy
+from tests.interruptions import interruption
+from tests.runs import callback
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
+
+SHARDED = [("zero1", "ulysses"), ("zero2", "context"), ("zero3", "context"), ("fsdp2", "context")]
+BATCH = 13  # of four micro-batches a step: in the fourth
+
+
+class InfiniteLoss(Callback):
+    """Makes the loss of a micro-batch infinite on one rank, and not its gradients."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+        self._seen = 0
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        if self._seen == BATCH and trainer.global_rank == self.rank:
+            loss.data.fill_(float("inf"))
+        self._seen += 1
+
+
+@pytest.fixture
+def run(arguments, tmp_path):
+    """Six steps on some ranks, of which one meets NaN."""
+
+    def make(ranks: int, chosen: dict[str, str], *callbacks: dict, ckpt_path: str | None = None, **options) -> Fit:
+        entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
+        base = {**arguments, "data.micro_batch_size": "1", "trainer.callbacks": entries}
+        return fit(ranks, base | chosen | options, tmp_path, ckpt_path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def left_out() -> list[Fit]:
+    """A run on one plain process that has left the step out."""
+    return []
+
+
+def infinite(rank: int) -> dict:
+    return {"class_path": "tests.distributed.test_faults.InfiniteLoss", "init_args": {"rank": rank}}
+
+
+def poison(rank: int) -> dict:
+    """NaN in a loss and all gradients; the answer lies with the last rank, in zig-zag with the first."""
+    return interruption("PoisonedSamples", batches=[BATCH], rank=rank)
+
+
+def figures(found: Fit, *without: int) -> list[tuple]:
+    names = ("step", "train/loss", "train/lr", "train/tokens")
+    steps = [row for row in found.rows if "train/loss" in row and row["step"] not in without]
+    return [tuple(row[name] for name in names) for row in steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fault"),
+    [*((*chosen, infinite(1)) for chosen in SHARDED), ("zero1", "ulysses", poison(1)), ("zero3", "context", poison(0))],
+)
+def test_all_ranks_leave_out_the_step_that_one_has_spoilt(run, left_out, name, kind, fault):
+    """Losses behind it show weights and optimizer states as if one plain process had left it out."""
+    skip = callback("NonFiniteLoss", policy="skip")
+    if not left_out:
+        left_out.append(run(1, {}, infinite(0), skip))
+    found = run(2, strategy(name, 2, kind), fault, skip)
+    assert found.curve("train/skipped_steps") == [0, 0, 0, 1, 1, 1]
+    expected = figures(left_out[0], 3)
+    assert len(expected) == 5
+    for got, one in zip(figures(found, 3), expected, strict=True):
+        assert got == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rank"), [("zero2", "ulysses", 1), ("zero2", "context", 0), ("fsdp2", "context", 0)]
+)
+def test_all_ranks_stop_before_it_and_a_resume_is_the_run_without_it(run, name, kind, rank):
+    chosen = strategy(name, 2, kind)
+    whole = run(2, chosen, callback("NonFiniteLoss"))
+    said = f"stopped before step 4: the loss is NaN or infinite on rank {rank}; saved in"
+    with pytest.raises(AssertionError, match=said):
+        run(2, chosen, poison(rank), callback("NonFiniteLoss"))
+    again = run(2, chosen, callback("NonFiniteLoss"), ckpt_path="runs/x/checkpoints/step=3.ckpt")
+    assert figures(again, 0, 1, 2) == figures(whole, 0, 1, 2)
+    assert len(figures(whole)) == 6

@@ -51,7 +51,8 @@ def test_visible_devices_in_order(visible):
 
 def test_deepspeed_is_told_its_device_before_torch_npu_is_there(monkeypatch):
     """DeepSpeed would choose by what is installed, and other code of ours by what is imported."""
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "")  # so that it is as before in the end
+    monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(strategies, "find_spec", lambda name: object())
     monkeypatch.setattr(deepspeed, "_device_type", lambda: "cpu")
     strategies.NPUDeepSpeedStrategy(stage=2)

@@ -38,7 +38,7 @@ def make_parser() -> Parser:
     parser.add_argument("--prefill_chunk_size", type=int, default=4096, help="prompt tokens a forward pass")
     parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
     parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs or NPUs, or processes on the CPU")
     parser.add_argument("--precision", type=str | None, help="bfloat16 or float32; by the device when not given")
     parser.add_argument("--predictions", type=str, nargs="+", help="score these files instead, named <task>.jsonl")
     add_sample_options(parser, lengths=None)

@@ -104,9 +104,8 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lrsa"])
 
 
-@pytest.fixture
-def arguments(train_file, tokenizer, tokenizer_dir):
-    """The options of a run of a few seconds."""
+def tiny_run(train_file: Path, tokenizer: PreTrainedTokenizerFast, tokenizer_dir: Path) -> dict[str, str]:
+    """The options of a run of a few seconds: six steps are an epoch."""
     return {
         "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
         "model.lr": "1e-2",
@@ -117,11 +116,16 @@ def arguments(train_file, tokenizer, tokenizer_dir):
         "data.tokenizer": str(tokenizer_dir),
         "data.seq_len": "160",
         "data.global_batch_size": "4",
-        "data.micro_batch_size": "2",
+        "data.micro_batch_size": "1",
         "data.num_workers": "0",
         "trainer.max_steps": "6",
-        "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
-        "run_name": "x",
         **QUIET,
     }
+
+
+@pytest.fixture
+def arguments(train_file, tokenizer, tokenizer_dir) -> dict[str, str]:
+    """The options of such a run on the CPU, named x, with two micro-batches a step."""
+    own = {"trainer.accelerator": "cpu", "data.micro_batch_size": "2", "run_name": "x"}
+    return tiny_run(train_file, tokenizer, tokenizer_dir) | own

@@ -14,11 +14,12 @@ import torch
 from lrsa_lightning.checkpoint_files import find_last
 from tests.interruptions import KillInSave, interruption
 from tests.runs import callback, command, losses
-from tests.warm import Ended, Run
+from tests.warm import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
 STEPS = 14  # an epoch has six, a step two micro-batches
 EVERY = 3
+AT_ONCE = 2
 
 
 def points(seed: int) -> list[tuple[dict, dict]]:
@@ -40,17 +41,17 @@ def points(seed: int) -> list[tuple[dict, dict]]:
 
 
 @pytest.fixture
-def fit(arguments):
+def start(arguments):
     """Starts or goes on with a run."""
 
-    def run(name: str, *callbacks: dict) -> Ended:
+    def run(name: str, *callbacks: dict) -> Run:
         entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=EVERY, keep_last=2)])
         options = {"trainer.callbacks": entries, "ckpt_path": "last"}
         if (config := Path(f"runs/{name}/config.yaml")).exists():
             line = command({"config": str(config), **options})
         else:
             line = command({**arguments, "trainer.max_steps": str(STEPS), "run_name": name, **options})
-        return Run(line).wait(60)
+        return Run(line)
 
     return run
 
@@ -67,31 +68,35 @@ def same(first, second) -> bool:
     return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
-def test_killed_runs_end_as_the_one_that_never_stopped(fit):
-    ended = fit("whole")
+def test_killed_runs_end_as_the_one_that_never_stopped(start):
+    ended = start("whole").wait(60)
     assert ended.status == 0, ended.err
-    kills, whole = 0, state("whole")
-    for number, pair in enumerate(points(seed=20250612)):
-        run = f"run-{number}"
-        for deadly in pair:
-            ended = fit(run, deadly)
-            assert ended.status == -signal.SIGKILL, (pair, ended.err)
-            kills += 1
-        ended = fit(run)
-        assert ended.status == 0, (pair, ended.err)
-        assert losses(run) == losses("whole"), pair
-        assert all(same(whole[key], state(run)[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers"))
-        assert not list(Path(f"runs/{run}/checkpoints").glob("*.partial")), pair
+    kills, whole, pairs = 0, state("whole"), points(seed=20250612)
+    for first in range(0, len(pairs), AT_ONCE):
+        some = {f"run-{number}": pairs[number] for number in range(len(pairs))[first : first + AT_ONCE]}
+        for turn in (0, 1):
+            for name, run in [(name, start(name, pair[turn])) for name, pair in some.items()]:
+                ended = run.wait(60)
+                assert ended.status == -signal.SIGKILL, (some[name], ended.err)
+                kills += 1
+        for name, run in [(name, start(name)) for name in some]:
+            ended = run.wait(60)
+            assert ended.status == 0, (some[name], ended.err)
+            assert losses(name) == losses("whole"), some[name]
+            assert all(
+                same(whole[key], state(name)[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers")
+            )
+            assert not list(Path(f"runs/{name}/checkpoints").glob("*.partial")), some[name]
     assert kills >= 20
 
 
 @pytest.mark.parametrize("moment", ["half", "before replace", "before link"])
-def test_what_is_last_after_a_kill_during_a_write(fit, moment):
+def test_what_is_last_after_a_kill_during_a_write(start, moment):
     """The one before, until the new one lies at its place; a warning names what was left out."""
-    assert fit("x", interruption("KillInSave", step=6, moment=moment)).status == -signal.SIGKILL
+    assert start("x", interruption("KillInSave", step=6, moment=moment)).wait(60).status == -signal.SIGKILL
     written = moment == "before link"
     assert find_last(Path("runs/x/checkpoints")).path.name == ("step=6.ckpt" if written else "step=3.ckpt")
-    ended = fit("x")
+    ended = start("x").wait(60)
     assert ended.status == 0
     warned = "not whole and left out: .step=6.ckpt.partial; last is step=3.ckpt" in ended.err
     assert warned == (not written)

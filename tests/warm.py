@@ -55,32 +55,36 @@ class Run:
             **environment: variables that differ from the ones of this process.
         """
         self._said = tempfile.TemporaryDirectory()
+        self._streams = [Path(self._said.name) / name for name in ("out", "err")]
+        for file in self._streams:
+            file.touch()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*IMPORTS])
-        given = (arguments, {**os.environ, **environment}, Path.cwd(), Path(self._said.name), session)
+        given = (arguments, {**os.environ, **environment}, Path.cwd(), self._streams, session)
         self.process = context.Process(target=_lrsa, args=given)
         self.process.start()
 
     def wait(self, timeout: float) -> Ended:
         """
         Raises:
-            TimeoutError: it hangs; it is left running.
+            TimeoutError: it hangs; it is killed.
         """
         self.process.join(timeout)
-        if self.process.exitcode is None:
-            raise TimeoutError(f"still running after {timeout} s\n{self._text('err')}")
-        return Ended(self.process.exitcode, self._text("out"), self._text("err"))
+        hangs = self.process.exitcode is None
+        self.kill()
+        out, err = (file.read_text() for file in self._streams)
+        if hangs:
+            raise TimeoutError(f"still running after {timeout} s\n{err}")
+        self._said.cleanup()
+        return Ended(self.process.exitcode, out, err)
 
     def kill(self) -> None:
+        """Nothing happens to one that has ended."""
         self.process.kill()
 
-    def _text(self, stream: str) -> str:
-        file = Path(self._said.name) / stream
-        return file.read_text() if file.exists() else ""
 
-
-def _lrsa(arguments: list[str], environment: dict[str, str], folder: Path, said: Path, session: bool) -> None:
+def _lrsa(arguments: list[str], environment: dict[str, str], folder: Path, streams: list[Path], session: bool) -> None:
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -88,8 +92,8 @@ def _lrsa(arguments: list[str], environment: dict[str, str], folder: Path, said:
 
     if session:
         os.setsid()
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number, file in enumerate(streams, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -19,10 +20,11 @@ PROBE = (
 @pytest.mark.slow
 @pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
 def test_install(editable, tmp_path):
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     target = ["-e", str(ROOT)] if editable else [str(ROOT)]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *target], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python]  # a pip of its own would take longer than the rest
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", *target], check=True)
     # Dependencies from the environment of the tests; an editable install there is not seen through PYTHONPATH.
     environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
     answer = subprocess.run(

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
             return read_client_state(path)
         self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
-        with safe_loading():
+        mends = is_universal(path) and self.zero_stage_3
+        with safe_loading(), _groups_apart(self.deepspeed_engine.optimizer.optimizer) if mends else nullcontext():
             return super().load_checkpoint(path, weights_only)
 
     def _check(self, path: Path, fits: bool) -> None:
@@ -244,6 +246,21 @@ def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
         for name in values:
             del own[name]
         own.update(before)
+
+
+@contextmanager
+def _groups_apart(optimizer: Optimizer) -> Iterator[None]:
+    """Undoes what ZeRO-3 does to the groups of parameters when it loads a universal folder.
+
+    All get the first one's settings, so that vectors would begin to decay, and one tensor together as their count of
+    steps, which each would then advance for all.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    yield
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        state["step"] = deepcopy(state["step"])
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Runs whose ranks share sequences go on exactly where they were, and with other numbers of ranks."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +47,8 @@ def test_a_resume_is_bit_exact(options, tmp_path, name, kind):
     ("first", "then"),
     [
         ((2, "zero2", 2, "context"), (2, "zero2", 1, "auto")),
+        ((2, "zero1", 2, "ulysses"), (2, "zero1", 2, "context")),
+        ((2, "zero3", 2, "context"), (2, "zero3", 2, "ulysses")),
         ((2, "zero3", 1, "auto"), (2, "zero3", 2, "ulysses")),
         ((2, "fsdp2", 2, "context"), (1, "fsdp2", 1, "auto")),
         ((2, "fsdp2", 2, "ulysses"), (4, "fsdp2", 2, "context")),
@@ -53,5 +58,28 @@ def test_a_resume_may_share_sequences_otherwise(options, tmp_path, first, then):
     """The order of the samples stays; sums are taken in another order."""
     whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
     again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
+    for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ((2, "zero1", 2, "context"), (1, "zero1", 1, "auto")),
+        ((1, "zero1", 1, "auto"), (2, "zero1", 2, "ulysses")),
+        ((1, "zero2", 1, "auto"), (2, "zero2", 2, "context")),
+        ((2, "zero3", 2, "ulysses"), (1, "zero3", 1, "auto")),
+        ((1, "zero3", 1, "auto"), (2, "zero3", 2, "context")),
+        ((2, "zero3", 2, "context"), (4, "zero3", 2, "ulysses")),
+    ],
+)
+def test_other_numbers_of_processes_go_on_from_a_universal_folder(options, tmp_path, first, then):
+    whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
+    saved, universal = (Path(f"runs/x/checkpoints/step=4.{suffix}") for suffix in ("ckpt", "universal"))
+    folders = ["--input_folder", saved / "checkpoint", "--output_folder", universal / "checkpoint"]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *folders]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path=str(universal))
+    assert len(figures(again, 4)) == 4
     for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):
         assert got == pytest.approx(expected, rel=1e-4)

@@ -61,7 +61,8 @@ class Run:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*IMPORTS])
-        given = (arguments, {**os.environ, **environment}, Path.cwd(), self._streams, session)
+        place = ({**os.environ, **environment}, Path.cwd(), self._streams)
+        given = (arguments, *place, session, multiprocessing.get_start_method())
         self.process = context.Process(target=_lrsa, args=given)
         self.process.start()
 
@@ -84,12 +85,15 @@ class Run:
         self.process.kill()
 
 
-def _lrsa(arguments: list[str], environment: dict[str, str], folder: Path, streams: list[Path], session: bool) -> None:
+def _lrsa(
+    arguments: list[str], environment: dict[str, str], folder: Path, streams: list[Path], session: bool, method: str
+) -> None:
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
     from lrsa_lightning.cli import main
 
+    multiprocessing.set_start_method(method, force=True)  # a process starts others as it was started itself
     if session:
         os.setsid()
     for number, file in enumerate(streams, start=1):

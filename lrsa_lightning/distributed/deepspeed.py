@@ -213,6 +213,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not path.is_dir():
             raise InputError(f"{path} is not of a run with ZeRO: resume it with the strategy that wrote it")
         written = read_written(path)
+        of_stage_3 = any((path / TAG).glob("zero_pp_rank_*_model_states.pt"))
+        if fits and is_universal(path) and of_stage_3 != self.zero_stage_3:
+            stages = "ZeRO-3" if of_stage_3 else "ZeRO-1 or 2"
+            raise InputError(f"{path} is of {stages}, the strategy's stage is {self._stage}: set it so")
         if written is None or is_universal(path) or not fits:
             return
         if written.stage != self._stage:

@@ -65,7 +65,7 @@ def test_a_resume_may_share_sequences_otherwise(options, tmp_path, first, then):
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ((2, "zero1", 2, "context"), (1, "zero1", 1, "auto")),
+        ((2, "zero1", 2, "context"), (1, "zero2", 1, "auto")),
         ((1, "zero1", 1, "auto"), (2, "zero1", 2, "ulysses")),
         ((1, "zero2", 1, "auto"), (2, "zero2", 2, "context")),
         ((2, "zero3", 2, "ulysses"), (1, "zero3", 1, "auto")),

@@ -116,6 +116,10 @@ def test_another_number_of_processes_goes_on_from_a_universal_folder(copy_of, ru
     resume(run, str(run / "checkpoints" / "step=4.universal"), "--trainer.devices=1")
     assert list(curve(run)) == list(range(7))
     assert curve(run) == pytest.approx(curve(run_of_stage(2)), abs=5e-6)
+    options = ["--trainer.devices=1", f"--trainer.strategy={zero(3)}"]
+    said = resume(run, str(run / "checkpoints" / "step=4.universal"), *options, fails=True)
+    assert "is of ZeRO-1 or 2, the strategy's stage is 3" in said
+    assert "Traceback" not in said
 
 
 def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of):

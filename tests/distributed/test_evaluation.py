@@ -8,7 +8,7 @@ import pytest
 from lightning import Callback
 from torch import distributed as dist
 
-from lrsa_lightning.ruler import evaluator
+from lrsa_lightning.ruler import evaluator, sharing
 from lrsa_lightning.ruler.results import Record, read_records
 from lrsa_lightning.ruler.tasks import find_task
 from tests.distributed.fits import fit, strategy
@@ -102,6 +102,17 @@ def test_ranks_that_score_together_make_the_same_collectives_and_find_the_same(c
     """Of four ranks each two hold copies of a KV head; groups of two score three samples, one of them twice."""
     first, *others = compare(size, strategy(name, degree, "context"), sequence_parallel="always", batch_size=1)
     assert all(other == first for other in others)
-    forward_passes = 1 + 1 + 11  # of a batch: a piece of the reference, one of the prompt, and steps
-    batches = 2 * 2 * -(-3 // (size // degree))  # of two checks and two budgets
-    assert first[-1] == 2 * forward_passes * batches  # a gather a layer
+    assert first[-1] == gathers(size // degree)
+
+
+def test_auto_shares_what_does_not_fit(compare, monkeypatch):
+    monkeypatch.setattr(sharing, "free_bytes", lambda device: 1)
+    first, second = compare(2, strategy("fsdp2", 2, "context"), batch_size=1)
+    assert first == second
+    assert first[-1] == gathers(1)
+
+
+def gathers(groups: int) -> int:
+    """In the group made last: one a layer and forward pass, of three samples, two budgets and two checks."""
+    forward_passes = 1 + 1 + 11  # a piece of the reference, one of the prompt, and steps
+    return 2 * forward_passes * -(-3 // groups) * 2 * 2

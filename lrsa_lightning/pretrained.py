@@ -86,19 +86,22 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
     """The model in the given or the current default dtype, on the current default device.
 
     Weights are those of ``name_or_path``, or random for None: drawn on the CPU, so that every device and strategy
-    begins with the same. On the meta device there are none: another rank has them.
+    begins with the same. Weights that are read pass through the CPU too: to read them onto another device,
+    transformers demands accelerate. On the meta device there are none: another rank has them.
     """
     from transformers import AutoModelForCausalLM
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     if device.type == "meta":
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    elif name_or_path is not None:
-        # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
     else:
         with torch.device("cpu"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+            if name_or_path is None:
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            else:
+                # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
+                model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
+        model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
             module.__class__ = type(type(module).__name__, (_Float32Buffers, type(module)), {})

@@ -10,9 +10,12 @@ Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536
 """
 
 import argparse
+import atexit
 import gc
 import os
 import re
+import shutil
+import tempfile
 import time
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +28,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Qwen2Config
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
@@ -35,7 +38,6 @@ MODEL = {
     "vocab_size": 151936,
     "hidden_size": 1536,
     "intermediate_size": 8960,
-    "num_hidden_layers": 28,
     "num_attention_heads": 12,
     "num_key_value_heads": 2,
     "max_position_embeddings": 2**18,
@@ -48,6 +50,17 @@ STRATEGIES = {
     "zero3": partial(SPDeepSpeedStrategy, stage=3),
 }
 NUM_ANSWER = 512
+
+
+def random_weights(num_layers: int) -> str:
+    """A folder with a model, drawn on the GPU: `lrsa fit` draws on the host, which would take a minute for each row."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    config = Qwen2Config(**MODEL, num_hidden_layers=num_layers)
+    torch.manual_seed(0)
+    with torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 class RandomRows(lightning.LightningDataModule):
@@ -114,9 +127,8 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    model = MODEL | {"num_hidden_layers": options.layers}
-    module = LongContextModule(mode, from_config=model, seq_len=seq_len, gradient_checkpointing=True)
-    trainer.fit(module, RandomRows(seq_len, options.steps, model["vocab_size"]))
+    module = LongContextModule(mode, options.weights, seq_len=seq_len, gradient_checkpointing=True)
+    trainer.fit(module, RandomRows(seq_len, options.steps, MODEL["vocab_size"]))
     seconds = median(times.seconds[2:])  # the first compile, the second still fills caches
     sharding = trainer.strategy.sharding
     received = sum(sharding.group.received.values()) * 2 / 2**30 / options.steps if sharding else 0.0
@@ -163,8 +175,9 @@ def main() -> None:
         "--rows", default="", help="only those whose name, as in 'LRSA r=0.5 1, alone', has this pattern"
     )
     parser.add_argument("--layers", type=int, default=28, help="decoder layers; fewer take less time")
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each row, two of them to warm up")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of each row, two of them to warm up")
     options = parser.parse_args()
+    options.weights = random_weights(options.layers)
     options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     if is_first:
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning"))

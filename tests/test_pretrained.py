@@ -15,6 +15,15 @@ def test_a_pretrained_model_trains_with_gradient_checkpointing(tmp_path):
     assert load_model(load_config(str(tmp_path), None), str(tmp_path)).training
 
 
+def test_weights_are_read_for_a_device_that_lightning_names_by_its_index(tmp_path):
+    """transformers takes any device but plain cpu for a wish to have accelerate place the model."""
+    make_model().save_pretrained(tmp_path)
+    with torch.device("cpu", 0):
+        model = load_model(load_config(str(tmp_path), None), str(tmp_path))
+    expected = make_model().state_dict()
+    assert all(torch.equal(z, expected[name]) for name, z in model.state_dict().items())
+
+
 def test_on_the_meta_device_there_are_no_weights(tmp_path):
     make_model().save_pretrained(tmp_path)
     with torch.device("meta"):

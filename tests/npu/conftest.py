@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QUIET, TINY_MODEL, sample_rows, write_jsonl
+from tests.processes import on_lines
 from tests.runs import callback, command
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "trainer"
@@ -80,18 +81,25 @@ def run_of(run_arguments) -> Callable[[str], Path]:
     def run(kind: str) -> Path:
         directory = Path(run_arguments["runs_dir"]) / kind
         if not directory.exists():
-            lrsa(*command({**KINDS[kind], **run_arguments, "run_name": kind}))
+            on_ranks_of(kind, command({**KINDS[kind], **run_arguments, "run_name": kind}))
         return directory
 
     return run
 
 
+def on_ranks_of(kind: str, arguments: list[str]) -> None:
+    """Runs the command to its end, in a process for each device of a kind."""
+    for ended in on_lines([arguments] * int(KINDS[kind]["trainer.devices"]), timeout=300):
+        assert ended.status == 0, ended.err
+
+
 def lrsa(*arguments: str, **environment: str) -> str:
-    """Runs the command to its end, and returns what it said."""
+    """Runs the command to its end in a process of its own, which starts the others; returns what it said."""
+    user = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}  # the strategy says it
     result = subprocess.run(
         [sys.executable, "-m", "lrsa_lightning.cli", *arguments],
-        env=os.environ | {"WANDB_MODE": "offline", **environment},
-        capture_output=True, text=True, timeout=180, check=False,
+        env=user | {"WANDB_MODE": "offline", **environment},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.npu.conftest import CONFIGS, KINDS, curve, lrsa
+from tests.npu.conftest import CONFIGS, KINDS, curve, lrsa, on_ranks_of
 from tests.runs import command
 
 pytestmark = pytest.mark.npu
@@ -27,7 +27,7 @@ def test_losses_and_gradient_norms_of_the_cpu(run_of, kind):
 def test_a_resume_is_bit_exact(run_of, tmp_path, kind):
     run = shutil.copytree(run_of(kind), tmp_path / "runs" / kind, symlinks=True)
     third = next((run / "checkpoints").glob("step=3*"))
-    lrsa("fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={third}")
+    on_ranks_of(kind, ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={third}"])
     assert curve(run) == curve(run_of(kind))
 
 
@@ -49,8 +49,9 @@ assert "torch_npu" not in sys.modules
 def test_a_run_goes_on_on_the_cpu(run_of, tmp_path):
     run = shutil.copytree(run_of("npu_single"), tmp_path / "runs" / "npu_single", symlinks=True)
     third = next((run / "checkpoints").glob("step=3*"))
-    elsewhere = ("--trainer.accelerator=cpu", "--trainer.strategy=auto")
-    lrsa("fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={third}", *elsewhere)
+    elsewhere = ["--trainer.accelerator=cpu", "--trainer.strategy=auto"]
+    resume = ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={third}"]
+    on_ranks_of("cpu", [*resume, *elsewhere])
     assert curve(run) == pytest.approx(curve(run_of("cpu")), rel=1e-4)
 
 

@@ -43,6 +43,7 @@ def environment() -> dict[str, str]:
         "HCCL_EXEC_TIMEOUT": "60",
         "TORCH_NPU_FALLBACK_CPU_DISABLE": "1",
         "TASK_QUEUE_ENABLE": "0",  # else each operator must wait for torch_npu's queue of launches
+        "DS_ACCELERATOR": "npu",  # tests.warm would say cpu
         "OMP_NUM_THREADS": "1",
         "LRSA_NPU_STANDIN": "1",
     }

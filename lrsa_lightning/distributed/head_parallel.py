@@ -14,6 +14,7 @@ from transformers import Cache
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.distributed.group import SequenceGroup
+from lrsa_lightning.distributed.sequence_parallel import shared_key
 from lrsa_lightning.distributed.ulysses import LayerOfHeads, legal_sizes
 from lrsa_lightning.errors import InputError
 
@@ -51,7 +52,7 @@ class HeadParallel(AttentionMode):
         self._inner = mode.for_heads(self._keys.start)
 
     def registry_key(self) -> str:
-        return f"heads({self.mode.registry_key()}, {self.group.rank} of {self.group.size})"
+        return shared_key("heads", self.mode, self.group)
 
     def check(self, config) -> None:
         self.mode.check(config)
@@ -76,7 +77,7 @@ class HeadParallel(AttentionMode):
         if k_BgTD.shape[1] != self._keys.stop - self._keys.start:
             raise ValueError("ranks that share heads need the cache that their mode makes: HeadParallel.make_cache")
         q_BhnD = q_BHnD[:, self._queries]
-        layer = LayerOfHeads(module, q_BhnD.shape[1] // k_BgTD.shape[1])
+        layer = LayerOfHeads(module, q_BhnD.shape[1] // k_BgTD.shape[1], self.mode)
         out_BnhD, _ = self._inner.attention_function()(layer, q_BhnD, k_BgTD, v_BgTD, mask, **kwargs)
         of_ranks_PBnhD = self.group.all_gather(out_BnhD)
         return of_ranks_PBnhD.permute(1, 2, 0, 3, 4).flatten(2, 3), None

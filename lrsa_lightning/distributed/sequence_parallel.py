@@ -120,7 +120,7 @@ class ShardedAttention(ABC):
         """Swaps the attention of a model in which the mode is installed."""
         from transformers import AttentionInterface, AttentionMaskInterface
 
-        name = f"{self.kind}({self.mode.registry_key()}, {self.group.rank} of {self.group.size}, {self.seq_len} tokens)"
+        name = f"{shared_key(self.kind, self.mode, self.group)}, {self.seq_len} tokens"
         AttentionInterface.register(name, self._transformers_attention)
         AttentionMaskInterface.register(name, lambda *_, **__: None)  # causality is the mode's own
         model.set_attn_implementation(name)
@@ -150,3 +150,11 @@ class ShardedAttention(ABC):
             cut["position_ids"] = self.positions.expand(len(cut["position_ids"]), -1)
         is_text_Bn = self.positions < batch["lengths"].unsqueeze(-1)
         return {**batch, **cut, "lengths": is_text_Bn.sum(dim=1)}
+
+
+def shared_key(kind: str, mode: AttentionMode, group: SequenceGroup) -> str:
+    """A name in transformers' registry for a mode that ranks share.
+
+    Not with "flash" in it: transformers would look for a kernel of that name.
+    """
+    return f"{kind}({mode.registry_key()}, {group.rank} of {group.size})".replace("flash", "Flash")

@@ -3,6 +3,8 @@
 Shape suffixes: B batch, H query heads, G KV heads, N tokens of the row, n tokens on this rank, P ranks, D head size.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ class Ulysses(ShardedAttention):
         copies = max(1, self.group.size // k_BGnD.shape[1])
         k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
         q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
-        layer = LayerOfHeads(module, q.shape[1] // k.shape[1])
+        layer = LayerOfHeads(module, q.shape[1] // k.shape[1], self.mode)
         out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **_whole(kwargs))
         return self._heads_for_tokens(out_BNhD)
 
@@ -69,11 +71,18 @@ class Ulysses(ShardedAttention):
 
 
 class LayerOfHeads:
-    """An attention layer as its attention function sees it, with the rank's ratio of query to KV heads."""
+    """An attention layer as its mode's function sees it, with the rank's ratio of query to KV heads."""
 
-    def __init__(self, module, num_key_value_groups: int):
-        self._module = module
+    def __init__(self, module, num_key_value_groups: int, mode: AttentionMode):
+        self._module, self._mode = module, mode
         self.num_key_value_groups = num_key_value_groups
+
+    @property
+    def config(self):
+        """The model's, naming the mode's own implementation: transformers finds the flash attention to call by it."""
+        config = copy.copy(self._module.config)
+        config._attn_implementation = self._mode.registry_key()
+        return config
 
     def __getattr__(self, name: str):
         return getattr(self._module, name)

@@ -6,18 +6,22 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import distributed as dist
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
 from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.distributed import group as collectives
 from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.layout import ContextLayout
 from lrsa_lightning.distributed.ulysses import Ulysses
+from tests.conftest import make_model
 from tests.distributed.ranks import on_ranks
 
 SIZES = (1, 2, 3, 4, 8)
 DIM, BATCH = 8, 2
+SIZES_OF_A_MODEL = {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": DIM}
 KINDS = ("all_to_all", "all_gather", "all_gather_no_grad", "reduce_scatter")
 
 
@@ -165,8 +169,7 @@ def test_the_volume_of_a_model_at_32k(kind, mebibytes):
 def under_autocast() -> tuple[float, int]:
     """The largest difference from one device, both computing in bf16, and the bytes an element takes on its way."""
     group = SequenceGroup.of_world(2)
-    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=DIM)
-    sharded = ContextParallel(lrsa(lag_size=64), config, 1500, group)
+    sharded = ContextParallel(lrsa(lag_size=64), SimpleNamespace(**SIZES_OF_A_MODEL), 1500, group)
     q, k, v, _ = (z.float() for z in inputs(6, 2, 1500))
     sizes, start = [], SequenceGroup.start
 
@@ -186,6 +189,54 @@ def test_under_autocast_tokens_are_chosen_unrounded_and_travel_rounded(tmp_path)
     for difference, itemsize in on_ranks(2, under_autocast, tmp_path=tmp_path):
         assert difference < 0.02, difference
         assert itemsize == 2
+
+
+def events_of_an_attention() -> list[str]:
+    """What this rank does in the forward and backward of a layer under context parallelism, in order."""
+    sharded = ContextParallel(lrsa(), SimpleNamespace(**SIZES_OF_A_MODEL), 69, SequenceGroup.of_world(2))
+    leaves = [z[:, :, sharded.positions].requires_grad_() for z in inputs(6, 2, 69)[:3]]
+    events, attend, gather, reduce = [], LRSA.attend_stretch, collectives._gather, collectives._reduce
+    arrivals = collectives.Exchange.arrivals
+
+    def watched_attend(*args):
+        events.append("attend")
+        out = attend(*args)
+        out.register_hook(lambda grad: events.append("attend backward"))
+        return out
+
+    def watched(name: str, function):
+        return lambda *args: (events.append(name), function(*args))[1]
+
+    with (
+        patch.object(LRSA, "attend_stretch", watched_attend),
+        patch.object(collectives, "_gather", watched("send", gather)),
+        patch.object(collectives, "_reduce", watched("send back", reduce)),
+        patch.object(collectives.Exchange, "arrivals", watched("arrive", arrivals)),
+    ):
+        sharded.attend(SimpleNamespace(layer_idx=0), *leaves, None).sum().backward()
+    return events
+
+
+def test_late_segments_travel_while_the_early_one_is_attended_to_and_back(tmp_path):
+    forward = ["send", "send", "arrive", "attend", "arrive", "attend"]
+    backward = ["attend backward", "send back", "attend backward", "send back", "arrive", "arrive"]
+    for events in on_ranks(2, events_of_an_attention, tmp_path=tmp_path):
+        assert events == ["send", *forward, *backward]  # first of all the ranges of the next chunks
+
+
+def test_flash_attention_is_found_by_its_own_name(monkeypatch):
+    """transformers' function looks up which flash attention to call in the layer's configuration."""
+    model, names = make_model(), []
+
+    def flash_attention(module, q_BHND, *_, **__):
+        names.append(module.config._attn_implementation)
+        return q_BHND.transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_attention)
+    monkeypatch.setattr(SequenceGroup, "all_to_all", lambda group, x: x)
+    Ulysses(Vanilla("flash_attention_2"), model.config, 16, SequenceGroup(0, 1)).install(model)
+    model(torch.arange(16).unsqueeze(0), use_cache=False)
+    assert names == ["flash_attention_2"] * model.config.num_hidden_layers
 
 
 LAYOUTS = [(chunks, size, zigzag) for chunks in range(1, 20) for size in range(1, chunks + 1) for zigzag in (0, 1)]

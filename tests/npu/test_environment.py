@@ -49,6 +49,7 @@ def test_visible_devices_in_order(visible):
     environment.check_visible_devices(visible)
 
 
+@pytest.mark.npu
 def test_deepspeed_is_told_its_device_before_torch_npu_is_there(monkeypatch):
     """DeepSpeed would choose by what is installed, and other code of ours by what is imported."""
     monkeypatch.setenv("DS_ACCELERATOR", "")  # so that it is as before in the end

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUIET, TINY_MODEL, sample_rows, write_jsonl
+from tests.conftest import sample_rows, tiny_run, write_jsonl
 from tests.processes import on_lines
 from tests.runs import callback, command
 
@@ -28,25 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def run_arguments(tokenizer, tokenizer_dir, tmp_path_factory) -> dict[str, str]:
     """The options of a run of six steps, on one and on two ranks alike, that checkpoints after the third and last."""
     folder = tmp_path_factory.mktemp("npu")
-    return {
+    own = {
         "runs_dir": str(folder / "runs"),
-        "model.from_config": json.dumps({**TINY_MODEL, "vocab_size": len(tokenizer)}),
-        "model.lr": "1e-2",
-        "model.attention": "LRSA",
-        "model.attention.lag_size": "16",
-        "model.attention.sink_size": "4",
-        "data.train_files": str(write_jsonl(folder / "train.jsonl", sample_rows())),
-        "data.tokenizer": str(tokenizer_dir),
         "data.cache_dir": str(folder / "cache"),
-        "data.seq_len": "160",
-        "data.global_batch_size": "4",
-        "data.micro_batch_size": "1",
-        "data.num_workers": "0",
-        "trainer.max_steps": "6",
-        "trainer.precision": "32-true",
-        **QUIET,
         "trainer.callbacks": json.dumps([callback("Checkpoints", every_n_steps=3, keep_last=None)]),
     }
+    return tiny_run(write_jsonl(folder / "train.jsonl", sample_rows()), tokenizer, tokenizer_dir) | own
 
 
 def plugin(name: str, **arguments) -> str:

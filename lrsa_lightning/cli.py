@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.callbacks import (
     EndTogether,
     OutOfMemoryAdvice,
@@ -53,8 +52,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None):
         if "model.attention" in message:
-            modes = ", ".join(sorted(mode.__name__ for mode in AttentionMode.__subclasses__()))
-            message += f"\n  Attention modes: {modes}; files: configs/attention/*.yaml"
+            message += "\n  Attention modes: LRSA, Vanilla, the class_path of your own; files: configs/attention/*.yaml"
         super().error(message, ex)
 
 

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 log = logging.getLogger(__name__)
 _SEGMENTS = "expandable_segments:True"
-_ALLOCATOR = {"cuda": "PYTORCH_CUDA_ALLOC_CONF", "npu": "PYTORCH_NPU_ALLOC_CONF"}
+_ALLOCATOR = {"cuda": "PYTORCH_ALLOC_CONF", "npu": "PYTORCH_NPU_ALLOC_CONF"}
 
 
 class OutOfMemoryAdvice(Callback):

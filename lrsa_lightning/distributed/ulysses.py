@@ -48,17 +48,29 @@ class Ulysses(ShardedAttention):
     def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **kwargs) -> Tensor:
         copies = max(1, self.group.size // k_BGnD.shape[1])
         k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
+        device_type = q_BHnD.device.type
+        if torch.is_autocast_enabled(device_type):
+            # The attention would round them anyway. Not keys and values: LRSA chooses by them as they are.
+            q_BHnD = q_BHnD.to(torch.get_autocast_dtype(device_type))
         q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
         layer = LayerOfHeads(module, q.shape[1] // k.shape[1], self.mode)
         out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **_whole(kwargs))
         return self._heads_for_tokens(out_BNhD)
 
-    def _tokens_for_heads(self, *states: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values: [B, H, n, D] -> [B, H / P, N, D], in the order of the sequence; one exchange."""
-        parts = [z_BHnD.unflatten(1, (self.group.size, -1)).transpose(0, 1) for z_BHnD in states]
-        from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
-        whole_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
-        return whole_BHND.split([part.shape[2] for part in parts], dim=1)
+    def _tokens_for_heads(self, *states: Tensor) -> list[Tensor]:
+        """Queries, keys, values: [B, H, n, D] -> [B, H / P, N, D] each, in the order of the sequence.
+
+        One exchange for each dtype: under autocast RoPE leaves keys in float32, which nothing else should travel in.
+        """
+        whole = list(states)
+        for dtype in dict.fromkeys(z_BHnD.dtype for z_BHnD in states):
+            places = [place for place, z_BHnD in enumerate(states) if z_BHnD.dtype == dtype]
+            parts = [states[place].unflatten(1, (self.group.size, -1)).transpose(0, 1) for place in places]
+            from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
+            whole_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
+            for place, z_BHND in zip(places, whole_BHND.split([part.shape[2] for part in parts], dim=1), strict=True):
+                whole[place] = z_BHND
+        return whole
 
     def _heads_for_tokens(self, out_BNhD: Tensor) -> Tensor:
         """[B, N, H / P, D] -> [B, n, H, D]."""

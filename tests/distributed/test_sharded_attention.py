@@ -166,29 +166,35 @@ def test_the_volume_of_a_model_at_32k(kind, mebibytes):
     assert sharded.received_elements() * 2 / 2**20 == pytest.approx(mebibytes, rel=0.03)
 
 
-def under_autocast() -> tuple[float, int]:
+def under_autocast(kind: type, send: str) -> tuple[float, list[int]]:
     """The largest difference from one device, both computing in bf16, and the bytes an element takes on its way."""
     group = SequenceGroup.of_world(2)
-    sharded = ContextParallel(lrsa(lag_size=64), SimpleNamespace(**SIZES_OF_A_MODEL), 1500, group)
+    sharded = kind(lrsa(lag_size=64), SimpleNamespace(**SIZES_OF_A_MODEL), 1500, group)
     q, k, v, _ = (z.float() for z in inputs(6, 2, 1500))
-    sizes, start = [], SequenceGroup.start
+    v = v.bfloat16()  # the projection's; RoPE has widened the others
+    sizes, sent = [], getattr(SequenceGroup, send)
 
     def watched(group: SequenceGroup, x: torch.Tensor, *messages):
         sizes.append(x.itemsize)
-        return start(group, x, *messages)
+        return sent(group, x, *messages)
 
     with torch.autocast("cpu", torch.bfloat16):
         expected = fill.lrsa_attention(q, k, v, sharded.mode, layer_idx=0)[:, :, sharded.positions]
-        with patch.object(SequenceGroup, "start", watched):
+        with patch.object(SequenceGroup, send, watched):
             own = (z[:, :, sharded.positions] for z in (q, k, v))
             out = sharded.attend(SimpleNamespace(layer_idx=0), *own, None).transpose(1, 2)
-    return float((out - expected).abs().max()), sizes[0]
+    return float((out - expected).abs().max()), sizes
 
 
-def test_under_autocast_tokens_are_chosen_unrounded_and_travel_rounded(tmp_path):
-    for difference, itemsize in on_ranks(2, under_autocast, tmp_path=tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "send", "itemsizes"),
+    # Ulysses: queries and values, the keys that whole heads are chosen by, and the outputs.
+    [(ContextParallel, "start", [2, 2]), (Ulysses, "all_to_all", [2, 4, 2])],
+)
+def test_under_autocast_tokens_are_chosen_unrounded_and_travel_rounded(tmp_path, kind, send, itemsizes):
+    for difference, sizes in on_ranks(2, under_autocast, kind, send, tmp_path=tmp_path):
         assert difference < 0.02, difference
-        assert itemsize == 2
+        assert sizes == itemsizes
 
 
 def events_of_an_attention() -> list[str]:

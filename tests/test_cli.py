@@ -59,6 +59,8 @@ def test_defaults_are_the_papers_run(train_file, tokenizer_dir):
 
 
 def test_fit_writes_the_run_directory(arguments):
+    import wandb
+
     ruler = {"tasks": ["niah_single_1"], "lengths": [512], "num_samples": 2}
     arguments["trainer.callbacks"] = json.dumps(
         [
@@ -68,9 +70,10 @@ def test_fit_writes_the_run_directory(arguments):
             {"class_path": "lrsa_lightning.callbacks.StepProgress"},
         ]
     )
-    wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test"}}
-    arguments["trainer.logger"] = json.dumps([*json.loads(QUIET["trainer.logger"]), wandb])
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "test"}}
+    arguments["trainer.logger"] = json.dumps([*json.loads(QUIET["trainer.logger"]), logger])
     main(command(arguments))
+    wandb.finish()  # a later test in this process would go on with it
     run = Path("runs/x")
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["attention"]["class_path"].endswith("LRSA")

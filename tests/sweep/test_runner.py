@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,8 @@ def test_devices_are_shared_equally():
 
 def script(file, runs, *further):
     words = [sys.executable, str(SCRIPT), str(file), "--runs_dir", str(runs), *further]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs pass on ignored
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 PROBE = (
     "import lrsa_lightning.callbacks as c, lrsa_lightning.configs as d;"
-    "print(c.LossCurve.__module__, c.__file__, (d.CONFIG_DIR / 'base.yaml').is_file(),"
-    " (d.CONFIG_DIR / 'attention' / 'lrsa.yaml').is_file())"
+    "print(c.LossCurve.__module__, c.__file__, *(p.relative_to(d.CONFIG_DIR) for p in d.CONFIG_DIR.rglob('*.yaml')))"
 )
 
 
@@ -33,5 +33,5 @@ def test_install(editable, tmp_path):
     home = ROOT / "callbacks" if editable else tmp_path / "venv"
     assert answer[0] == "lrsa_lightning.callbacks.loss_curve"
     assert Path(answer[1]).is_relative_to(home)
-    assert answer[2:] == ["True", "True"]
+    assert {Path(name) for name in answer[2:]} == {p.relative_to(CONFIGS) for p in CONFIGS.rglob("*.yaml")}
     assert (tmp_path / "venv" / "bin" / "lrsa").exists()

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ class SequenceParallel:
     size: int = 1
     kind: Kind = "auto"
     zigzag: bool = True
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InputError: a kind that does not exist.
+        """
+        if self.kind not in get_args(Kind):
+            raise InputError(f"sequence_parallel.kind {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
 
     def check_world(self, world_size: int) -> None:
         """

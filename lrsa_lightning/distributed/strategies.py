@@ -1,5 +1,6 @@
 """Lightning's strategies for several devices, in which groups of ranks may share sequences."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -23,9 +24,14 @@ class SequenceParallelStrategy:
     def __init__(self, *args, sequence_parallel: SequenceParallel | None = None, **kwargs):
         """
         Args:
-            sequence_parallel: how ranks share sequences; not at all when None.
+            sequence_parallel: how ranks share sequences, or a mapping of its fields; not at all when None.
+
+        Raises:
+            InputError: a kind that does not exist.
         """
         super().__init__(*args, **kwargs)
+        if isinstance(sequence_parallel, Mapping):  # not in the annotation: the command checks a mapping by the fields
+            sequence_parallel = SequenceParallel(**sequence_parallel)
         self.sequence_parallel = sequence_parallel or SequenceParallel()
 
     def setup_environment(self) -> None:

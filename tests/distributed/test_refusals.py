@@ -103,6 +103,14 @@ def test_strategies_are_chosen_by_name_and_by_class_path(arguments, in_tmp_path,
     assert by_path.trainer.strategy.data_parallel_size == 1
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES.values())
+def test_in_python_a_mapping_will_do(strategy):
+    chosen = strategy(sequence_parallel={"size": 2, "kind": "context"})
+    assert chosen.sequence_parallel == SequenceParallel(2, "context")
+    with pytest.raises(InputError, match=r"sequence_parallel\.kind 'ring': expected one of auto, ulysses, context"):
+        strategy(sequence_parallel={"size": 2, "kind": "ring"})
+
+
 def test_packed_rows_are_not_shared(arguments, in_tmp_path):
     chosen = {"class_path": "lrsa_lightning.distributed.SPDDPStrategy", "init_args": {"sequence_parallel": {"size": 2}}}
     options = {**arguments, "trainer.devices": "2", "trainer.strategy": json.dumps(chosen)}

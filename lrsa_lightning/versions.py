@@ -5,14 +5,17 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from lrsa_lightning.version import __version__
 
-_PACKAGES = ("torch", "transformers", "lightning", "flash-attn-4", "deepspeed", "torch-npu", "wandb")
+_PACKAGES = ("transformers", "lightning", "flash-attn-4", "deepspeed", "torch-npu", "wandb")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that are installed, git commits of this package and of the folder."""
     found = {"python": platform.python_version(), "lrsa_lightning": __version__}
+    found["torch"] = str(torch.__version__)  # the package's metadata leaves out for which CUDA it was built
     for package in _PACKAGES:
         try:
             found[package] = version(package)

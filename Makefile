@@ -19,7 +19,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# On the genuine torch_npu and stand-in CANN libraries; says so and succeeds where gcc or torch_npu cannot be had.
+# On the genuine torch_npu and stand-in CANN libraries; says so and succeeds where gcc, torch_npu or a CPU build of torch is missing.
 test-npu: $(INSTALLED)
 	$(BIN)/python -m tests.npu.standin.lane -m pytest tests/npu
 

@@ -10,6 +10,7 @@ import torch
 from lrsa_lightning.errors import InputError
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 
 
 def require_npu() -> None:
@@ -33,12 +34,18 @@ def require_npu() -> None:
 
 
 def check_versions() -> None:
-    """Whether torch_npu is there and made for this torch: it loads with no other minor version.
+    """Whether torch_npu is there and made for this torch: it loads with no other minor version, and with no CUDA build,
+    whose allocator registers the same settings: the process would be aborted, without an exception.
 
     Raises:
         InputError: it is not.
     """
     line = torch_line()
+    if torch.version.cuda is not None:
+        raise InputError(
+            f"accelerator npu needs a CPU build of torch, and {torch.__version__} is built for CUDA, beside which "
+            f"torch_npu cannot be loaded: pip install --force-reinstall 'torch=={line}.*' --index-url {CPU_BUILDS}"
+        )
     if find_spec("torch_npu") is None:
         raise InputError(f"accelerator npu needs torch_npu: pip install 'torch_npu=={line}.*'")
     if not version("torch_npu").startswith(f"{line}."):

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lrsa_lightning.distributed import deepspeed
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu import environment, strategies
+from lrsa_lightning.npu import NPUAccelerator, accelerator, environment, strategies
 
 
 def test_importing_the_package_leaves_torch_npu_alone():
@@ -16,12 +17,29 @@ def test_importing_the_package_leaves_torch_npu_alone():
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
+@pytest.fixture
+def cpu_build(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+
+
+def test_a_cuda_build_of_torch(monkeypatch):
+    """First of all: to install torch_npu beside it would abort every `import torch`."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs a CPU build of torch.*pip install.*whl/cpu"):
+        environment.require_npu()
+    monkeypatch.setattr(accelerator, "find_spec", lambda name: object())
+    assert not NPUAccelerator.is_available()
+
+
+@pytest.mark.usefixtures("cpu_build")
 def test_torch_npu_missing(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'torch_npu==\d+\.\d+\.\*'"):
         environment.require_npu()
 
 
+@pytest.mark.usefixtures("cpu_build")
 def test_versions_that_do_not_match(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: object())
     monkeypatch.setattr(environment, "version", lambda name: "2.1.0")

@@ -12,8 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+import torch
+
+from lrsa_lightning.npu.environment import CPU_BUILDS, torch_line
 
 SOURCES = Path(__file__).parent
 REPOSITORY = SOURCES.parents[2]
@@ -30,8 +33,11 @@ def environment() -> dict[str, str]:
     """Environment variables under which `import torch` finds two NPUs.
 
     Raises:
-        Unavailable: there is no gcc, or no torch_npu for this torch and Python.
+        Unavailable: torch is a CUDA build, there is no gcc, or no torch_npu for this torch and Python.
     """
+    if torch.version.cuda is not None:
+        way_out = f"make test-npu VENV=.venv/cpu TORCH_INDEX={CPU_BUILDS}"
+        raise Unavailable(f"torch_npu cannot be loaded beside the CUDA build {torch.__version__}: {way_out}")
     site, cann = _install_torch_npu(), _build_libraries()
     paths = [str(REPOSITORY), str(site), str(_autoload_entry()), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
@@ -50,7 +56,7 @@ def environment() -> dict[str, str]:
 
 
 def _install_torch_npu() -> Path:
-    line = ".".join(version("torch").split("+")[0].split(".")[:2])
+    line = torch_line()
     site = CACHE / f"torch_npu-{line}-py{sys.version_info.major}.{sys.version_info.minor}"
     if not (site / "torch_npu").exists():
         partial = site.with_suffix(".partial")

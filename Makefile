@@ -19,7 +19,8 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# On the genuine torch_npu and stand-in CANN libraries; says so and succeeds where gcc, torch_npu or a CPU build of torch is missing.
+# On the genuine torch_npu and stand-in CANN libraries; says so and succeeds where gcc, torch_npu or a CPU build of
+# torch is missing.
 test-npu: $(INSTALLED)
 	$(BIN)/python -m tests.npu.standin.lane -m pytest tests/npu
 

@@ -18,7 +18,6 @@ import shutil
 import tempfile
 import time
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -33,6 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.versions import versions
 
 MODEL = {
     "vocab_size": 151936,
@@ -182,8 +182,8 @@ def main() -> None:
     options.weights = random_weights(options.layers)
     options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     if is_first:
-        packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning"))
-        print(f"{options.world_size} x {torch.cuda.get_device_name()}, {packages}, {options.strategy}\n")
+        software = ", ".join(f"{name} {number}" for name, number in versions().items())
+        print(f"{options.world_size} x {torch.cuda.get_device_name()}, {options.strategy}, {software}\n")
         print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB | loss |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for seq_len in options.lengths:

@@ -22,7 +22,7 @@ def cpu_build(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
 
 
-def test_a_cuda_build_of_torch(monkeypatch):
+def test_a_cuda_build_of_torch(monkeypatch, caplog):
     """First of all: to install torch_npu beside it would abort every `import torch`."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
@@ -30,6 +30,7 @@ def test_a_cuda_build_of_torch(monkeypatch):
         environment.require_npu()
     monkeypatch.setattr(accelerator, "find_spec", lambda name: object())
     assert not NPUAccelerator.is_available()
+    assert "needs a CPU build" in caplog.text
 
 
 @pytest.mark.usefixtures("cpu_build")

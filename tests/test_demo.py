@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Config
 
 from lrsa_lightning.data.demo import make_demo_data
 from lrsa_lightning.data.sources import read_samples
+from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.ruler import make_samples
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,16 @@ def test_the_data_is_the_same_every_time(demo_dir, tmp_path):
 def test_the_tokenizer_loses_nothing(demo_dir, text):
     tokenizer = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_tokenizer_is_the_same_beside_a_model(demo_dir, tmp_path):
+    """As in a Hugging Face folder, which transformers' AutoTokenizer would take for one of Qwen's."""
+    alone = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
+    alone.save_pretrained(tmp_path)
+    Qwen2Config().save_pretrained(tmp_path)
+    beside = load_tokenizer(str(tmp_path), "data.tokenizer")
+    assert len(beside) == len(alone)
+    assert beside("is: 1234567.")["input_ids"] == alone("is: 1234567.")["input_ids"]
 
 
 def test_no_needle_of_the_evaluation_is_in_the_data(demo_dir):

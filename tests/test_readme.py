@@ -32,7 +32,7 @@ def test_commands_parse(command, monkeypatch, capsys):
     assert "class_path: lrsa_lightning." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["make_ruler.py", "eval_ruler.py", "report.py"])
+@pytest.mark.parametrize("script", ["export_hf.py", "make_ruler.py", "eval_ruler.py", "report.py"])
 def test_options_of_scripts_exist(script):
     commands = re.findall(rf"^python scripts/{script} (?:.*\\\n)*.*$", README, re.MULTILINE)
     options = set(re.findall(r"--\w+", " ".join(command.split("#")[0] for command in commands)))

@@ -18,7 +18,10 @@ _PROBE = "One line, two words.\nAnd 3 more:\nDon't\n\nstop here \nnow\r\nnew\nä¸
 
 
 def load_tokenizer(name: str, option: str):
-    """The tokenizer of a hub id or folder.
+    """The tokenizer of a hub id or folder, as its tokenizer.json has it.
+
+    transformers' AutoTokenizer takes the Qwen2 class for every folder with a Qwen2 model, even where the folder names
+    no class of its own: its splitting of text would silently replace that of another tokenizer, such as the demo's.
 
     Args:
         name: hub id or folder.
@@ -27,10 +30,13 @@ def load_tokenizer(name: str, option: str):
     Raises:
         InputError: there is none, or no fast version of it.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        declared = get_tokenizer_config(name).get("tokenizer_class")
+        is_generic = declared in ("PreTrainedTokenizerFast", "TokenizersBackend")  # the same, before and since 5.0
+        tokenizer = (PreTrainedTokenizerFast if is_generic else AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"{option} {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:

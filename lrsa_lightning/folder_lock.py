@@ -1,0 +1,66 @@
+"""One process at a time writes into a folder."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.whole_text import write_text
+
+LOCKS = ".locks"
+_PATIENCE = 2.0  # seconds in which a process that has just ended lets go of it
+_HELD: set[FileLock] = set()  # a lock that nobody refers to would be let go of
+
+
+class FolderLock:
+    """Held from before a folder's first file is written until the process ends; a dead holder's is free at once.
+
+    The operating system holds the lock (``flock``), so nothing is left to clean up. A file beside it says who has it.
+    """
+
+    def __init__(self, folder: Path, what: str, way_out: str):
+        """
+        Args:
+            folder: whose files are written; it need not exist.
+            what: what lies there, for the error: "run", "evaluation".
+            way_out: what the user may do, for the error.
+        """
+        self._what = f"{what} {folder}"
+        self._way_out = way_out
+        folder = folder.resolve()
+        # Beside the folder: what fails before its first file leaves no folder behind.
+        self._folder = folder.parent / LOCKS
+        self._holder = self._folder / f"{folder.name}.holder"
+        self._lock = FileLock(self._folder / f"{folder.name}.lock", is_singleton=True)
+
+    def acquire(self) -> None:
+        """Takes the lock, which this process may hold already.
+
+        Raises:
+            InputError: another process has it; names it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=_PATIENCE)
+        except Timeout as error:
+            raise InputError(f"{self._what} is being written by {self._name_holder()}: {self._way_out}") from error
+        _HELD.add(self._lock)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_text(self._holder, json.dumps(holder))
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        self._holder.unlink(missing_ok=True)
+        self._lock.release(force=True)
+        _HELD.discard(self._lock)
+
+    def _name_holder(self) -> str:
+        try:
+            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +14,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
+from lrsa_lightning.callbacks.monitor import Monitor
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, remove
+from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.plain_state import LEFT_OUT, check_plain
+from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.whole_text import write_text
 
 log = logging.getLogger(__name__)
@@ -27,14 +34,15 @@ class Checkpoints(Checkpoint):
     one before. One file, under ZeRO one folder, serves all rules of keeping, so nothing is written twice.
     """
 
+    @checked
     def __init__(
         self,
-        every_n_steps: int = 500,
-        keep_last: int | None = None,
-        keep_every_n_steps: int | None = None,
+        every_n_steps: PositiveInt = 500,
+        keep_last: PositiveInt | None = None,
+        keep_every_n_steps: PositiveInt | None = None,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
-        keep_best: int = 1,
+        keep_best: PositiveInt = 1,
         on_full_disk: Literal["continue", "stop"] = "continue",
         dirpath: str | None = None,
     ):
@@ -48,16 +56,9 @@ class Checkpoints(Checkpoint):
             mode: whether a high or a low value is better.
             keep_best: how many of the best are kept.
             on_full_disk: whether training goes on without the checkpoint, with a warning, or ends; the checkpoints
-                before remain either way.
+                before remain either way. A run whose last step could not be saved ends with an error.
             dirpath: folder; checkpoints/ in the run directory when None.
-
-        Raises:
-            InputError: a number is not positive.
         """
-        numbers = {"every_n_steps": every_n_steps, "keep_last": keep_last, "keep_every_n_steps": keep_every_n_steps}
-        for name, number in {**numbers, "keep_best": keep_best}.items():
-            if number is not None and number < 1:
-                raise InputError(f"Checkpoints.{name} is {number}, but must be at least 1")
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
@@ -71,6 +72,9 @@ class Checkpoints(Checkpoint):
         self._scores: dict[int, float] = {}
         self._measured = None
         self._unlogged: dict[str, float] = {}
+        self._given_up = ""  # why the newest checkpoint was not saved
+        self._monitor = Monitor(monitor)
+        self._effort = BestEffort(f"{LAST}, {BEST} and {_SCORES}")
 
     @property
     def best_model_path(self) -> str:
@@ -82,14 +86,28 @@ class Checkpoints(Checkpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
 
-    @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes what writes that were cut short left behind."""
-        for partial in self._folder.glob(f".*{PARTIAL}"):
-            remove(partial)
+        """Removes what writes that were cut short left behind.
+
+        Raises:
+            InputError: the state of a callback or the datamodule could not be loaded again from a checkpoint.
+        """
+        owners = {f"callbacks[{callback.state_key!r}]": callback for callback in trainer.callbacks}
+        if trainer.datamodule is not None:
+            owners[type(trainer.datamodule).__qualname__] = trainer.datamodule
+        for name, owner in owners.items():
+            state = {}
+            with suppress(Exception):  # made up as training runs: then it is looked at when it is written
+                state = owner.state_dict()
+            check_plain(state, name)
+        if trainer.is_global_zero:
+            for partial in self._folder.glob(f".*{PARTIAL}"):
+                remove(partial)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         self._saved_step = checkpoint["global_step"]
+        if left_out := checkpoint.get(LEFT_OUT):
+            log.warning("the checkpoint of step %d was saved without %s", self._saved_step, ", ".join(left_out))
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         return {"unlogged": self._unlogged}
@@ -105,6 +123,7 @@ class Checkpoints(Checkpoint):
         # The run goes on from an earlier step at times: what came after it is measured anew.
         self._scores = {int(step): value for step, value in scores.items() if int(step) <= trainer.global_step}
         self._measured = trainer.callback_metrics.get(self.monitor)
+        self._monitor.look(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
@@ -114,10 +133,30 @@ class Checkpoints(Checkpoint):
         if step != self._saved_step and (step % self.every_n_steps == 0 or ends):
             self._save(trainer)
         self._score(trainer)
+        self._monitor.look(trainer, is_due=step == self._saved_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._score(trainer)
+            self._monitor.look(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """
+        Raises:
+            InputError: the last step could not be saved; names the one that is.
+        """
+        self._monitor.sum_up(trainer)
+        if self._given_up:
+            safe = (
+                f"step {self._saved_step} is safe in {self._path(self._saved_step)}" if self._saved_step else "none is"
+            )
+            raise InputError(
+                f"the last step, {trainer.global_step}, was not saved ({self._given_up}); {safe}: free the disk and go "
+                "on with --ckpt_path last"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._effort.sum_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves when a signal ends the run; after an error the weights may be those of half a step."""
@@ -135,18 +174,27 @@ class Checkpoints(Checkpoint):
                 logger.log_metrics(self._unlogged, step=step)
 
     def _save(self, trainer: Trainer) -> None:
-        path, self._unlogged = self._path(trainer.global_step), _to_be_logged(trainer)
-        trainer.save_checkpoint(path)
-        full = trainer.strategy.broadcast(str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or ""))
+        path, self._unlogged, refused = self._path(trainer.global_step), _to_be_logged(trainer), None
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except InputError as error:
+            refused = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where ranks that do not write wait
+        full = str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or "")
+        full, refused = trainer.strategy.broadcast((full, str(refused or "")))
         if full:
             self._give_up(path, full)
-        else:
-            self._saved_step = trainer.global_step
+        elif not refused or path.exists():
+            self._saved_step, self._given_up = trainer.global_step, ""
             if trainer.is_global_zero:
-                link(self._folder / LAST, path)
-                self._prune()
+                with self._effort.attempt():
+                    link(self._folder / LAST, path)
+                    self._prune()
+        if refused:
+            raise InputError(f"{refused}: mend it and go on with --ckpt_path last")
 
     def _give_up(self, path: Path, reason: str) -> None:
+        self._given_up = reason
         what = f"{path} was not saved ({reason}); the checkpoints before it are whole"
         if self.on_full_disk == "stop":
             raise InputError(f"{what}: free the disk and resume with --ckpt_path last, or lower Checkpoints.keep_last")
@@ -157,13 +205,15 @@ class Checkpoints(Checkpoint):
         """Notes the metric where it was measured anew at the step of the newest checkpoint."""
         measured = trainer.callback_metrics.get(self.monitor) if self.monitor is not None else None
         fresh, self._measured = measured is not None and measured is not self._measured, measured
-        # NaN compares with nothing, so it is no score.
-        if fresh and trainer.global_step == self._saved_step and float(measured) == float(measured):
+        # NaN compares with nothing, and infinity says that something broke: neither is a score.
+        if fresh and trainer.global_step == self._saved_step and math.isfinite(measured):
             self._scores[self._saved_step] = float(measured)
             if trainer.is_global_zero:
-                write_text(self._folder / _SCORES, json.dumps(self._scores))
-                link(self._folder / BEST, self._path(self._best()[0]))
-                self._prune()
+                with self._effort.attempt():
+                    write_text(self._folder / _SCORES, json.dumps(self._scores))
+                    if best := self._best():
+                        link(self._folder / BEST, self._path(best[0]))
+                    self._prune()
 
     def _best(self) -> list[int]:
         """Steps of the best checkpoints, the best first; the earlier of two that are equal."""
@@ -175,7 +225,8 @@ class Checkpoints(Checkpoint):
         """Removes the checkpoints that no rule keeps; those of later steps, of a run resumed from before, stay."""
         if self.keep_last is None:
             return
-        found = {int(path.stem.split("=")[1]): path for path in self._folder.glob("step=*.ckpt")}
+        names = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in self._folder.glob("step=*.ckpt")}
+        found = {int(name[1]): path for path, name in names.items() if name}
         steps = sorted(step for step in found if step <= self._saved_step)
         kept = {*steps[-self.keep_last :], *self._best()}
         kept |= {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}

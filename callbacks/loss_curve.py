@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks.metrics_file import metrics_files, points, read_rows
+from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import DecayRate, PositiveInt, checked
 
 # Of the training time, at most, that pictures may take; the first is assumed to take a second.
 _SHARE = 0.02
@@ -23,11 +26,12 @@ class LossCurve(Callback):
     A reference run is drawn over it: LRSA against Vanilla is one picture, as in the paper's figure 2.
     """
 
+    @checked
     def __init__(
         self,
         filename: str = "loss_curve.png",
-        smoothing: float = 0.9,
-        every_n_steps: int = 100,
+        smoothing: DecayRate = 0.9,
+        every_n_steps: PositiveInt = 100,
         reference: str | None = None,
     ):
         """
@@ -37,7 +41,12 @@ class LossCurve(Callback):
             every_n_steps: optimizer steps between two pictures while training runs, or more, so that drawing never
                 takes over 2% of the time; there is one at the end in any case.
             reference: run directory, or its metrics.jsonl, of a run to compare with.
+
+        Raises:
+            InputError: the filename is none of a picture in the run directory.
         """
+        if Path(filename).name != filename or Path(filename).suffix != ".png":
+            raise InputError(f"LossCurve.filename is {filename!r}, but must be a name such as loss_curve.png")
         self.filename = filename
         self.smoothing = smoothing
         self.every_n_steps = every_n_steps
@@ -46,6 +55,7 @@ class LossCurve(Callback):
         self._drawing_seconds = 0.0
         self._longest = 1.0
         self._started = 0.0
+        self._effort = BestEffort(filename)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks at the reference, before anything costs time.
@@ -72,17 +82,26 @@ class LossCurve(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._effort.sum_up()
+
     def _has_time(self) -> bool:
         return self._drawing_seconds + self._longest <= _SHARE * (monotonic() - self._started)
 
     def _draw(self, trainer: Trainer) -> None:
         self._drawn_step = trainer.global_step
-        file = next((file for file in metrics_files(trainer.loggers) if file.path.exists()), None)
-        if not trainer.is_global_zero or file is None:
+        files = metrics_files(trainer.loggers)
+        if not trainer.is_global_zero or not files:
             return
         started = monotonic()
+        with self._effort.attempt():
+            self._draw_rows(trainer, files[0].rows())
+        self._longest = monotonic() - started
+        self._drawing_seconds += self._longest
+
+    def _draw_rows(self, trainer: Trainer, rows: list[Row]) -> None:
         folder = Path(trainer.default_root_dir)
-        runs = {folder.resolve().name: file.rows()}
+        runs = {folder.resolve().name: rows}
         if self.reference is not None:
             path = _metrics_path(self.reference).resolve()
             runs[f"{path.parent.name} (reference)"] = read_rows(path)
@@ -90,8 +109,6 @@ class LossCurve(Callback):
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
                     logger.log_image("loss_curve", [str(folder / self.filename)], step=trainer.global_step - 1)
-        self._longest = monotonic() - started
-        self._drawing_seconds += self._longest
 
 
 def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) -> bool:
@@ -133,8 +150,13 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
             panel.title.set_size(9)
             panel.tick_params(labelsize=8)
     beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, dpi=120, format="png")
-    beside.replace(path)
+    try:
+        figure.savefig(beside, dpi=120, format="png")
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
     return True
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.rank_guard import name_ranks
 
 log = logging.getLogger(__name__)
@@ -28,17 +29,13 @@ class NonFiniteLoss(Callback):
     and gradients that are not finite it drops by itself, without a word.
     """
 
-    def __init__(self, policy: Literal["stop", "skip"] = "stop", most: int = 10):
+    @checked
+    def __init__(self, policy: Literal["stop", "skip"] = "stop", most: PositiveInt = 10):
         """
         Args:
             policy: stop ends the run with exit status 3; skip leaves the step out, on all devices.
             most: after so many steps left out in a row the run stops all the same.
-
-        Raises:
-            InputError: most is not positive.
         """
-        if most < 1:
-            raise InputError(f"NonFiniteLoss.most is {most}, but must be at least 1")
         self.policy = policy
         self.most = most
         self._skipped = self._in_a_row = 0

@@ -10,6 +10,9 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.ranges import PositiveInt, checked
+
 
 class StepProgress(ProgressBar):
     """Shows optimizer steps, loss, tokens a second and time left. Lightning's own bars count micro-batches of an epoch.
@@ -17,7 +20,8 @@ class StepProgress(ProgressBar):
     Tokens a second are those since the line or the bar's refresh before, evaluations and checkpoints included.
     """
 
-    def __init__(self, every_n_lines: int = 50):
+    @checked
+    def __init__(self, every_n_lines: PositiveInt = 50):
         """
         Args:
             every_n_lines: steps between two plain lines where there is no terminal.
@@ -28,6 +32,7 @@ class StepProgress(ProgressBar):
         self._bar: Progress | None = None
         self._last_step = 0
         self._speed: Speed | None = None
+        self._effort = BestEffort("standard output")
 
     def disable(self) -> None:
         self._enabled = False
@@ -37,7 +42,8 @@ class StepProgress(ProgressBar):
 
     def print(self, *args, **kwargs) -> None:
         """Prints above the bar."""
-        (self._bar.console if self._bar is not None else Console(soft_wrap=True)).print(*args, highlight=False)
+        with self._effort.attempt():
+            (self._bar.console if self._bar is not None else Console(soft_wrap=True)).print(*args, highlight=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step, self._speed = trainer.global_step, None
@@ -62,7 +68,8 @@ class StepProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, figures=figures)
         else:
-            print(f"step {trainer.global_step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
+            with self._effort.attempt():
+                print(f"step {trainer.global_step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

@@ -6,7 +6,7 @@ from lrsa_lightning.callbacks.metrics_file import metrics_files
 
 
 class ResumedHistory(Callback):
-    """Drops what an interrupted run logged beyond the step it goes on from; the command adds it to every trainer.
+    """Sets aside what an interrupted run logged beyond the step it goes on from; the command adds it to every trainer.
 
     Loggers that can only append are told first what they have been told, and leave it out.
     """
@@ -15,7 +15,7 @@ class ResumedHistory(Callback):
         """
         Args:
             resumes: a checkpoint will be loaded. Lightning says so only when it does, under DeepSpeed after the fit
-                has started; until then nothing is dropped.
+                has started; until then nothing is set aside.
         """
         self.resumes = resumes
 

@@ -10,9 +10,11 @@ from typing import Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from lrsa_lightning.callbacks.stop_on_signal import heed_signals
 from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.sources import Sources
@@ -94,6 +96,7 @@ class RulerEval(Callback):
         self._evaluator = None
         self._sharing = None
         self._checked_step = -1
+        self._effort = BestEffort("RULER's records, tables and pictures")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the samples, on one process of a node, or reads them.
@@ -156,15 +159,15 @@ class RulerEval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        due = step == 0 or (step % self.every_n_steps == 0 and not self._was_checked(trainer, step))
-        if due:
+        if step > 0 and self._was_checked(trainer, step):
+            self._checked_step = step
+        elif step % self.every_n_steps == 0:
             self._check(trainer, pl_module, at_end=step == 0)
-        self._checked_step = step
 
-    @staticmethod
-    def _was_checked(trainer: Trainer, step: int) -> bool:
+    @classmethod
+    def _was_checked(cls, trainer: Trainer, step: int) -> bool:
         """Whether the run that is resumed got to the check of this step."""
-        return trainer.strategy.broadcast(_records_path(trainer, step).exists())
+        return trainer.strategy.broadcast(cls.records_path(trainer, step).exists())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._checked_step:
@@ -177,6 +180,14 @@ class RulerEval(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._check(trainer, pl_module, at_end=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._effort.sum_up()
+
+    @staticmethod
+    def records_path(trainer: Trainer, step: int) -> Path:
+        """Where the predictions of a step's check lie once it is made."""
+        return Path(trainer.default_root_dir) / "ruler" / f"step-{step:06d}.jsonl"
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool) -> None:
         from lrsa_lightning.ruler.results import cell_scores, metrics
@@ -213,25 +224,30 @@ class RulerEval(Callback):
 
     def _report(self, trainer: Trainer, steps: int, records: list, figures: dict[str, float], left_out: list) -> None:
         from lrsa_lightning.ruler.heat_map import draw_depths
-        from lrsa_lightning.ruler.results import table, write_records
+        from lrsa_lightning.ruler.results import write_records
 
-        path = _records_path(trainer, steps)
-        write_records(path, records)
-        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
+        path, picture = self.records_path(trainer, steps), None
+        with self._effort.attempt():
+            write_records(path, records)
+            picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
         # Lightning counts the steps it logs from 0: the scores after step n stand beside the loss of step n.
         step = max(0, steps - 1)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
-            if hasattr(logger, "log_table"):
-                columns, rows = table(records)
-                logger.log_table("ruler_predictions", columns=columns, data=rows, step=step)
-                if picture is not None:
-                    logger.log_image("ruler_depths", [str(picture)], step=step)
+            with self._effort.attempt():
+                _log_records(logger, records, picture, step)
         trainer.print(summary(steps, figures, left_out, self.max_seconds))
 
 
-def _records_path(trainer: Trainer, steps: int) -> Path:
-    return Path(trainer.default_root_dir) / "ruler" / f"step-{steps:06d}.jsonl"
+def _log_records(logger: Logger, records: list, picture: Path | None, step: int) -> None:
+    """As a table and a picture, where the logger has such."""
+    from lrsa_lightning.ruler.results import table
+
+    if hasattr(logger, "log_table"):
+        columns, rows = table(records)
+        logger.log_table("ruler_predictions", columns=columns, data=rows, step=step)
+        if picture is not None:
+            logger.log_image("ruler_depths", [str(picture)], step=step)
 
 
 def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
+from lrsa_lightning.disk import BestEffort
+
 
 class WandbLogger(loggers.WandbLogger):
     """Lightning's, which never tells a figure of a step twice.
@@ -15,6 +17,7 @@ class WandbLogger(loggers.WandbLogger):
     telling stands. The metrics file, which is cut at the checkpoint, tells what it was.
     """
 
+    _effort = BestEffort("Weights & Biases' files")
     _told: Mapping[int, frozenset[str]] = {}
     _repeated_step: int | None = None
 
@@ -32,7 +35,14 @@ class WandbLogger(loggers.WandbLogger):
         new = {key: value for key, value in metrics.items() if not self._was_told(key, value, step)}
         self._repeated_step = None if new else step
         if new:
-            super().log_metrics(new, step)
+            with self._effort.attempt():
+                super().log_metrics(new, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        with self._effort.attempt():
+            super().finalize(status)
+        self._effort.sum_up()
 
     def _was_told(self, key: str, value: Any, step: int | None) -> bool:
         """The metrics file has no tables and images: they were told if their step, or the figures before them, were."""

@@ -26,6 +26,7 @@ from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
@@ -127,6 +128,7 @@ class LRSACLI(LightningCLI):
         if self.subcommand == "fit":
             if config.ckpt_path is None:
                 directory.check_free()
+            directory.check_writable()
             self._guard(config, directory)
 
     def _guard(self, config, directory: RunDirectory) -> None:
@@ -155,7 +157,16 @@ class LRSACLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Gives the trainer the file that `last` and `best` mean; the saved configuration keeps the word."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return kwargs | {"ckpt_path": str(self._checkpoint) if self._checkpoint is not None else None}
+        path = str(self._checkpoint) if self._checkpoint is not None else None
+        return kwargs | {"ckpt_path": path, "weights_only": True}
+
+    def fit(self, model: LongContextModule, **kwargs) -> None:
+        """Trains; a run that was finished makes up for the checks it lacks, and says that it is finished."""
+        finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
+        if finished is None:
+            self.trainer.fit(model, **kwargs)
+        else:
+            finished.complete(model, **kwargs)
 
 
 def check_found(config, checkpoint: Path | None, subcommand: str) -> None:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lrsa_lightning.checkpoint_files import BEST, find_last, is_whole
+from lrsa_lightning.checkpoint_files import BEST, fault_of, find_last
+from lrsa_lightning.disk import check_writable
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,20 @@ class RunDirectory:
                 f"--config {self.path / 'config.yaml'} --ckpt_path last"
             )
 
+    def check_writable(self) -> None:
+        """
+        Raises:
+            InputError: the run's files or checkpoints could not be written.
+        """
+        if _first_process():
+            for folder in (self.path, self.checkpoints):
+                check_writable(folder)
+
     def checkpoint(self, ckpt_path: str | None) -> Path | None:
         """The checkpoint that --ckpt_path means; None for `last` where there is none yet.
 
         Raises:
-            InputError: it does not exist, or is not whole.
+            InputError: it does not exist, or cannot be loaded; for `last`, none of those there are can.
         """
         if ckpt_path == "last":
             return self._last()
@@ -63,8 +73,8 @@ class RunDirectory:
             raise InputError(
                 f"--ckpt_path {ckpt_path} does not exist: give a checkpoint of {self.checkpoints}, or last"
             )
-        if not is_whole(path):
-            raise InputError(f"--ckpt_path {ckpt_path} is torn or no checkpoint: give another, or last")
+        if fault := fault_of(path):
+            raise InputError(f"--ckpt_path {ckpt_path} {fault}: give another, or last")
         return path
 
     def of_checkpoint(self, checkpoint: Path) -> Path:
@@ -73,10 +83,9 @@ class RunDirectory:
         return other if (other / "config.yaml").exists() else self.path
 
     def _last(self) -> Path | None:
-        last = find_last(self.checkpoints)
+        last = find_last(self.checkpoints).check(self.checkpoints)
         if last.skipped and _first_process():
-            names, taken = ", ".join(last.skipped), last.path.name if last.path else "none, for there is no other"
-            log.warning("%s: not whole and left out: %s; last is %s", self.checkpoints, names, taken)
+            log.warning("%s: %s", self.checkpoints, last.warning())
         return last.path
 
     def fill_in(self, config) -> None:

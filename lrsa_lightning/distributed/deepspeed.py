@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from lrsa_lightning.checkpoint_files import (
     TAG,
     WholeFiles,
     Written,
-    disk_full,
     is_universal,
     make_empty,
     partial_of,
     publish,
     read_written,
     remove,
+    saved_without,
 )
+from lrsa_lightning.disk import disk_full
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.plain_state import plain_checkpoint
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -151,28 +153,33 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         Raises:
             OSError: a rank could not write; on all ranks.
+            InputError: as for checkpoints of one file; on all ranks.
         """
         path = Path(self.broadcast(str(filepath)))
-        error = self._save_folder(checkpoint, path)
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        state, left_out = plain_checkpoint(state)
+        error = self._save_folder(state, path)
         if error is not None and self.is_global_zero:
-            remove(partial_of(path))
+            with suppress(OSError):
+                remove(partial_of(path))
         full = disk_full(error)
         if isinstance(self.checkpoint_io, WholeFiles):
             self.checkpoint_io.disk_full = full
         if error is not None and (full is None or not isinstance(self.checkpoint_io, WholeFiles)):
             raise error
+        if error is None and left_out:
+            raise saved_without(path, left_out)
 
-    def _save_folder(self, checkpoint: dict[str, Any], path: Path) -> Exception | None:
+    def _save_folder(self, state: dict[str, Any], path: Path) -> Exception | None:
         """The first rank's error or another's, on all ranks."""
         from lrsa_lightning.distributed.zero_files import save_shards
 
         partial = partial_of(path)
         if error := self._on_first_rank(make_empty, partial):
             return error
-        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
         if error := save_shards(self.deepspeed_engine, partial, state, self.exclude_frozen_parameters):
             return error
-        written = Written(checkpoint["global_step"], self.world_size, self._stage)
+        written = Written(state["global_step"], self.world_size, self._stage)
         return self._on_first_rank(publish, partial, path, written)
 
     def _on_first_rank(self, function: Callable, *arguments) -> OSError | None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -116,6 +118,10 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
         self._tensor_parallel_size = size
         self._data_parallel_size = self.num_nodes * self.num_processes // size
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads tensors and plain data only, whatever ``weights_only`` says: Lightning leaves it out."""
+        return super().load_checkpoint(checkpoint_path, weights_only=True)
 
     @property
     def sequence_group(self) -> SequenceGroup:

@@ -20,9 +20,10 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, distributed
 
-from lrsa_lightning.checkpoint_files import TAG, disk_full, write_whole
+from lrsa_lightning.checkpoint_files import TAG, write_whole
+from lrsa_lightning.disk import disk_full
 
-# All that lies in a checkpoint beside tensors and plain Python: nothing else in a file may run.
+# checkpoint_faults.ZERO_CLASSES names the same without DeepSpeed.
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 
 
@@ -103,4 +104,4 @@ def read_client_state(folder: Path) -> dict[str, Any]:
     """What Lightning put into a ZeRO checkpoint, and DeepSpeed beside it."""
     file = min((folder / TAG).glob("*_model_states.pt"))
     with safe_loading():
-        return torch.load(file, map_location="cpu", mmap=True)
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)

@@ -45,10 +45,12 @@ class CellRecord:
         write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
-        """Readies a broken cell: True where it has a checkpoint to go on from; else its beginnings are removed."""
+        """Readies a broken cell: True where it goes on from a checkpoint, or says why it cannot; else its beginnings
+        are removed."""
         from lrsa_lightning.checkpoint_files import find_last
 
-        if find_last(RunDirectory(self.run).checkpoints).path is not None:
+        last = find_last(RunDirectory(self.run).checkpoints)
+        if last.path is not None or last.is_blocked:
             return True
         shutil.rmtree(self.run, ignore_errors=True)
         return False

@@ -75,7 +75,7 @@ def fit(size: int, options: dict[str, str], tmp_path: Path, ckpt_path: str | Non
         on_ranks(size, _fit, cli, ckpt_path, tmp_path=tmp_path, joined=False)
     run = tmp_path / "runs" / "x"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return Fit(rows, torch.load(run / "gradients.pt") if (run / "gradients.pt").exists() else {})
+    return Fit(rows, torch.load(run / "gradients.pt", weights_only=True) if (run / "gradients.pt").exists() else {})
 
 
 def _fit(cli: LRSACLI, ckpt_path: str | None) -> None:

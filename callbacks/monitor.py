@@ -1,0 +1,61 @@
+"""Whether the metric that decides which checkpoints are the best is ever logged."""
+
+import logging
+from collections.abc import Iterable
+
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lrsa_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+_BY_CHECKS = ("val/", "ruler")  # measured at times of their own, not at every step
+
+
+class Monitor:
+    """Says, as soon as it can be known, that no metric has the name: no checkpoint would ever be the best."""
+
+    def __init__(self, name: str | None):
+        """
+        Args:
+            name: of the metric; nothing is looked for when None.
+        """
+        self._name = name
+        self._was_logged = self._was_said = False
+
+    def look(self, trainer: Trainer, is_due: bool = False) -> None:
+        """Looks for it among what was logged so far.
+
+        Args:
+            trainer: whose metrics are looked at.
+            is_due: whether a metric of every step must be there by now.
+
+        Raises:
+            InputError: before the first step, others of its family (`ruler/...`) were measured, and not this one.
+        """
+        if self._name is None or self._was_logged or self._name in trainer.callback_metrics:
+            self._was_logged = True
+            return
+        family = [name for name in trainer.callback_metrics if name.split("/")[0] == self._name.split("/")[0]]
+        is_due = bool(family) or (is_due and not self._name.startswith(_BY_CHECKS))
+        if not is_due or self._was_said:
+            return
+        if trainer.global_step == 0:
+            raise InputError(f"{self._says(family)}: give one of them")
+        self._was_said = True
+        _warn(f"{self._says(family or trainer.callback_metrics)}; until it is logged no checkpoint is the best")
+
+    def sum_up(self, trainer: Trainer) -> None:
+        """Warns at the end of a run that never logged it."""
+        self._was_said = True
+        self.look(trainer)
+        if not self._was_logged:
+            _warn(f"{self._says(trainer.callback_metrics)}; no checkpoint was kept as the best")
+
+    def _says(self, names: Iterable[str]) -> str:
+        return f"Checkpoints.monitor {self._name} was not logged; metrics so far are {', '.join(sorted(names))}"
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    log.warning("%s", text)

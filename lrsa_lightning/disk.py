@@ -1,0 +1,81 @@
+"""Disks that are full, read-only or gone: said before the first step, and survived after it."""
+
+import errno
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lrsa_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+)
+
+
+def disk_full(error: BaseException | None) -> OSError | None:
+    """The error of a disk (full, over a quota, read-only, failing, gone) behind an error.
+
+    torch raises its own while the file's is handled.
+    """
+    while error is not None and getattr(error, "errno", None) not in _UNWRITABLE:
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a file into a folder, or into the one it will be made in, and leaves nothing there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"written")
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}: {there}): free the disk or make it writable, or give "
+            "another --runs_dir"
+        ) from error
+
+
+class BestEffort:
+    """Writes that training can do without: the first that fails is said, and at the end how many did."""
+
+    def __init__(self, what: str):
+        """
+        Args:
+            what: is written, for the messages.
+        """
+        self._what = what
+        self._failures = 0
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Goes on where a write within it fails."""
+        try:
+            yield
+        except OSError as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("%s: not written (%s); training goes on", self._what, error)
+
+    def sum_up(self) -> None:
+        """Says how many writes failed, if any."""
+        if self._failures:
+            log.warning("%s: %d writes failed", self._what, self._failures)
+        self._failures = 0

@@ -1,0 +1,113 @@
+"""A run whose steps are all done: what a resume of it still has to do."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from lrsa_lightning.callbacks import RulerEval
+from lrsa_lightning.callbacks.metrics_file import metrics_files
+from lrsa_lightning.checkpoint_files import is_universal, read_index
+from lrsa_lightning.data import LongContextDataModule
+
+log = logging.getLogger(__name__)
+
+
+class FinishedRun:
+    """Makes up for the checks that follow the last step, and were broken off; Lightning itself would do nothing."""
+
+    def __init__(self, checkpoint: Mapping[str, Any], limit: str, trainer: Trainer):
+        """
+        Args:
+            checkpoint: of the last step.
+            limit: what says that it is the last, such as "trainer.max_steps 100".
+            trainer: of the command.
+        """
+        self._step = checkpoint["global_step"]
+        self._progress = checkpoint["loops"]["fit_loop"]
+        self._limit = limit
+        self._trainer = trainer
+
+    @classmethod
+    def of_checkpoint(cls, path: Path | None, trainer: Trainer) -> "FinishedRun | None":
+        """The run of a checkpoint, if there is no step left for the trainer."""
+        if path is None or is_universal(path):
+            return None
+        checkpoint = _read(path)
+        if checkpoint is None or "loops" not in checkpoint:
+            return None
+        for name, limit, done in (
+            ("max_steps", trainer.max_steps, checkpoint["global_step"]),
+            ("max_epochs", trainer.max_epochs, _epochs_done(checkpoint["loops"]["fit_loop"])),
+        ):
+            if 0 < (limit or 0) <= done:
+                return cls(checkpoint, f"trainer.{name} {limit}", trainer)
+        return None
+
+    def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
+        """Says that the run is finished, after the RULER check and the validation that it lacks."""
+        trainer = self._trainer
+        checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
+        lacking = [callback for callback in checks if not callback.records_path(trainer, self._step).exists()]
+        validates = self._lacks_validation(datamodule)
+        if lacking or validates:
+            log.warning("step %d, the last, is trained: what should follow it is made up for", self._step)
+            trainer.callbacks = [each for each in trainer.callbacks if each not in checks or each in lacking]
+            if validates:
+                trainer.callbacks.insert(0, _OfStep(self._step))
+            else:
+                datamodule.val_files = []
+            trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        log.warning(
+            "%s is finished: step %d is its last by %s; to train on, raise that",
+            *(trainer.default_root_dir, self._step, self._limit),
+        )
+
+    def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
+        """Whether one was due after the last step, and the metrics file has nothing of it."""
+        files = metrics_files(self._trainer.loggers)
+        if not files or not datamodule.val_files or not self._is_validation_due():
+            return False
+        rows = [row for row in files[0].rows() if row["step"] == self._step - 1]
+        return not any(name.startswith("val/") for row in rows for name in row)
+
+    def _is_validation_due(self) -> bool:
+        """As Lightning decides; a share of an epoch, whose length is not known yet, counts as due."""
+        trainer, batches = self._trainer, self._progress["epoch_loop.batch_progress"]
+        if trainer.limit_val_batches == 0:
+            return False
+        if trainer.check_val_every_n_epoch is None:
+            return batches["total"]["ready"] % trainer.val_check_interval == 0
+        epoch = self._progress["epoch_progress"]["current"]["ready"]
+        if epoch % trainer.check_val_every_n_epoch:
+            return False
+        if isinstance(trainer.val_check_interval, int):
+            return batches["current"]["ready"] % trainer.val_check_interval == 0
+        return batches["is_last_batch"] or trainer.val_check_interval != 1.0
+
+
+class _OfStep(Callback):
+    """Lets a validation be logged as that of a step: outside of training Lightning counts none."""
+
+    def __init__(self, step: int):
+        self._step = step
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.log("step", float(self._step - 1), sync_dist=True)
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_dir():
+        return read_index(path)
+    from lrsa_lightning.distributed.zero_files import read_client_state
+
+    return read_client_state(path)
+
+
+def _epochs_done(progress: Mapping[str, Any]) -> int:
+    """The one whose last step it is counts, although it was saved within it."""
+    epochs = progress["epoch_progress"]["current"]
+    is_last_batch = progress["epoch_loop.batch_progress"]["is_last_batch"]
+    return epochs["processed"] + (epochs["processed"] < epochs["ready"] and is_last_batch)

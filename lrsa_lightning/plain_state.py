@@ -1,0 +1,178 @@
+"""A checkpoint holds plain data alone: what ``torch.load(weights_only=True)`` gives back without running any code."""
+
+import io
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta
+from enum import Enum
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrsa_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+LEFT_OUT = "left_out"  # the key of a checkpoint that names what could not be kept in it
+# Lightning cannot resume without them.
+_ESSENTIAL = ("epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers")
+_KEPT_CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set, torch.Size)
+_BASES = (int, float, str, bytes)
+_MOST_NAMED = 3
+_WIDEST = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}  # bytes of torch's numbers, by numpy's kind
+_FORMS = (
+    (Enum, "its .value"),
+    ((date, time), "its .isoformat()"),
+    (timedelta, "its .total_seconds()"),
+    (deque, "a list of its items"),
+    (np.ndarray, "an array of numbers, as a plain numpy.ndarray"),
+)
+
+
+def to_plain(value: Any, name: str) -> Any:
+    """The same value in plain forms, as far as there are any that it is equal to; itself where nothing changes.
+
+    Numbers of numpy, and subclasses of numbers, text and containers (named tuples, default dictionaries, frozen sets),
+    become what they are equal to. Arrays become tensors and paths text, which is said once for each name.
+    """
+    if isinstance(value, dict):
+        return _dict(value, name)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [to_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+        if type(value) in _KEPT_CONTAINERS and all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        kind = list if isinstance(value, list) else tuple if isinstance(value, tuple) else set
+        return _made(kind, items, value)
+    return _leaf(value, name)
+
+
+def _dict(value: dict, name: str) -> dict:
+    pairs = [(to_plain(key, f"a key of {name}"), to_plain(item, f"{name}[{key!r}]")) for key, item in value.items()]
+    pairs_before = zip(pairs, value.items(), strict=True)
+    is_same = all(new is old for after, before in pairs_before for new, old in zip(after, before, strict=True))
+    kind = type(value) if type(value) in _KEPT_CONTAINERS else dict
+    if is_same and kind is type(value):
+        return value
+    made = _made(dict, pairs, value)
+    # Two keys may have become one: then it is left for the refusal.
+    return kind(made) if len(made) == len(value) else value
+
+
+def _made(kind: type, items: list, value: Any) -> Any:
+    """A container of the items, or the value itself where a plain form cannot lie in a set or be a key."""
+    try:
+        return kind(items)
+    except TypeError:
+        return value
+
+
+def _leaf(value: Any, name: str) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is np.ndarray and value.dtype.kind in "biufc" and value.dtype.itemsize <= _WIDEST[value.dtype.kind]:
+        _say_once(f"{name}, a numpy array, is kept in checkpoints as a tensor")
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    if isinstance(value, PurePath):
+        _say_once(f"{name}, a {type(value).__name__}, is kept in checkpoints as text")
+        return str(value)
+    for base in _BASES:
+        if isinstance(value, base) and type(value) not in (base, bool):
+            return base.__str__(value) if base is str else base(value)
+    return value
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
+
+
+def check_plain(value: Any, name: str) -> None:
+    """
+    Raises:
+        InputError: a part of it has no plain form; names the part and what to keep instead.
+    """
+    if found := [*unloadable(to_plain(value, name), name)]:
+        raise InputError(f"{describe(found)}: a checkpoint with it could not be loaded again")
+
+
+def plain_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A checkpoint as it can be written and loaded again, and what had to be left out of it, if anything.
+
+    The state of a callback, or an entry that somebody added, that has no plain form is left out, whole: the work since
+    the checkpoint before is worth more.
+
+    Raises:
+        InputError: it is a part that no run can resume without.
+    """
+    plain = {key: to_plain(value, key) for key, value in checkpoint.items()}
+    places = [(plain, key, key) for key in plain if key != "callbacks"]
+    if "callbacks" in plain:
+        callbacks = plain["callbacks"] = {**plain["callbacks"]}
+        places += [(callbacks, key, f"callbacks[{key!r}]") for key in callbacks]
+    found, left_out = [], []
+    for owner, key, name in places:
+        if culprits := [*unloadable(owner[key], name)]:
+            if owner is plain and key in _ESSENTIAL:
+                raise InputError(f"{describe(culprits)}: a checkpoint with it could not be loaded again")
+            found += culprits
+            left_out.append(name)
+            del owner[key]
+    return (plain | {LEFT_OUT: left_out}, describe(found)) if found else (plain, "")
+
+
+def unloadable(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The parts of a value that ``torch.load(weights_only=True)`` refuses, each with its name, found by trying."""
+    if _loads(_without_tensors(value)):
+        return
+    within = [culprit for part, part_name in _parts(value, name) for culprit in unloadable(part, part_name)]
+    yield from within or [(name, value)]
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[Any, str]]:
+    if type(value) in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            yield key, f"the key {key!r} of {name}"
+            yield item, f"{name}[{key!r}]"
+    elif type(value) in (list, tuple, set):
+        for place, item in enumerate(value):
+            yield item, f"{name}[{place}]"
+
+
+def _loads(value: Any) -> bool:
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever its own methods raise when they are pickled
+        return False
+    return True
+
+
+def _without_tensors(value: Any) -> Any:
+    """The same without the bulk; those of unusual classes stay, for torch loads some of them and some not."""
+    if type(value) in (Tensor, torch.nn.Parameter):
+        return None
+    if type(value) in (dict, OrderedDict):
+        return {key: _without_tensors(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_tensors(item) for item in value)
+    return value
+
+
+def describe(found: list[tuple[str, Any]]) -> str:
+    """Names some parts, and says what to keep in their place."""
+    named = [f"{name} is a {type(value).__name__} (keep {_form(value)} instead)" for name, value in found]
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more
+
+
+def _form(value: Any) -> str:
+    if is_dataclass(value) and not isinstance(value, type):
+        return "its dataclasses.asdict(...)"
+    return next((form for kind, form in _FORMS if isinstance(value, kind)), "numbers, text, lists, dicts or tensors")

@@ -123,7 +123,8 @@ class Checkpoints(Checkpoint):
         # The run goes on from an earlier step at times: what came after it is measured anew.
         self._scores = {int(step): value for step, value in scores.items() if int(step) <= trainer.global_step}
         self._measured = trainer.callback_metrics.get(self.monitor)
-        self._monitor.look(trainer)
+        if trainer.global_step == 0:
+            self._monitor.check_start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
@@ -133,7 +134,8 @@ class Checkpoints(Checkpoint):
         if step != self._saved_step and (step % self.every_n_steps == 0 or ends):
             self._save(trainer)
         self._score(trainer)
-        self._monitor.look(trainer, is_due=step == self._saved_step)
+        if step == self._saved_step > 0:
+            self._monitor.look(trainer, is_due=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -23,34 +23,39 @@ class Monitor:
         self._name = name
         self._was_logged = self._was_said = False
 
+    def check_start(self, trainer: Trainer) -> None:
+        """
+        Raises:
+            InputError: a check before the first step measured others of its family (`ruler/...`), and not this one.
+        """
+        if self._is_missing(trainer) and (family := self._family(trainer)):
+            raise InputError(f"{self._says(family)}: give one of them")
+
     def look(self, trainer: Trainer, is_due: bool = False) -> None:
-        """Looks for it among what was logged so far.
+        """Warns, once, when others of its family were logged and not this one.
 
         Args:
             trainer: whose metrics are looked at.
             is_due: whether a metric of every step must be there by now.
-
-        Raises:
-            InputError: before the first step, others of its family (`ruler/...`) were measured, and not this one.
         """
-        if self._name is None or self._was_logged or self._name in trainer.callback_metrics:
-            self._was_logged = True
+        if not self._is_missing(trainer) or self._was_said:
             return
-        family = [name for name in trainer.callback_metrics if name.split("/")[0] == self._name.split("/")[0]]
-        is_due = bool(family) or (is_due and not self._name.startswith(_BY_CHECKS))
-        if not is_due or self._was_said:
-            return
-        if trainer.global_step == 0:
-            raise InputError(f"{self._says(family)}: give one of them")
-        self._was_said = True
-        _warn(f"{self._says(family or trainer.callback_metrics)}; until it is logged no checkpoint is the best")
+        family = self._family(trainer)
+        if family or (is_due and not self._name.startswith(_BY_CHECKS)):
+            self._was_said = True
+            _warn(f"{self._says(family or trainer.callback_metrics)}; until it is logged no checkpoint is the best")
 
     def sum_up(self, trainer: Trainer) -> None:
         """Warns at the end of a run that never logged it."""
-        self._was_said = True
-        self.look(trainer)
-        if not self._was_logged:
+        if self._is_missing(trainer):
             _warn(f"{self._says(trainer.callback_metrics)}; no checkpoint was kept as the best")
+
+    def _is_missing(self, trainer: Trainer) -> bool:
+        self._was_logged = self._was_logged or self._name is None or self._name in trainer.callback_metrics
+        return not self._was_logged
+
+    def _family(self, trainer: Trainer) -> list[str]:
+        return [name for name in trainer.callback_metrics if name.split("/")[0] == self._name.split("/")[0]]
 
     def _says(self, names: Iterable[str]) -> str:
         return f"Checkpoints.monitor {self._name} was not logged; metrics so far are {', '.join(sorted(names))}"

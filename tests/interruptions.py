@@ -3,8 +3,11 @@
 import os
 import signal
 import time
-from typing import Literal
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar, Literal
 
+import numpy as np
 from lightning import Callback
 
 from lrsa_lightning import checkpoint_files
@@ -112,6 +115,31 @@ class Measure(Callback):
 
         if (value := self.values.get(str(trainer.global_step))) is not None:
             trainer.callback_metrics["ruler/subset_mean"] = torch.tensor(value)
+
+
+class Keeps(Callback):
+    """Keeps something in its state, from a step on."""
+
+    VALUES: ClassVar = {
+        "plain": lambda: [1, 2.5, "a"],
+        "numpy": lambda: {"score": np.float64(0.5), "curve": np.arange(3.0), "file": Path("a/b")},
+        "moment": lambda: {"at": datetime(2026, 1, 1)},
+    }
+    loaded = None
+
+    def __init__(self, what: str, since: int = 0):
+        self.what = what
+        self.since = since
+        self._step = 0
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        self._step = trainer.global_step
+
+    def state_dict(self) -> dict:
+        return {"best": self.VALUES[self.what]()} if self._step >= self.since else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        Keeps.loaded = state
 
 
 class FailsAlone(Callback):

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from lrsa_lightning.checkpoint_files import (
     TAG,
     WholeFiles,
     Written,
+    fault_of,
     find_last,
     is_whole,
     link,
@@ -24,6 +26,7 @@ from lrsa_lightning.checkpoint_files import (
     remove,
     step_of,
 )
+from lrsa_lightning.errors import InputError
 
 
 def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
@@ -102,6 +105,14 @@ def test_last_is_what_the_link_names(tmp_path):
     assert old.exists()
 
 
+def test_a_later_step_of_a_branch_that_was_left_is_not_last(tmp_path):
+    """The run went back to step 2: what it had written before is older than the link."""
+    old = write(tmp_path, 4, when=10**9)
+    link(tmp_path / "last.ckpt", write(tmp_path, 2, when=2 * 10**9))
+    assert find_last(tmp_path).path == tmp_path / "step=2.ckpt"
+    assert is_whole(old)
+
+
 def test_last_is_a_later_one_that_was_written_before_the_link_was_switched(tmp_path):
     link(tmp_path / "last.ckpt", write(tmp_path, 2))
     newer = write(tmp_path, 4, when=2 * 10**18)
@@ -123,6 +134,103 @@ def test_without_a_link_last_is_the_newest(tmp_path):
     assert find_last(tmp_path) == checkpoint_files.Last(newest, [".step=5.ckpt.partial"])
     (tmp_path / "last.ckpt").symlink_to("step=77.ckpt")
     assert find_last(tmp_path).path == newest
+
+
+def write_by_others(path: Path, **more) -> Path:
+    """Whole, and of what only code could make again."""
+    torch.save({"global_step": 4, "optimizer_states": [], "callbacks": {"X": {"at": Path("a"), **more}}}, path)
+    return path
+
+
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_torn(tmp_path):
+    good = write(tmp_path, 2)
+    bad = write_by_others(tmp_path / "step=4.ckpt")
+    assert not is_whole(bad)
+    assert "is whole, but holds pathlib" in fault_of(bad)
+    last = find_last(tmp_path)
+    assert (last.path, last.skipped, last.is_blocked) == (good, ["step=4.ckpt"], False)
+    assert last.check(tmp_path) is last
+    assert "step=4.ckpt is whole, but holds pathlib" in last.warning()
+
+
+@pytest.mark.parametrize("lies", ["torn", "whole", "both", "link", "universal", "weights"])
+def test_where_checkpoints_lie_none_is_not_an_answer(tmp_path, lies):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    if lies in ("torn", "both"):
+        tear(write(folder, 2))
+    if lies in ("whole", "both"):
+        write_by_others(folder / "step=4.ckpt")
+    if lies == "link":
+        (folder / "last.ckpt").symlink_to(write_by_others(tmp_path / "elsewhere.ckpt"))
+    if lies == "universal":
+        (folder / "step=2.universal").mkdir()
+        (folder / "step=2.universal" / "latest_universal").touch()
+    if lies == "weights":
+        torch.save({"global_step": 4, "state_dict": {}}, folder / "weights.ckpt")
+    last = find_last(folder)
+    with pytest.raises(InputError, match="holds checkpoints, but none to go on from"):
+        last.check(folder)
+    assert last.is_blocked == (lies != "torn")
+
+
+def test_a_write_that_was_cut_short_before_any_was_whole_lets_a_run_begin(tmp_path):
+    (tmp_path / ".step=2.ckpt.partial").write_bytes(b"PK")
+    (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
+    assert find_last(tmp_path).check(tmp_path) == checkpoint_files.Last(None, [".step=2.ckpt.partial"])
+
+
+def test_the_way_out_of_the_message_makes_a_checkpoint_plain(tmp_path):
+    path = write_by_others(tmp_path / "step=4.ckpt", score=np.float64(1))
+    program = fault_of(path).split('python -c "')[1].removesuffix('"')
+    exec(program)
+    assert find_last(tmp_path).path == path
+    assert torch.load(path, weights_only=True)["callbacks"] == {"X": {"at": "a", "score": 1.0}}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_in_its_place(tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor):
+        calls.append("fsync of " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
+    write(tmp_path, 1)
+    assert calls == ["fsync of .step=1.ckpt.partial", "replace", f"fsync of {tmp_path.name}"]
+    calls.clear()
+    link(tmp_path / "last.ckpt", tmp_path / "step=1.ckpt")
+    assert calls == ["replace", f"fsync of {tmp_path.name}"]
+
+
+def test_a_folder_is_on_the_disk_before_it_is_in_its_place(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(checkpoint_files, "sync", lambda path: calls.append(path.name))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
+    write_folder(tmp_path, 1)
+    assert calls[-2:] == ["replace", tmp_path.name]
+    assert {"shard-0.pt", "shard-1.pt", "written.json", "latest", TAG} <= {*calls[:-2]}
+
+
+def test_a_part_that_could_not_be_loaded_again_is_left_out_and_named(tmp_path):
+    with pytest.raises(InputError, match=r"callbacks\['X'\]\['at'\] is a slice .* was saved without it"):
+        write(tmp_path, 2, callbacks={"X": {"at": slice(1)}, "Y": {"n": 1}})
+    assert find_last(tmp_path).path == tmp_path / "step=2.ckpt"
+    assert read_index(tmp_path / "step=2.ckpt")["callbacks"] == {"Y": {"n": 1}}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_disk_that_fails_while_it_is_tidied_up_is_noted(tmp_path, monkeypatch, number):
+    def fail(*_, **__):
+        raise OSError(number, "gone")
+
+    for owner, name in ((checkpoint_files, "write_whole"), (Path, "unlink"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, fail)
+    files = WholeFiles()
+    files.save_checkpoint({}, tmp_path / "step=1.ckpt")
+    assert files.disk_full.errno == number
 
 
 def test_weights_alone_are_not_last(tmp_path):
@@ -173,7 +281,7 @@ def test_a_folder_leaves_its_place_before_its_files_are_removed(tmp_path, monkey
     assert not path.exists()
 
 
-@pytest.mark.parametrize("harm", ["cut", "missing", "no list"])
+@pytest.mark.parametrize("harm", ["cut", "missing", "no list", "foreign"])
 def test_a_torn_folder_is_never_last(tmp_path, harm):
     good, bad = write_folder(tmp_path, 2), write_folder(tmp_path, 4)
     link(tmp_path / "last.ckpt", bad)
@@ -181,6 +289,12 @@ def test_a_torn_folder_is_never_last(tmp_path, harm):
         os.truncate(bad / TAG / "shard-1.pt", 100)
     elif harm == "missing":
         (bad / TAG / "shard-1.pt").unlink()
+    elif harm == "foreign":
+        make_empty(partial_of(bad))
+        (partial_of(bad) / TAG).mkdir()
+        write_by_others(partial_of(bad) / TAG / "mp_rank_00_model_states.pt")
+        publish(partial_of(bad), bad, Written(4, world_size=1, stage=2))
+        assert "is whole, but holds pathlib" in fault_of(bad)
     else:
         os.truncate(bad / "written.json", 10)
     assert not is_whole(bad)

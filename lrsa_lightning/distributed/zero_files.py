@@ -25,6 +25,8 @@ from lrsa_lightning.disk import disk_full
 
 # checkpoint_faults.ZERO_CLASSES names the same without DeepSpeed.
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
+# torch's switches, which go before what a call leaves open or says; it refuses both together.
+_LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 class ShardFiles(TorchCheckpointEngine):
@@ -82,16 +84,14 @@ def save_shards(
 @contextmanager
 def safe_loading() -> Iterator[None]:
     """Lets DeepSpeed load no more than tensors and plain data: its own calls would run whatever a file holds."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    before = {name: os.environ.pop(name, None) for name in _LOADING}
+    os.environ[_LOADING[0]] = "1"
     try:
         with torch.serialization.safe_globals(_CLASSES):
             yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        os.environ.pop(_LOADING[0])
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

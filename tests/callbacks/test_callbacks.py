@@ -1,6 +1,8 @@
 """The metrics file after a resume, and the smoothing of the curve."""
 
 import json
+import resource
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +53,63 @@ def test_a_resume_drops_nothing_before_it_knows_its_step(tmp_path, resumes):
     assert len(logger.rows()) == (4 if resumes else 0)
     history.on_load_checkpoint(trainer, None, {"global_step": 2})
     assert [row["step"] for row in logger.rows()] == ([0, 1] if resumes else [])
+
+
+def test_what_is_dropped_is_set_aside(tmp_path):
+    logger = MetricsFile(str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"train/loss": step}, step=step)
+    before = logger.path.read_text().splitlines(keepends=True)
+    logger.forget_after(3)
+    logger.forget_after(3)
+    logger.forget_after(0)
+    assert logger.path.read_text() == ""
+    assert (tmp_path / "metrics-1.jsonl").read_text() == before[3]
+    assert (tmp_path / "metrics-2.jsonl").read_text() == "".join(before[:3])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_line_that_is_none_is_set_aside_too(tmp_path):
+    logger = MetricsFile(str(tmp_path))
+    logger.path.write_text('{"step": 0, "a": 1.0}\nno row\n{"step": 1, "a": 2.0}\n')
+    assert [row["step"] for row in logger.rows()] == [0, 1]
+    logger.forget_after(2)
+    assert (tmp_path / "metrics-1.jsonl").read_text() == "no row\n"
+    assert [row["step"] for row in logger.rows()] == [0, 1]
+
+
+def test_rows_that_a_full_disk_does_not_take_are_written_when_it_does(tmp_path, caplog):
+    """/dev/full takes nothing; a file takes its place later."""
+    logger = MetricsFile(str(tmp_path))
+    logger.path.symlink_to("/dev/full")
+    for step in range(3):
+        logger.log_metrics({"train/loss": step}, step=step)
+    assert [row["step"] for row in logger.rows()] == [0, 1, 2]
+    logger.finalize("success")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{logger.path}: not written ([Errno 28] No space left on device); training goes on",
+        f"{logger.path} lacks the last 3 rows",
+        f"{logger.path}: 3 writes failed",
+    ]
+    logger.path.unlink()
+    logger.log_metrics({"train/loss": 3}, step=3)
+    assert read_metric(logger.path, "train/loss") == ([0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0])
+
+
+def test_half_a_row_on_a_disk_that_fills_up_spoils_none(tmp_path, monkeypatch):
+    logger = MetricsFile(str(tmp_path))
+    logger.log_metrics({"a": 0}, step=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (logger.path.stat().st_size + 5, resource.RLIM_INFINITY))
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        logger.log_metrics({"a": 1}, step=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert logger.path.read_text().count("\n") == 1
+    assert logger.path.read_text().endswith("\n")
+    logger.log_metrics({"a": 2}, step=2)
+    assert read_metric(logger.path, "a") == ([0, 1, 2], [0.0, 1.0, 2.0])
 
 
 def test_smoothing_has_no_bias_at_the_start():

@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lrsa_lightning import checkpoint_files
 from lrsa_lightning.callbacks import Checkpoints
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
-from tests.interruptions import interruption
+from tests.interruptions import Keeps, interruption
 from tests.runs import callback, command, losses
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -103,18 +105,68 @@ def test_checkpoints_of_the_config_load_with_weights_only(fit):
     assert "hyper_parameters" not in state
 
 
+def test_a_callback_may_keep_what_has_a_plain_form(fit, caplog):
+    fit(interruption("Keeps", what="numpy"), every_n_steps=2, options={"trainer.max_steps": "2"})
+    assert torch.load(FOLDER / "last.ckpt", weights_only=True)["callbacks"]["Keeps"]["best"]["score"] == 0.5
+    assert "callbacks['Keeps']['best']['file'], a PosixPath, is kept in checkpoints as text" in caplog.text
+    fit(interruption("Keeps", what="numpy"), every_n_steps=2, options={"ckpt_path": "last"})
+    loaded = Keeps.loaded["best"]
+    assert (loaded["score"], loaded["file"], loaded["curve"].tolist()) == (0.5, "a/b", [0.0, 1.0, 2.0])
+    assert list(losses()) == list(range(6))
+
+
+def test_a_callback_that_keeps_what_has_none_is_named_before_the_first_step(fit, capsys):
+    with pytest.raises(SystemExit) as caught:
+        fit(interruption("Keeps", what="moment"))
+    assert caught.value.code == 2
+    assert "callbacks['Keeps']['best']['at'] is a datetime (keep its .isoformat() instead)" in capsys.readouterr().err
+    assert not Path("runs/x/metrics.jsonl").exists()
+    assert not FOLDER.exists()
+
+
+def test_one_that_begins_to_keep_it_ends_the_run_and_loses_no_step(fit, capsys, caplog):
+    with pytest.raises(SystemExit) as caught:
+        fit(interruption("Keeps", what="moment", since=3), every_n_steps=2)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "callbacks['Keeps']['best']['at'] is a datetime" in error
+    assert "step=4.ckpt was saved without it" in error
+    assert names() == kept(2, 4)
+    fit(interruption("Keeps", what="plain"), every_n_steps=2, options={"ckpt_path": "last"})
+    assert "the checkpoint of step 4 was saved without callbacks['Keeps']" in caplog.text
+    assert list(losses()) == list(range(6))
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
-    """The disk is full while the checkpoint of step 4 is written."""
-    write = checkpoint_files.write_whole
+    """The disk is full while the checkpoint of a step is written; of step 4 at first."""
+    write, at = checkpoint_files.write_whole, {"step": 4, "number": errno.ENOSPC}
 
     def writing(checkpoint, path):
-        if checkpoint["global_step"] == 4:
+        if checkpoint["global_step"] == at["step"]:
             path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(at["number"], os.strerror(at["number"]))
         write(checkpoint, path)
 
     monkeypatch.setattr(checkpoint_files, "write_whole", writing)
+    return at
+
+
+def test_a_last_step_that_was_not_saved_is_no_success(fit, full_disk, capsys):
+    """What follows the last step is done all the same."""
+    full_disk |= {"step": 6, "number": errno.EROFS}
+    with pytest.raises(SystemExit) as caught:
+        fit(callback("LossCurve"), every_n_steps=2)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "the last step, 6, was not saved ([Errno 30]" in error
+    assert "step 4 is safe in runs/x/checkpoints/step=4.ckpt" in error
+    assert names() == kept(2, 4)
+    assert Path("runs/x/loss_curve.png").exists()
+    full_disk["step"] = None
+    fit(every_n_steps=2, options={"ckpt_path": "last"})
+    assert list(losses()) == list(range(6))
+    assert names() == kept(2, 4, 6)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fit, full_disk, caplog):
@@ -136,6 +188,68 @@ def test_a_full_disk_ends_the_run_where_that_was_chosen(fit, full_disk, capsys):
     assert names() == kept(2)
 
 
-def test_numbers_are_positive():
-    with pytest.raises(InputError, match="keep_last is 0"):
-        Checkpoints(keep_last=0)
+@pytest.mark.parametrize("name", ["every_n_steps", "keep_last", "keep_every_n_steps", "keep_best"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_numbers_are_positive(name, value):
+    with pytest.raises(InputError, match=rf"Checkpoints\.{name} is {value}, but must be a whole number of at least 1"):
+        Checkpoints(**{name: value})
+
+
+@pytest.mark.parametrize("option", [{"mode": "largest"}, {"on_full_disk": "wait"}])
+def test_words_are_those_there_are(option):
+    with pytest.raises(InputError, match="but must be one of"):
+        Checkpoints(**option)
+
+
+def test_what_was_written_beyond_the_step_gone_on_from_is_not_pruned_for_it(fit):
+    """The checkpoint just written is never the one that goes, and last.ckpt names it."""
+    fit(every_n_steps=2)
+    assert names() == kept(2, 4, 6)
+    (FOLDER / "step=6-copy.ckpt").write_bytes(b"my own")
+    (FOLDER / "step=6-copy.ckpt").chmod(0o600)
+    path = str(FOLDER / "step=2.ckpt")
+    fit(every_n_steps=1, keep_last=1, options={"ckpt_path": path, "trainer.max_steps": "3"})
+    assert names() == sorted([*kept(3, 4, 6), "step=6-copy.ckpt"])
+    assert (FOLDER / "last.ckpt").readlink() == Path("step=3.ckpt")
+
+
+@pytest.mark.parametrize("none", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_finite_number_is_no_score(none):
+    saved = Checkpoints(monitor="m", dirpath="c")
+    saved.setup(SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=None)), None, "fit")
+    saved._saved_step = 3
+    trainer = SimpleNamespace(callback_metrics={"m": torch.tensor(none)}, global_step=3, is_global_zero=True)
+    saved._score(trainer)
+    assert saved.best_model_path == ""
+    assert not Path("c").exists()
+
+
+def measured(monitor: str, fit, step: int = 2, **settings) -> None:
+    fit(interruption("Measure", values={str(step): 50.0}), every_n_steps=2, monitor=monitor, **settings)
+
+
+@pytest.mark.parametrize(("monitor", "when"), [("ruler/subset_maen", 2), ("no/such", 2), ("val/loss", None)])
+def test_a_monitor_that_no_metric_matches_is_said_at_once_and_at_the_end(fit, caplog, monitor, when):
+    measured(monitor, fit)
+    said = [record.getMessage() for record in caplog.records if "Checkpoints.monitor" in record.getMessage()]
+    assert all(f"{monitor} was not logged; metrics so far are " in text for text in said)
+    assert all("train/loss" in text or "ruler/subset_mean" in text for text in said)
+    assert ["until it is logged" in text for text in said] == ([True, False] if when else [False])
+    assert "no checkpoint was kept as the best" in said[-1]
+
+
+def test_a_monitor_that_is_logged_late_is_no_fault(fit, caplog):
+    measured("ruler/subset_mean", fit, step=6)
+    assert "Checkpoints.monitor" not in caplog.text
+
+
+def test_a_monitor_that_the_check_before_the_first_step_lacks_is_refused(fit, capsys):
+    ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], budgets=[0.5], num_samples=1)
+    with pytest.raises(SystemExit) as caught:
+        fit(ruler, monitor="ruler/subset_maen")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert (
+        "Checkpoints.monitor ruler/subset_maen was not logged; metrics so far are ruler/niah_single_1/512/r0.5" in error
+    )
+    assert losses() == {}

@@ -1,14 +1,16 @@
 """What a run logs of its learning, and the picture of it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from lrsa_lightning.callbacks import loss_curve
+from lrsa_lightning.callbacks import LossCurve, loss_curve
 from lrsa_lightning.callbacks.loss_curve import draw_curves
 from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX
 from lrsa_lightning.module import LongContextModule, count_tokens
 from tests.conftest import longalign_row, write_jsonl
@@ -130,3 +132,28 @@ def test_the_picture_shows_every_curve(tmp_path, monkeypatch):
         [1.0, 2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 10.0, 20.0]
     ]  # fmt: skip
     assert not draw_curves({"own": []}, tmp_path / "b.png", 0.5)
+
+
+@pytest.mark.parametrize(
+    "option", [{"smoothing": 1}, {"every_n_steps": 0}, {"filename": "../x.png"}, {"filename": "config.yaml"}]
+)
+def test_arguments_out_of_range_are_refused(option):
+    with pytest.raises(InputError, match=rf"LossCurve\.{next(iter(option))} is"):
+        LossCurve(**option)
+
+
+def test_a_full_disk_ends_no_training(arguments, caplog):
+    """What is written besides checkpoints: each said once, and counted at the end."""
+    run = Path("runs/x")
+    for name in ("metrics.jsonl", ".loss_curve.png", f"ruler/.step-000000.jsonl.{os.getpid()}.partial"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).symlink_to("/dev/full")
+    ruler = callback(
+        "RulerEval", tasks=["niah_single_1"], lengths=[512], budgets=[1], num_samples=1, generation="never"
+    )
+    main(command({**arguments, "trainer.callbacks": json.dumps([ruler, callback("LossCurve")])}))
+    said = [record.getMessage() for record in caplog.records if "[Errno" in record.getMessage()]
+    files = ["RULER's records, tables and pictures", "loss_curve.png", "runs/x/metrics.jsonl"]
+    assert sorted(text.split(":")[0] for text in said) == files
+    assert "runs/x/metrics.jsonl lacks the last 8 rows" in caplog.text
+    assert (run / "ruler/step-000006.jsonl").exists()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lrsa_lightning.checkpoint_files import is_universal, is_whole
+from lrsa_lightning.checkpoint_files import fault_of, is_universal
 from lrsa_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Of the module, on the CPU."""
-    if not is_whole(checkpoint) or is_universal(checkpoint):
-        raise InputError(f"{checkpoint} is torn or no checkpoint of a run: give another")
+    if fault := "is a universal folder" if is_universal(checkpoint) else fault_of(checkpoint):
+        raise InputError(f"{checkpoint} {fault}: give another")
     if checkpoint.is_dir():
         try:
             from lrsa_lightning.distributed.zero_files import read_weights

@@ -46,7 +46,8 @@ class StopOnSignal(Callback):
     What `Checkpoints` then saves counts as the last whole optimizer step: gradients amid an accumulation are
     computed again. A validation or a RULER check that is under way is broken off, on one device at once, on several at
     the end of its batch: whichever of them hears the signal, all agree. The resumed run makes up for a RULER check, and
-    not for a validation, which Lightning takes as done. A second Ctrl+C ends at once, without saving.
+    for a validation after the last step; one before it Lightning takes as done. A second Ctrl+C ends at once, without
+    saving.
     Replaces Lightning's handlers, which exit with status 0, let SIGUSR1 kill the process, and save within the handler
     under SLURM; a job that is queued again with `--ckpt_path last` goes on. First of all callbacks, so that nothing
     long runs between signal and exit.

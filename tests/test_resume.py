@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,43 @@ import yaml
 
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.data.loader import ResumableLoader
+from lrsa_lightning.data.sampler import GlobalBatchSampler
 from lrsa_lightning.resume_guard import is_guarded
 from tests.runs import callback, checkpoints, command, kept_curve, losses
 
-pytestmark = pytest.mark.usefixtures("in_tmp_path")
+_PATIENCE = 300  # seconds of a test, on a machine that has much else to do
+pytestmark = pytest.mark.usefixtures("in_tmp_path", "in_time")
+
+
+@pytest.fixture
+def in_time():
+    """Fails where a run does not end, as with a loader that has nothing more to give."""
+
+    def fail(*_) -> None:
+        raise TimeoutError("the run hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(_PATIENCE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_loader_that_has_read_its_epoch_begins_the_next():
+    sampler = GlobalBatchSampler([1] * 9, [1] * 9, 4, 2, rank=0, data_parallel_size=1, seed=0)
+    rows = type("Rows", (), {"__getitem__": lambda self, batch: batch})()
+    loader = ResumableLoader(rows, sampler, num_workers=0)
+    first = [*loader]
+    assert loader.state_dict()["consumed"] == 8
+    sampler.set_epoch(1)
+    second = [*loader]
+    assert len(first) == len(second) == 4
+    assert first != second
+    loader.load_state_dict({"consumed": 8})
+    assert [*loader] == second
+    loader.load_state_dict({"consumed": 4})
+    assert [*loader] == second[2:]
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
@@ -128,6 +162,50 @@ def test_a_torn_last_checkpoint_is_left_out_with_a_warning(two_steps, caplog):
     ]
     assert list(losses()) == [0, 1, 2]
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+def kept_by_others(path: Path) -> None:
+    """Rewrites a checkpoint with a callback's state that only code could make again."""
+    state = torch.load(path, weights_only=True)
+    state["callbacks"]["Other"] = {"file": Path("a")}
+    torch.save(state, path)
+
+
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_left_out_with_the_reason(two_steps, caplog):
+    kept_by_others(two_steps / "checkpoints" / "step=2.ckpt")
+    resume("--trainer.max_steps=3")
+    assert "left out: step=2.ckpt; last is step=1.ckpt" in caplog.text
+    assert "step=2.ckpt is whole, but holds pathlib" in caplog.text
+    assert list(losses()) == [0, 1, 2]
+    aside = [json.loads(line) for line in (two_steps / "metrics-1.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in aside} == {1}
+
+
+@pytest.mark.parametrize("harm", ["torn", "not loadable"])
+def test_a_run_is_never_started_over_where_checkpoints_lie(two_steps, capsys, harm):
+    """Nor when none of them can be gone on from: it is refused, and all stays as it is."""
+    for path in (two_steps / "checkpoints").glob("step=*"):
+        os.truncate(path, 1000) if harm == "torn" else kept_by_others(path)
+    before = {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        resume("--trainer.max_steps=3")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "checkpoints holds checkpoints, but none to go on from" in error
+    reason = "is torn or no checkpoint" if harm == "torn" else "is whole, but holds pathlib"
+    assert all(f"step={step}.ckpt {reason}" in error for step in (1, 2))
+    assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_in_its_first_write_begins_again_and_keeps_its_history(two_steps):
+    folder = two_steps / "checkpoints"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / ".step=1.ckpt.partial").write_bytes(b"PK")
+    before = (two_steps / "metrics.jsonl").read_text()
+    resume()
+    assert (two_steps / "metrics-1.jsonl").read_text() == before
+    assert list(losses()) == [0, 1]
 
 
 def test_a_torn_checkpoint_named_by_hand_is_refused(two_steps, capsys):

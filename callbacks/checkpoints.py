@@ -72,7 +72,7 @@ class Checkpoints(Checkpoint):
         self._scores: dict[int, float] = {}
         self._measured = None
         self._unlogged: dict[str, float] = {}
-        self._given_up = ""  # why the newest checkpoint was not saved
+        self._given_up, self._given_up_step = "", 0  # why the newest checkpoint was not saved, and its step
         self._monitor = Monitor(monitor)
         self._effort = BestEffort(f"{LAST}, {BEST} and {_SCORES}")
 
@@ -131,7 +131,7 @@ class Checkpoints(Checkpoint):
         # By steps, by epochs, or by max_time and whatever else stops a run.
         is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         ends = step == trainer.max_steps or is_last_epoch or trainer.should_stop
-        if step != self._saved_step and (step % self.every_n_steps == 0 or ends):
+        if step not in (self._saved_step, self._given_up_step) and (step % self.every_n_steps == 0 or ends):
             self._save(trainer)
         self._score(trainer)
         if step == self._saved_step > 0:
@@ -185,6 +185,7 @@ class Checkpoints(Checkpoint):
         full = str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or "")
         full, refused = trainer.strategy.broadcast((full, str(refused or "")))
         if full:
+            self._given_up, self._given_up_step = full, trainer.global_step
             self._give_up(path, full)
         elif not refused or path.exists():
             self._saved_step, self._given_up = trainer.global_step, ""
@@ -196,7 +197,6 @@ class Checkpoints(Checkpoint):
             raise InputError(f"{refused}: mend it and go on with --ckpt_path last")
 
     def _give_up(self, path: Path, reason: str) -> None:
-        self._given_up = reason
         what = f"{path} was not saved ({reason}); the checkpoints before it are whole"
         if self.on_full_disk == "stop":
             raise InputError(f"{what}: free the disk and resume with --ckpt_path last, or lower Checkpoints.keep_last")

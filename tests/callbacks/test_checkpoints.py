@@ -172,7 +172,7 @@ def test_a_last_step_that_was_not_saved_is_no_success(fit, full_disk, capsys):
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fit, full_disk, caplog):
     with caplog.at_level(logging.WARNING):
         fit(every_n_steps=2, keep_last=2)
-    assert "step=4.ckpt was not saved" in caplog.text
+    assert caplog.text.count("step=4.ckpt was not saved") == 1
     assert "No space left on device" in caplog.text
     assert names() == kept(2, 6)
     assert list(losses()) == list(range(6))

@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from lrsa_lightning.checkpoint_files import find_last
 from lrsa_lightning.cli import main
+from lrsa_lightning.distributed.zero_files import read_client_state
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
 from lrsa_lightning.pretrained import load_checkpoint
 from lrsa_lightning.run_directory import RunDirectory
 from tests.distributed.zero import callback, curve, lrsa, zero
+from tests.interruptions import interruption
 from tests.runs import callback as ours
 
 pytestmark = pytest.mark.slow
@@ -123,16 +125,37 @@ def test_another_number_of_processes_goes_on_from_a_universal_folder(copy_of, ru
 
 
 def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of):
-    """Training goes on on both; nothing waits for the rank that failed."""
+    """Training goes on on both; nothing waits for the rank that failed; the last step's loss is an error."""
     run = copy_of(2)
     checkpoints = ours("Checkpoints", every_n_steps=1, dirpath=str(run / "checkpoints"))
     callbacks = [checkpoints, callback("FullDisk", rank=1, step=6)]
-    said = resume(run, str(run / "checkpoints" / "step=4.ckpt"), f"--trainer.callbacks={json.dumps(callbacks)}")
-    assert "step=6.ckpt was not saved ([Errno 28] No space left on device)" in said
+    options = [f"--trainer.callbacks={json.dumps(callbacks)}"]
+    said = resume(run, str(run / "checkpoints" / "step=4.ckpt"), *options, fails=True)
+    assert said.count("step=6.ckpt was not saved ([Errno 28] No space left on device)") == 1
+    assert "the last step, 7, was not saved ([Errno 28] No space left on device); step 5 is safe in" in said
+    assert "Traceback" not in said
     folder = run / "checkpoints"
     assert (folder / "last.ckpt").resolve() == (folder / "step=5.ckpt").resolve()
     assert not list(folder.glob(".*"))
     assert list(curve(run)) == list(range(7))
+
+
+def test_a_folder_holds_plain_data_too(copy_of):
+    """What numpy's numbers are equal to is kept; what has no plain form ends the run on all ranks, after the save."""
+    run = copy_of(2)
+    keeps = [
+        interruption("Keeps", what="numpy"),
+        ours("Checkpoints", every_n_steps=1, dirpath=str(run / "checkpoints")),
+    ]
+    options = ["--trainer.max_steps=8", f"--trainer.callbacks={json.dumps(keeps)}"]
+    resume(run, "last", *options)
+    assert read_client_state(run / "checkpoints" / "step=8.ckpt")["callbacks"]["Keeps"]["best"]["score"] == 0.5
+    keeps[0] = interruption("Keeps", what="moment", since=9)
+    options = ["--trainer.max_steps=10", f"--trainer.callbacks={json.dumps(keeps)}"]
+    said = resume(run, "last", *options, fails=True)
+    assert said.count("step=9.ckpt was saved without it") == 2
+    assert find_last(run / "checkpoints").path.name == "step=9.ckpt"
+    assert "is finished: step 9 is its last" in resume(run, "last", "--trainer.max_steps=9")
 
 
 def test_a_folder_needs_the_strategy_that_wrote_it(copy_of, capsys):

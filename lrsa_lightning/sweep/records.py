@@ -3,11 +3,11 @@
 import fcntl
 import json
 import os
-import shutil
 from pathlib import Path
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.run_start import set_aside
 from lrsa_lightning.whole_text import write_text
 
 FINISHED, BROKEN, NEW = "finished", "broken", "new"
@@ -45,13 +45,17 @@ class CellRecord:
         write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
-        """Readies a broken cell: True where it has a checkpoint to go on from; else its beginnings are removed."""
+        """Readies a broken cell: True where the run itself finds what it goes on from, or says why it cannot; else its
+        beginnings are set aside."""
         from lrsa_lightning.checkpoint_files import find_last
 
-        if find_last(RunDirectory(self.run).checkpoints).path is not None:
+        try:
+            goes_on = find_last(RunDirectory(self.run).checkpoints).path is not None
+        except InputError:  # there are checkpoints, which the run names when it refuses them
             return True
-        shutil.rmtree(self.run, ignore_errors=True)
-        return False
+        if not goes_on and self.run.exists():
+            set_aside(self.run)
+        return goes_on
 
     def lock(self) -> int | None:
         """A descriptor that locks the cell while this process or a child that inherits it lives; None if taken.

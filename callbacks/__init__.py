@@ -2,6 +2,7 @@
 
 from lrsa_lightning.callbacks.checkpoints import Checkpoints
 from lrsa_lightning.callbacks.end_together import EndTogether
+from lrsa_lightning.callbacks.first_step import FirstStep
 from lrsa_lightning.callbacks.loss_curve import LossCurve
 from lrsa_lightning.callbacks.metrics_file import MetricsFile
 from lrsa_lightning.callbacks.non_finite_loss import NonFiniteLoss
@@ -17,6 +18,7 @@ from lrsa_lightning.callbacks.wandb_logger import WandbLogger
 __all__ = [
     "Checkpoints",
     "EndTogether",
+    "FirstStep",
     "LossCurve",
     "MetricsFile",
     "NonFiniteLoss",

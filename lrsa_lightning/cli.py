@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks import (
     EndTogether,
-    FirstStep,
     OutOfMemoryAdvice,
     ResumedHistory,
+    RunBegins,
     SaveConfig,
     StepProgress,
     StopOnSignal,
@@ -148,7 +148,7 @@ class LRSACLI(LightningCLI):
             # A checkpoint of another run is compared with that one's configuration.
             guard = ResumeGuard(directory.of_checkpoint(self._checkpoint))
             guard.check(dump(self._parser("fit"), self._asked), allow, self._defaults())
-        elif self._claim is not None:
+        if self._claim is not None:
             self._claim.start.begin()
 
     def _find_checkpoint(self, config, directory: RunDirectory, requires: bool, says: bool) -> None:
@@ -164,7 +164,7 @@ class LRSACLI(LightningCLI):
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         if self._claim is not None:
-            trainer.callbacks.insert(0, FirstStep(self._claim.start))
+            trainer.callbacks.insert(0, RunBegins(self._claim.start))
         trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             asked = dump(self._parser(self.subcommand), self._asked)

@@ -39,7 +39,7 @@ class ResumeGuard:
         """
         self.saved = newest_config(directory)
 
-    def check(self, asked: str, allow: bool, defaults: dict[str, Any]) -> None:
+    def check(self, asked: str, allow: bool, defaults: Mapping[str, Any] | None = None) -> None:
         """Compares with the newest configuration of the run, if it has one.
 
         Args:
@@ -53,7 +53,7 @@ class ResumeGuard:
         if self.saved is None or allow:
             return
         saved = yaml.safe_dump(with_absolute_paths(yaml.safe_load(self.saved.read_text(encoding="utf-8"))))
-        changes = compare(saved, asked, dict(leaves(defaults)) | _attention_defaults(yaml.safe_load(asked)))
+        changes = compare(saved, asked, dict(leaves(defaults or {})) | _attention_defaults(yaml.safe_load(asked)))
         guarded = {key: change for key, change in changes.items() if is_guarded(key)}
         if guarded:
             raise InputError(

@@ -172,7 +172,12 @@ def _new_name(config) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         raise InputError("give --run_name: processes started by torchrun or SLURM must agree on one directory")
     mode = config.model.attention.class_path.rsplit(".", 1)[-1].lower()
-    return f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = name = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while Path(config.runs_dir, name).exists():  # begun in the same second
+        number += 1
+        name = f"{first}-{number}"
+    return name
 
 
 def _wandb_login() -> bool:

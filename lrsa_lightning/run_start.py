@@ -14,7 +14,7 @@ SET_ASIDE = ".set_aside"
 
 
 class RunStart:
-    """A fresh run's beginnings in its run directory, under a marker of ours until its first optimizer step is taken.
+    """What a command adds to its run directory, under a marker of ours until it has taken its first optimizer step.
 
     The marker says what lay there before, which is never touched; without it nothing is.
 
@@ -32,13 +32,13 @@ class RunStart:
         self.is_pending = False
 
     def begin(self) -> None:
-        """Marks the directory, before the run's first file."""
+        """Marks the directory, before the first file is written."""
         there = sorted(path.name for path in self._folder.iterdir()) if self._folder.exists() else None
         write_text(self._marker, json.dumps({"there_before": there}))
         self.is_pending = True
 
     def succeed(self) -> None:
-        """The first step is taken, or the command has ended well: from now on this is a run."""
+        """A step is taken, or the command has ended well: what was added stays."""
         if self.is_pending:
             self._marker.unlink(missing_ok=True)
             self.is_pending = False
@@ -48,15 +48,16 @@ class RunStart:
         self.is_pending = False
         if not self._marker.exists():
             return
-        there_before = json.loads(self._marker.read_text(encoding="utf-8"))["there_before"]
-        if not _has_checkpoints(self._folder):
-            self._clear([path for path in self._folder.iterdir() if path.name not in (*(there_before or []), MARKER)])
+        there_before = _there_before(self._folder)
+        added = [path for path in self._folder.iterdir() if path.name not in (*(there_before or []), MARKER)]
+        if not any(map(_holds_checkpoints, added)):
+            self._clear(added)
         self._marker.unlink()
         if there_before is None and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
     def _clear(self, paths: list[Path]) -> None:
-        """Removes files and folders of the start; where it has measured something, sets them aside."""
+        """Removes files and folders of the start; where something was measured, sets them aside."""
         if any(map(_is_measured, paths)):
             place = _free_place(self._folder)
             place.mkdir(parents=True)
@@ -73,7 +74,7 @@ class RunStart:
 
 def is_start(folder: Path) -> bool:
     """Whether a directory holds only a start, running or failed, that has not come to its first step."""
-    return (folder / MARKER).exists() and not _has_checkpoints(folder)
+    return (folder / MARKER).exists() and "config.yaml" not in (_there_before(folder) or [])
 
 
 def set_aside(folder: Path) -> Path:
@@ -91,8 +92,13 @@ def _free_place(folder: Path) -> Path:
     return place
 
 
-def _has_checkpoints(folder: Path) -> bool:
-    return any(folder.glob("checkpoints/*.ckpt"))
+def _there_before(folder: Path) -> list[str] | None:
+    """None where the folder was not there."""
+    return json.loads((folder / MARKER).read_text(encoding="utf-8"))["there_before"]
+
+
+def _holds_checkpoints(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.ckpt"))
 
 
 def _is_measured(path: Path) -> bool:

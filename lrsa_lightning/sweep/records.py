@@ -45,17 +45,14 @@ class CellRecord:
         write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
-        """Readies a broken cell: True where the run itself finds what it goes on from, or says why it cannot; else its
-        beginnings are set aside."""
+        """Readies a broken cell: True where it has a checkpoint to go on from; else its beginnings are set aside."""
         from lrsa_lightning.checkpoint_files import find_last
 
-        try:
-            goes_on = find_last(RunDirectory(self.run).checkpoints).path is not None
-        except InputError:  # there are checkpoints, which the run names when it refuses them
+        if find_last(RunDirectory(self.run).checkpoints).path is not None:
             return True
-        if not goes_on and self.run.exists():
+        if self.run.exists():
             set_aside(self.run)
-        return goes_on
+        return False
 
     def lock(self) -> int | None:
         """A descriptor that locks the cell while this process or a child that inherits it lives; None if taken.

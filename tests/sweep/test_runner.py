@@ -87,23 +87,6 @@ def test_a_failed_cell_takes_nothing_outside_its_folder_with_it(make_sweep, runs
     assert (runs / "precious").exists()
 
 
-def test_a_cell_whose_checkpoints_cannot_be_read_is_left_to_its_run_to_refuse(make_sweep, runs, monkeypatch):
-    """Whatever lies there, a sweep moves no checkpoint that the run has not called torn."""
-    file = make_sweep(MODES)
-    (runs / "fail-a").touch()
-    run(file, runs)
-
-    def refuse(folder):
-        raise InputError(f"{folder}: complete, and cannot be loaded")
-
-    monkeypatch.setattr("lrsa_lightning.checkpoint_files.find_last", refuse)
-    (runs / "mode-a/earlier").touch()
-    said = []
-    run(file, runs, said=said)
-    assert "mode-a: goes on" in said[0]
-    assert (runs / "mode-a/earlier").exists()
-
-
 def test_the_command_asks_to_go_on_and_says_where(make_sweep, runs):
     sweep = read_sweep(make_sweep(MODES))
     command = SweepRunner(sweep, runs, []).command(make_cells(sweep)[0])

@@ -9,6 +9,7 @@ from lrsa_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.callbacks.resumed_history import ResumedHistory
 from lrsa_lightning.callbacks.ruler_eval import RulerEval
+from lrsa_lightning.callbacks.run_begins import RunBegins
 from lrsa_lightning.callbacks.save_config import SaveConfig
 from lrsa_lightning.callbacks.stop_on_signal import StopOnSignal
 from lrsa_lightning.callbacks.throughput import Throughput
@@ -23,6 +24,7 @@ __all__ = [
     "OutOfMemoryAdvice",
     "ResumedHistory",
     "RulerEval",
+    "RunBegins",
     "SaveConfig",
     "StepProgress",
     "StopOnSignal",

@@ -1,6 +1,5 @@
 """Saves the resolved configuration in the run directory and shows it in Weights & Biases."""
 
-import os
 from pathlib import Path
 
 import yaml
@@ -9,36 +8,39 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lrsa_lightning.resume_guard import compare, describe, newest_config
 from lrsa_lightning.run_directory import WANDB_ID
+from lrsa_lightning.saved_config import MADE_TOKENIZER, dump
 from lrsa_lightning.versions import versions
 from lrsa_lightning.whole_text import write_text
-
-_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` and ``versions.yaml``, for a resumed run ``config-1.yaml`` and so on, with what changed
     since in ``config-1.diff``: nothing earlier is ever overwritten."""
 
+    def __init__(self, parser, config, asked=None, **kwargs):
+        """
+        Args:
+            parser: of the command.
+            config: as it is run with.
+            asked: what is saved, without what follows from the run directory, so that this can be moved.
+            **kwargs: Lightning's.
+        """
+        super().__init__(parser, config, **kwargs)
+        self.asked = config if asked is None else asked
+
     def save_config(self, trainer, pl_module, stage: str) -> None:
         if stage != "fit":
             return
         directory = Path(trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        text = dump(self.parser, self.config)
+        text = dump(self.parser, self.asked)
         save(directory, text)
+        if getattr(trainer.datamodule, "source", None) == "demo":
+            trainer.datamodule.tokenizer.save_pretrained(directory / MADE_TOKENIZER)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 (directory / WANDB_ID).write_text(logger.experiment.id, encoding="utf-8")
                 logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
-
-
-def dump(parser, config) -> str:
-    """The configuration as YAML that `--config` reads; a secret of the environment becomes a reference to it."""
-    text = parser.dump(config, skip_none=False, skip_link_targets=True)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and any(part in name.upper() for part in _SECRET):
-            text = text.replace(value, f"${{oc.env:{name}}}")
-    return text
 
 
 def save(directory: Path, text: str) -> None:

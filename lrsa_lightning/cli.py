@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from lrsa_lightning.callbacks import (
     EndTogether,
     OutOfMemoryAdvice,
     ResumedHistory,
+    RunBegins,
     SaveConfig,
     StepProgress,
     StopOnSignal,
 )
-from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
@@ -31,7 +32,10 @@ from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
 from lrsa_lightning.resume_guard import ResumeGuard
-from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.run_claim import RunClaim, told_to_further_processes
+from lrsa_lightning.run_directory import RunDirectory, first_of_all
+from lrsa_lightning.saved_config import contents, dump
+from lrsa_lightning.secret_values import Secrets
 
 log = logging.getLogger(__name__)
 # Calls of functions that are deprecated in the newest releases alone, and a datamodule without validation files.
@@ -61,6 +65,7 @@ class LRSACLI(LightningCLI):
     """`lrsa {fit,validate,test} --config FILE ...`; see configs/ for files and README for examples."""
 
     _checkpoint: Path | None = None
+    _claim: RunClaim | None = None
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
         """
@@ -70,19 +75,20 @@ class LRSACLI(LightningCLI):
         """
         defaults = {"default_config_files": [str(CONFIG_DIR / "base.yaml")]}
         parser_kwargs = dict.fromkeys(self.subcommands(), defaults) if run else defaults
-        super().__init__(
-            LongContextModule,
-            LongContextDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-            parser_kwargs={"parser_mode": "omegaconf+", **parser_kwargs},
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-            run=run,
-        )
+        with ExitStack() as self._until_the_end:
+            super().__init__(
+                LongContextModule,
+                LongContextDataModule,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
+                parser_kwargs={"parser_mode": "omegaconf+", **parser_kwargs},
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+                run=run,
+            )
 
     def add_arguments_to_parser(self, parser) -> None:
         parser.add_argument(
@@ -118,34 +124,59 @@ class LRSACLI(LightningCLI):
         """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         resolve_auto(config.trainer)
+        allow, requires = config.allow_mismatch, config.require_checkpoint
+        config.allow_mismatch = config.require_checkpoint = False
         directory = RunDirectory.of(config)
-        # What is filled in below, such as a new Weights & Biases id, is each process's own.
-        self._asked = config.clone()
+        # What is filled in below follows from the directory, or is each process's own, as a new W&B id.
+        self._asked = self.save_config_kwargs["asked"] = config.clone()
         directory.fill_in(config)
-        if self.subcommand:
-            self._checkpoint = directory.checkpoint(config.get("ckpt_path"))
-            check_found(config, self._checkpoint, self.subcommand)
+        if not self.subcommand:
+            return
+        self._find_checkpoint(config, directory, requires, says=self.subcommand != "fit")
+        directory.check_writable()
+        if first_of_all():
+            self._claim = self._until_the_end.enter_context(RunClaim(directory.path))
         if self.subcommand == "fit":
-            if config.ckpt_path is None:
-                directory.check_free()
-            directory.check_writable()
-            self._guard(config, directory)
+            self._begin(config, directory, allow, requires)
 
-    def _guard(self, config, directory: RunDirectory) -> None:
-        allow, config.allow_mismatch, config.require_checkpoint = config.allow_mismatch, False, False
+    def _begin(self, config, directory: RunDirectory, allow: bool, requires: bool) -> None:
+        """What a fit finds in its directory once nobody else writes there."""
+        if self._claim is not None:
+            self._claim.start.undo()  # of one that was killed
+        self._find_checkpoint(config, directory, requires, says=True)
+        if config.ckpt_path is None:
+            directory.check_free()
         if self._checkpoint is not None:
             # A checkpoint of another run is compared with that one's configuration.
-            ResumeGuard(directory.of_checkpoint(self._checkpoint)).check(dump(self._parser("fit"), config), allow)
+            guard = ResumeGuard(directory.of_checkpoint(self._checkpoint))
+            guard.check(dump(self._parser("fit"), self._asked), allow, self._defaults())
+        if self._claim is not None:
+            self._claim.start.begin()
+
+    def _find_checkpoint(self, config, directory: RunDirectory, requires: bool, says: bool) -> None:
+        self._checkpoint = directory.checkpoint(config.get("ckpt_path"), says)
+        check_found(config, self._checkpoint, self.subcommand, requires, says)
+
+    def _defaults(self) -> dict[str, Any]:
+        parser = self._parser("fit")
+        return contents(parser, parser.get_defaults())
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
+        if self._claim is not None:
+            trainer.callbacks.insert(0, RunBegins(self._claim.start))
         trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             asked = dump(self._parser(self.subcommand), self._asked)
             RankGuard(asked, self._checkpoint).watch(trainer.strategy)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        secrets = Secrets(contents(self._parser(subcommand), self._asked))
+        with told_to_further_processes(self._asked.run_name, self.trainer.strategy, secrets.hide):
+            super()._run_subcommand(subcommand)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Adds our progress to callbacks that have none: Lightning's own counts micro-batches against steps."""
@@ -169,7 +200,7 @@ class LRSACLI(LightningCLI):
             finished.complete(model, **kwargs)
 
 
-def check_found(config, checkpoint: Path | None, subcommand: str) -> None:
+def check_found(config, checkpoint: Path | None, subcommand: str, requires: bool, says: bool) -> None:
     """Whether a command may go on without the checkpoint it was given.
 
     Raises:
@@ -177,11 +208,11 @@ def check_found(config, checkpoint: Path | None, subcommand: str) -> None:
     """
     if checkpoint is not None:
         return
-    if config.require_checkpoint or (config.ckpt_path is not None and subcommand != "fit"):
+    if requires or (config.ckpt_path is not None and subcommand != "fit"):
         given = f"--ckpt_path {config.ckpt_path}" if config.ckpt_path else "without --ckpt_path"
-        where = f"{config.runs_dir}/{config.run_name}"
+        where = Path(config.runs_dir, config.run_name)
         raise InputError(f"there is no checkpoint to go on from in {where} ({given}): nothing was started")
-    if config.ckpt_path is not None:
+    if config.ckpt_path is not None and says:
         log.warning("--ckpt_path %s: there is no checkpoint yet, the run starts from the beginning", config.ckpt_path)
 
 

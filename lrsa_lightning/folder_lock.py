@@ -32,8 +32,10 @@ class FolderLock:
         self._what = f"{what} {folder}"
         self._way_out = way_out
         folder = folder.resolve()
-        # Beside the folder: what fails before its first file leaves no folder behind.
-        self._folder = folder.parent / LOCKS
+        # Beside the folder: what fails before its first file leaves no folder behind. A mount may lie where nobody may
+        # write.
+        is_open = os.access(folder.parent, os.W_OK) or not folder.is_dir()
+        self._folder = (folder.parent if is_open else folder) / LOCKS
         self._holder = self._folder / f"{folder.name}.holder"
         self._lock = FileLock(self._folder / f"{folder.name}.lock", is_singleton=True)
 
@@ -41,20 +43,24 @@ class FolderLock:
         """Takes the lock, which this process may hold already.
 
         Raises:
-            InputError: another process has it; names it.
+            InputError: another process has it, which is named; or nothing can be written there.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_PATIENCE)
+            write_text(self._holder, json.dumps(holder))
         except Timeout as error:
             raise InputError(f"{self._what} is being written by {self._name_holder()}: {self._way_out}") from error
+        except OSError as error:
+            reason = f"{error.strerror or error} ({self._folder})"
+            raise InputError(f"{self._what} cannot be written: {reason}; give a folder that can") from error
         _HELD.add(self._lock)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_text(self._holder, json.dumps(holder))
 
     def release(self) -> None:
         """Lets others have the folder."""
-        self._holder.unlink(missing_ok=True)
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
         self._lock.release(force=True)
         _HELD.discard(self._lock)
 

@@ -8,6 +8,7 @@ import torch
 
 from lrsa_lightning.checkpoint_files import fault_of, is_universal
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.saved_config import MADE_TOKENIZER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,17 +126,20 @@ class TrainedModel:
     Attributes:
         model: in evaluation mode.
         config: the run's resolved configuration.
+        folder: the run directory.
     """
 
     model: "PreTrainedModel"
     config: dict[str, Any]
+    folder: Path
 
     @property
     def tokenizer_name(self) -> str:
         """Hub id or folder of its tokenizer."""
         data = self.config["data"]
         if data["source"] == "demo":
-            return str(Path(data["cache_dir"]) / "demo" / "tokenizer")
+            beside = self.folder / MADE_TOKENIZER
+            return str(beside if beside.is_dir() else Path(data["cache_dir"]) / "demo" / "tokenizer")
         return data["tokenizer"] or self.config["model"]["name_or_path"]
 
 
@@ -162,7 +166,7 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
     state = _weights(checkpoint)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype or next(iter(state.values())).dtype)
     model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
-    return TrainedModel(model.eval(), run)
+    return TrainedModel(model.eval(), run, config_path.parent)
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -8,13 +8,20 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
 from lrsa_lightning.checkpoint_files import BEST, fault_of, find_last
 from lrsa_lightning.disk import check_writable
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.path_names import checked_name
+from lrsa_lightning.run_claim import RUN_NAME
+from lrsa_lightning.run_start import is_start
+from lrsa_lightning.saved_config import own_config
 
 log = logging.getLogger(__name__)
 WANDB_ID = "wandb_id"
-_KEYWORDS = ("last", "best")
+# Set by torchrun, SLURM, MPI and Lightning's own launcher, each in the processes that it starts.
+_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "GROUP_RANK", "NODE_RANK", "LOCAL_RANK")
 
 
 class RunDirectory:
@@ -28,14 +35,34 @@ class RunDirectory:
     def of(cls, config) -> "RunDirectory":
         """The directory of a parsed configuration, whose run_name is set if it was not.
 
+        A run's own saved configuration means the directory that it lies in, wherever that has been moved.
+
         Raises:
-            InputError: processes started one by one (torchrun, SLURM) could not agree on a name.
+            InputError: the name is no part of a path, or processes started one by one (torchrun, SLURM) could not agree
+                on one.
         """
+        if (own := own_config(config.get("config"))) is not None and (found := cls._that_holds(own, config)):
+            return found
         if config.run_name is None:
-            config.run_name = os.environ.get("LRSA_RUN_NAME") or _sweep_run_id() or _new_name(config)
-            # Processes that Lightning starts for further devices read the same name from here.
-            os.environ["LRSA_RUN_NAME"] = config.run_name
-        return cls(Path(config.runs_dir) / config.run_name)
+            named = os.environ.get(RUN_NAME)
+            config.run_name = checked_name(named, RUN_NAME) if named else _sweep_run_id() or _new_name(config)
+        return cls(Path(config.runs_dir) / checked_name(config.run_name, "--run_name"))
+
+    @classmethod
+    def _that_holds(cls, own: Path, config) -> "RunDirectory | None":
+        """The directory of a saved configuration, unless the command line says another."""
+        saved = yaml.safe_load(own.read_text(encoding="utf-8"))
+        runs_dir, run_name = saved.get("runs_dir"), saved.get("run_name")
+        folder = own.parent if own.parent.name not in ("", "..") else own.absolute().parent
+        found = cls(folder)
+        found._take_out(config, cls(Path(str(runs_dir), str(run_name))))
+        if config.runs_dir != runs_dir:
+            return None
+        config.runs_dir = str(folder.parent)
+        if config.run_name != run_name:
+            return None
+        config.run_name = folder.name
+        return found
 
     def check_free(self) -> None:
         """Refuses a directory that another run lies in.
@@ -43,7 +70,7 @@ class RunDirectory:
         Raises:
             InputError: it does.
         """
-        if _first_process() and (self.path / "config.yaml").exists():
+        if _first_of_node() and (self.path / "config.yaml").exists() and not is_start(self.path):
             raise InputError(
                 f"{self.path} holds a run already: give another --run_name, or resume it with "
                 f"--config {self.path / 'config.yaml'} --ckpt_path last"
@@ -54,18 +81,22 @@ class RunDirectory:
         Raises:
             InputError: the run's files or checkpoints could not be written.
         """
-        if _first_process():
+        if _first_of_node():
             for folder in (self.path, self.checkpoints):
                 check_writable(folder)
 
-    def checkpoint(self, ckpt_path: str | None) -> Path | None:
+    def checkpoint(self, ckpt_path: str | None, says: bool = True) -> Path | None:
         """The checkpoint that --ckpt_path means; None for `last` where there is none yet.
+
+        Args:
+            ckpt_path: a path, `last`, `best` or None.
+            says: warn of what `last` left out.
 
         Raises:
             InputError: it does not exist, or cannot be loaded; for `last`, none of those there are can.
         """
         if ckpt_path == "last":
-            return self._last()
+            return self._last(says)
         if ckpt_path is None:
             return None
         path = self.checkpoints / BEST if ckpt_path == "best" else Path(ckpt_path)
@@ -82,9 +113,9 @@ class RunDirectory:
         other = checkpoint.absolute().parent.parent
         return other if (other / "config.yaml").exists() else self.path
 
-    def _last(self) -> Path | None:
+    def _last(self, says: bool) -> Path | None:
         last = find_last(self.checkpoints).check(self.checkpoints)
-        if last.skipped and _first_process():
+        if last.skipped and says and _first_of_node():
             log.warning("%s: %s", self.checkpoints, last.warning())
         return last.path
 
@@ -102,20 +133,37 @@ class RunDirectory:
                 self.checkpoints = Path(callback.init_args.dirpath or self.checkpoints)
                 callback.init_args.dirpath = str(self.checkpoints)
 
+    def _take_out(self, config, before: "RunDirectory") -> None:
+        """Undoes `fill_in` where an older version saved what it had filled in, when this directory lay at `before`."""
+        for entry in (*_entries(config.trainer.logger), *_entries(config.trainer.callbacks)):
+            own = {"dirpath": str(before.checkpoints)}
+            if entry.class_path.endswith("WandbLogger"):
+                own = {"name": before.path.name, "id": self._saved_wandb_id()}
+            for key, value in own.items():
+                if value is not None and entry.init_args.get(key) == value:
+                    entry.init_args[key] = None
+
     def _fill_in_wandb(self, arguments) -> None:
         arguments.name = arguments.name or self.path.name
-        arguments.id = _sweep_run_id() or arguments.id or self._wandb_id()
+        arguments.id = _sweep_run_id() or arguments.id or self._saved_wandb_id() or secrets.token_hex(4)
         # With the same id a resumed run goes on where it was: the logger's own default is resume="allow".
         arguments.offline = arguments.offline or not _wandb_login()
 
-    def _wandb_id(self) -> str:
+    def _saved_wandb_id(self) -> str | None:
         file = self.path / WANDB_ID
-        return file.read_text(encoding="utf-8") if file.exists() else secrets.token_hex(4)
+        return file.read_text(encoding="utf-8") if file.exists() else None
 
 
-def _first_process() -> bool:
-    """Of this node; the others are started when it has begun."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+def first_of_all() -> bool:
+    """Whether this process is the one of its run, on all hosts, that writes; known before Lightning is asked.
+
+    Where several launchers left their mark, as a shell of SLURM's that starts torchrun, all must agree.
+    """
+    return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
+
+
+def _first_of_node() -> bool:
+    return int(os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def _entries(value) -> list:
@@ -133,7 +181,12 @@ def _new_name(config) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         raise InputError("give --run_name: processes started by torchrun or SLURM must agree on one directory")
     mode = config.model.attention.class_path.rsplit(".", 1)[-1].lower()
-    return f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = name = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while Path(config.runs_dir, name).exists():  # begun in the same second
+        number += 1
+        name = f"{first}-{number}"
+    return name
 
 
 def _wandb_login() -> bool:

@@ -129,3 +129,14 @@ def arguments(train_file, tokenizer, tokenizer_dir) -> dict[str, str]:
     """The options of such a run on the CPU, named x, with two micro-batches a step."""
     own = {"trainer.accelerator": "cpu", "data.micro_batch_size": "2", "run_name": "x"}
     return tiny_run(train_file, tokenizer, tokenizer_dir) | own
+
+
+@pytest.fixture
+def two_steps(arguments, in_tmp_path) -> dict[str, str]:
+    """The options of a run of two steps, with a checkpoint of each, that has ended."""
+    from lrsa_lightning.cli import main
+    from tests.runs import EACH_STEP, command
+
+    arguments |= {"trainer.callbacks": EACH_STEP, "trainer.max_steps": "2"}
+    main(command(arguments))
+    return arguments

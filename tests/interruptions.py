@@ -159,6 +159,17 @@ class FailsAlone(Callback):
         raise RuntimeError("the device fell off the bus")
 
 
+class FailsAtOnce(Callback):
+    """Raises in the micro-batch that follows a step."""
+
+    def __init__(self, step: int = 0):
+        self.step = step
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the device fell off the bus")
+
+
 class KillAt(Callback):
     """Kills the process within a micro-batch, counted over the whole run and not from where it was resumed."""
 

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from lrsa_lightning.cli import main
+
 
 def command(arguments: dict[str, str], subcommand: str = "fit") -> list[str]:
     return [subcommand, *(f"--{key}={value}" for key, value in arguments.items())]
@@ -22,6 +26,9 @@ def kept_curve() -> str:
     return json.dumps([*json.loads(checkpoints(1)), callback("LossCurve")])
 
 
+EACH_STEP = json.dumps([callback("Checkpoints", every_n_steps=1)])
+
+
 def metrics(run: str = "x") -> list[dict]:
     return [json.loads(line) for line in (Path("runs") / run / "metrics.jsonl").read_text().splitlines()]
 
@@ -31,3 +38,18 @@ def losses(run: str = "x") -> dict[int, float]:
     steps = [row["step"] for row in rows if "train/loss" in row]
     assert len(steps) == len(set(steps))
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def refusal(capsys, arguments: list[str]) -> str:
+    """What the command says that ends with exit status 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, with what they hold."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -14,7 +14,7 @@ from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.fabric import make_fabric
 from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
-from lrsa_lightning.ruler.evaluation import EvaluationFolder
+from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.results import Record, cell_scores, metrics
@@ -43,6 +43,8 @@ class Evaluation:
         tasks = chosen_tasks(options)
         self._fabric = make_fabric(options.devices)
         self._fabric.launch()
+        if self.is_first:
+            lock_of(Path(options.output)).acquire()  # before the model is loaded; let go of when all is scored
         check_length(self._model.config, max(self._lengths), "--lengths")
         store = self._store()
         with self._fabric.rank_zero_first():

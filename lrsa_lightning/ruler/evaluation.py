@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.folder_lock import FolderLock
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
 from lrsa_lightning.ruler.results import Record, read_records, write_records
 from lrsa_lightning.whole_text import write_text
@@ -49,7 +50,22 @@ class EvaluationFolder:
     def run(
         self, evaluator: RulerEvaluator, model, share: Share, generation: bool, teacher_forcing: bool
     ) -> Iterator[list[Record]]:
-        """Scores what is lacking; yields each batch once it is on disk."""
+        """Scores what is lacking; yields each batch once it is on disk.
+
+        Raises:
+            InputError: another process writes into the folder.
+        """
+        lock = lock_of(self.path.parent)
+        if share.rank == 0:
+            lock.acquire()
+        try:
+            yield from self._run(evaluator, model, share, generation, teacher_forcing)
+        finally:
+            lock.release()
+
+    def _run(
+        self, evaluator: RulerEvaluator, model, share: Share, generation: bool, teacher_forcing: bool
+    ) -> Iterator[list[Record]]:
         earlier = self.records()
         if share.rank == 0:
             write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
@@ -60,3 +76,8 @@ class EvaluationFolder:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("".join(record.line() for record in batch))
             yield batch
+
+
+def lock_of(folder: Path) -> FolderLock:
+    """That of an evaluation's folder, which one process writes into at a time."""
+    return FolderLock(folder, "evaluation", "wait until it ends or stop it, or give another --output")

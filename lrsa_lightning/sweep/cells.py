@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.path_names import made_name
 from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.draws import all_values, draw
 
@@ -61,23 +62,27 @@ def make_cells(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Ce
     for number in range(1, count + 1):
         rng = random.Random(f"{seed}-{number}")
         choices.append({name: draw(name, described, rng) for name, described in sweep.parameters.items()})
-    return [Cell(f"{number:03d}_{cell_name(choice)}", choice) for number, choice in enumerate(choices, 1)]
+    return [Cell(_numbered(number, cell_name(choice)), choice) for number, choice in enumerate(choices, 1)]
 
 
 def _named(choices: list[dict[str, Any]]) -> list[Cell]:
     """Cells by what they vary; where two have the same name, with their numbers."""
     varied = [key for key in choices[0] if len({repr(choice[key]) for choice in choices}) > 1] or list(choices[0])
-    names = [cell_name({key: choice[key] for key in varied}) for choice in choices]
-    times = Counter(names)
-    return [
-        Cell(name if times[name] == 1 else f"{number:03d}_{name}", choice)
-        for number, (name, choice) in enumerate(zip(names, choices, strict=True), 1)
-    ]
+    plain = [cell_name({key: choice[key] for key in varied}) for choice in choices]
+    times = Counter(plain)
+    names = [name if times[name] == 1 else _numbered(number, name) for number, name in enumerate(plain, 1)]
+    if len(set(names)) < len(names):  # a value is called as another's numbered name
+        names = [_numbered(number, name) for number, name in enumerate(plain, 1)]
+    return [Cell(name, choice) for name, choice in zip(names, choices, strict=True)]
+
+
+def _numbered(number: int, name: str) -> str:
+    return made_name(f"{number:03d}_{name}")
 
 
 def cell_name(parameters: dict[str, Any]) -> str:
-    """Files by their stem, other values behind the last part of the option's name."""
-    return "_".join(_part(key, value) for key, value in parameters.items()) or "all"
+    """Files by their stem, other values behind the last part of the option's name; safe as one part of a path."""
+    return made_name("_".join(_part(key, value) for key, value in parameters.items()) or "all")
 
 
 def _part(key: str, value: Any) -> str:

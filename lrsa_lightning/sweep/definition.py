@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.path_names import made_name
 
 METHODS = ("grid", "random")
 
@@ -60,7 +61,7 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
         raise InputError(f"{path}: the command lacks ${{args}}, through which the cells' values reach it")
     metric = content.get("metric") or {}
     return Sweep(
-        path.stem,
+        made_name(path.stem),
         content["program"],
         method,
         {name: _described(path, name, value) for name, value in content["parameters"].items()},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.path_names import made_name
 from lrsa_lightning.report import Run, read_runs, write_report
 from lrsa_lightning.sweep.cells import Cell
 from lrsa_lightning.sweep.definition import Sweep
@@ -94,7 +95,7 @@ def _groups(runs: dict[Cell, Run], folder: Path) -> dict[Path, list[Run]]:
     seeds: dict[Any, list[Run]] = {}
     for cell, run in runs.items():
         seeds.setdefault(cell.seed, []).append(run)
-    return {folder / f"seed-{seed}" if len(seeds) > 1 else folder: own for seed, own in seeds.items()}
+    return {folder / made_name(f"seed-{seed}") if len(seeds) > 1 else folder: own for seed, own in seeds.items()}
 
 
 def _report(runs: list[Run], folder: Path) -> tuple[list[Path], list[str]]:

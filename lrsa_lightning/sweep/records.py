@@ -3,11 +3,11 @@
 import fcntl
 import json
 import os
-import shutil
 from pathlib import Path
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.run_start import set_aside
 from lrsa_lightning.whole_text import write_text
 
 FINISHED, BROKEN, NEW = "finished", "broken", "new"
@@ -46,13 +46,14 @@ class CellRecord:
 
     def clear_start(self) -> bool:
         """Readies a broken cell: True where it goes on from a checkpoint, or says why it cannot; else its beginnings
-        are removed."""
+        are set aside."""
         from lrsa_lightning.checkpoint_files import find_last
 
         last = find_last(RunDirectory(self.run).checkpoints)
         if last.path is not None or last.is_blocked:
             return True
-        shutil.rmtree(self.run, ignore_errors=True)
+        if self.run.exists():
+            set_aside(self.run)
         return False
 
     def lock(self) -> int | None:

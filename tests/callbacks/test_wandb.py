@@ -1,16 +1,19 @@
 """An offline Weights & Biases run, read back: everything is there, and each step once."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lrsa_lightning.callbacks import MetricsFile
 from lrsa_lightning.callbacks.wandb_logger import WandbLogger
 from lrsa_lightning.cli import main
 from tests.runs import callback, checkpoints, command, losses, metrics
 from tests.wandb_files import config, history, records
 
+TYPED = "typed-by-the-user"
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -77,8 +80,35 @@ def test_an_offline_run_holds_everything_once(run):
     axes = [record.metric for record in records(run) if record.HasField("metric")]
     assert any(metric.glob_name == "*" and metric.step_metric == "trainer/global_step" for metric in axes)
 
+    # Another run that begins with this configuration has an id of its own.
+    saved = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"][0]["init_args"]
+    assert (saved["id"], saved["save_dir"], saved["name"]) == (None, None, None)
+
     # The key went nowhere.
     assert not [path for path in Path().rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+class Told(MetricsFile):
+    """A logger that takes a secret."""
+
+    def __init__(self, save_dir: str | None = None, token: str = ""):
+        super().__init__(save_dir)
+        assert token == TYPED
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+def test_a_typed_secret_reaches_no_file(arguments, monkeypatch):
+    loggers = [callback("WandbLogger", project="test", save_dir=None)]
+    loggers += [{"class_path": "tests.callbacks.test_wandb.Told", "init_args": {"token": TYPED}}]
+    words = ["lrsa", *command({**arguments, "trainer.logger": json.dumps(loggers), "trainer.max_steps": "1"})]
+    monkeypatch.setattr("sys.argv", list(words))
+    main()
+    assert sys.argv == words
+    told = [record.environment for record in records(Path("runs/x")) if record.HasField("environment")]
+    assert any("${oc.env:LRSA_TOKEN}" in word for word in told[0].args)
+    assert not [path for path in Path().rglob("*") if path.is_file() and TYPED.encode() in path.read_bytes()]
+    monkeypatch.setenv("LRSA_TOKEN", TYPED)
+    main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=last"])
 
 
 def test_what_was_told_is_left_out_and_what_was_not_is_added(monkeypatch):

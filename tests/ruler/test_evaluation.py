@@ -12,6 +12,7 @@ from lrsa_lightning.ruler.evaluator import Share
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
+from tests.test_folder_lock import hold
 
 NOTHING = SimpleNamespace(evaluate=lambda *_: iter(()))
 
@@ -31,6 +32,19 @@ def test_further_files_are_added_and_others_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"other settings \(model, squad differ\)"):
         use(tmp_path, {"model": "b"}, {"squad": "2"})
     assert json.loads((tmp_path / "settings.json").read_text()) == both
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("lrsa_lightning.folder_lock._PATIENCE", 0.1)
+    folder = tmp_path / "x"
+    holder = hold(folder)
+    with pytest.raises(InputError, match=f"evaluation {folder} is being written by process {holder.pid} .*--output"):
+        use(folder, {"model": "a"}, {})
+    assert not folder.exists()
+    holder.kill()
+    holder.wait()
+    use(folder, {"model": "a"}, {})
+    hold(folder).communicate("")  # let go of
 
 
 def test_each_task_is_known_by_its_own_file(tokenizer, tmp_path):

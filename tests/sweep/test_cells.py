@@ -3,6 +3,7 @@
 import pytest
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.path_names import checked_name
 from lrsa_lightning.sweep import build_command, make_cells, read_sweep
 
 
@@ -110,3 +111,23 @@ def test_commands_are_those_of_wandbs_agent(make_sweep, monkeypatch):
         built = build_command(sweep, {"x": 1, "y": True})
         assert built[:2] == ["/usr/bin/env", "python"]
         assert built[3:] == [f"--f={files}", "--x", "1", "--y", "True", "--x=1", "--y=True"]
+
+
+def test_no_value_makes_a_name_that_leaves_the_sweep(make_sweep):
+    """`..yaml` has the stem `.`, `...yaml` the stem `..`; what a sweep keeps beside its cells has names too."""
+    values = ["..yaml", "...yaml", "x/....yaml", "cells.yaml", "report.yaml", ".locks.yaml", "x" * 300 + ".yaml"]
+    for parameters in ({"m": {"values": values}}, {"m": {"values": values}, "n": {"values": ["", "/../x", "a\nb"]}}):
+        names = [cell.name for cell in make_cells(read_sweep(make_sweep(parameters)))]
+        assert len(set(names)) == len(names)
+        for name in names:
+            assert checked_name(name, "cell") == name
+
+
+def test_a_value_that_looks_like_a_numbered_name_does_not_share_it(make_sweep):
+    cells = make_cells(read_sweep(make_sweep({"m": {"values": ["a.yaml", "x/a.yaml", "001_a.yaml"]}})))
+    assert len({cell.name for cell in cells}) == 3
+
+
+def test_a_sweep_file_of_dots_has_a_folder_of_its_own(make_sweep):
+    file = make_sweep({"m": {"values": [1]}})
+    assert read_sweep(file.rename(file.with_name("...yaml"))).name == "unnamed"

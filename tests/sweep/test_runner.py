@@ -71,6 +71,20 @@ def test_a_broken_cell_goes_on_from_its_checkpoint_and_starts_over_without_one(m
     assert (runs / "mode-a/earlier").exists()
     assert "mode-b: starts over" in "\n".join(said)
     assert not (runs / "mode-b/earlier").exists()
+    assert (runs / ".set_aside/mode-b-1/checkpoints/step=3.ckpt").read_bytes() == b"torn"
+
+
+def test_a_failed_cell_takes_nothing_outside_its_folder_with_it(make_sweep, runs):
+    file = make_sweep({"mode": {"values": ["..yaml", "...yaml", "a"]}})
+    outside = runs.parent / "precious"
+    outside.touch()
+    (runs / "precious").touch()
+    for mode in ("..yaml", "...yaml"):
+        (runs / f"fail-{mode}").touch()
+    for _ in range(2):
+        assert run(file, runs) == [3, 3, 0]
+    assert outside.exists()
+    assert (runs / "precious").exists()
 
 
 def test_the_command_asks_to_go_on_and_says_where(make_sweep, runs):

@@ -1,0 +1,117 @@
+"""A run's directory: one process writes there, under a name that is one part of a path."""
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrsa_lightning.callbacks import SaveConfig
+from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.run_claim import told_to_further_processes
+from lrsa_lightning.run_directory import first_of_all
+from lrsa_lightning.run_start import RunStart
+from tests.runs import command, everything, losses, refusal
+from tests.test_folder_lock import hold
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+RUN = Path("runs/x")
+
+
+def test_two_processes_never_write_one_run(two_steps, capsys, monkeypatch):
+    """Whether the second begins, resumes or validates: nothing of the first one's is touched."""
+    monkeypatch.setattr("lrsa_lightning.folder_lock._PATIENCE", 0.1)
+    holder = hold(RUN)
+    before = everything(RUN)
+    begin, resume = {"run_name": "x"}, {"ckpt_path": "last", "trainer.max_steps": "3"}
+    for how, subcommand in ((begin, "fit"), (resume, "fit"), ({"ckpt_path": "last"}, "validate")):
+        error = refusal(capsys, command({**two_steps, **how}, subcommand))
+        assert f"run runs/x is being written by process {holder.pid} on " in error
+    assert everything(RUN) == before
+    holder.kill()
+    holder.wait()
+    main(command({**two_steps, **resume}))
+    assert list(losses()) == [0, 1, 2]
+
+
+def is_held(run: Path) -> bool:
+    """Whether another process would be refused: an own descriptor has its own lock."""
+    with (run.parent / ".locks" / f"{run.name}.lock").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_run_holds_its_directory_from_its_first_file_until_it_ends(arguments, monkeypatch):
+    held = []
+    begin = RunStart.begin
+    monkeypatch.setattr(RunStart, "begin", lambda self: held.append((is_held(RUN), RUN.exists())) or begin(self))
+    monkeypatch.setattr(SaveConfig, "on_fit_end", lambda *_: held.append(is_held(RUN)), raising=False)
+    main(command({**arguments, "trainer.max_steps": "1"}))
+    assert held == [(True, False), True]
+    assert not is_held(RUN)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"NODE_RANK": "1"}, False),
+    ],
+)
+def test_one_process_of_all_hosts_takes_the_lock(monkeypatch, environment, is_first):
+    for name in ("RANK", "SLURM_PROCID", "GROUP_RANK", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert first_of_all() is is_first
+
+
+@pytest.mark.parametrize("name", ["../../y", "/tmp/y", ".", "..", "a\nb", "", "cells"])
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_run_name_that_is_no_part_of_a_path_is_refused(arguments, capsys, monkeypatch, name, by):
+    arguments.pop("run_name")
+    if by == "option":
+        arguments["run_name"] = name
+    elif name == "":
+        pytest.skip("an empty variable is as none")
+    else:
+        monkeypatch.setenv("LRSA_RUN_NAME", name)
+    error = refusal(capsys, command(arguments))
+    assert ("--run_name" if by == "option" else "LRSA_RUN_NAME") + f" is {name!r}: expected" in error
+    assert not Path("runs").exists()
+
+
+def test_two_commands_of_one_process_are_two_runs(arguments, monkeypatch):
+    """Within a second of each other, too: their names are of the time."""
+    monkeypatch.setattr("time.strftime", lambda *_: "now")
+    arguments.pop("run_name")
+    for name in ("lrsa-now", "lrsa-now-2"):
+        cli = LRSACLI(command({**arguments, "trainer.max_steps": "1"}))
+        assert cli.config.fit.run_name == name
+        assert "LRSA_RUN_NAME" not in os.environ
+        assert list(losses(name)) == [0]
+
+
+def test_processes_of_further_devices_are_told_the_name_and_nobody_else(arguments, monkeypatch):
+    told = []
+    arguments.pop("run_name")
+    cli = LRSACLI(command({**arguments, "trainer.max_steps": "1"})[1:], run=False)
+    strategy = cli.trainer.strategy
+    monkeypatch.setattr(strategy, "setup_environment", lambda: told.append(os.environ["LRSA_RUN_NAME"]))
+    monkeypatch.setattr("sys.argv", ["lrsa", "--token=abc"])
+    with told_to_further_processes("x", strategy, lambda text: text.replace("abc", "-")):
+        assert sys.argv == ["lrsa", "--token=abc"]  # what they are started by
+        strategy.setup_environment()
+        assert sys.argv == ["lrsa", "--token=-"]
+        assert "LRSA_RUN_NAME" not in os.environ
+    assert told == ["x"]
+    assert sys.argv == ["lrsa", "--token=abc"]

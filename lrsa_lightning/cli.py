@@ -60,6 +60,7 @@ class LRSACLI(LightningCLI):
     """`lrsa {fit,validate,test} --config FILE ...`; see configs/ for files and README for examples."""
 
     _checkpoint: Path | None = None
+    _allows_mismatch = False
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
         """
@@ -131,12 +132,14 @@ class LRSACLI(LightningCLI):
 
     def _guard(self, config, directory: RunDirectory) -> None:
         allow, config.allow_mismatch, config.require_checkpoint = config.allow_mismatch, False, False
+        self._allows_mismatch = allow
         if self._checkpoint is not None:
             # A checkpoint of another run is compared with that one's configuration.
             ResumeGuard(directory.of_checkpoint(self._checkpoint)).check(dump(self._parser("fit"), config), allow)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        self.datamodule.allow_changed_files = self._allows_mismatch
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         trainer.callbacks.append(EndTogether())

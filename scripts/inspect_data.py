@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, further = parser.parse_known_args(arguments)
     module = DataCLI(further, run=False).datamodule
     module.prepare_data()
-    prepared, samples = module.prepare("train"), module.train_samples()
+    prepared, samples = module.prepare("train"), module.corpus.samples("train")
     if not 0 <= options.sample < len(prepared):
         parser.error(f"--sample must lie in 0..{len(prepared) - 1}")
     tokenize = LongTokenizer(module.tokenizer)

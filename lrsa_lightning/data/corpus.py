@@ -120,12 +120,14 @@ class Corpus:
 def _check_different(option: str, files: Sequence[str]) -> None:
     known: dict[Path | str, str] = {}
     for file in files:
-        if (first := known.setdefault(_identity(file), file)) is not file:
-            name = Path(file).name
+        identity = _identity(file)
+        if identity in known:
+            twice = f", or take its samples twice with data.mixture {{{Path(file).name}: 2}}"
             raise InputError(
-                f"{option} names {first} and {file}, which are one file: leave one out"
-                + (f", or take its samples twice with data.mixture {{{name}: 2}}" if "train" in option else "")
+                f"{option} names {known[identity]} and {file}, which are one file: leave one out"
+                + (twice if option == "data.train_files" else "")
             )
+        known[identity] = file
 
 
 def _identity(file: str) -> Path | str:

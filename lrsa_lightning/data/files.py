@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
@@ -102,10 +103,10 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
 def _parquet_batches(path: Path) -> Iterator:
     import pyarrow.parquet
 
-    with _named(path):
+    with _named(path), _opened(path) as content:
+        whole = io.BytesIO(content.read()) if path.suffix == ".gz" else content
         try:
-            with _opened(path) as content:
-                yield from pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=64)
+            yield from pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=64)
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk, not of the format
@@ -136,10 +137,10 @@ def _json_rows(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
 
 def _begins_array(path: Path) -> bool:
     with _named(path), _opened(path) as content:
-        first = content.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        while first.isspace():
-            first = content.read(1)
-        return first.lstrip().startswith(b"[")
+        first = content.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8).lstrip()
+        while not first and (byte := content.read(1)):
+            first = byte.lstrip()
+        return first.startswith(b"[")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

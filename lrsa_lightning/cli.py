@@ -139,7 +139,9 @@ class LRSACLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        self.datamodule.allow_changed_files = self._allows_mismatch
+        if self.subcommand == "fit":
+            self.datamodule.resumes_from = self._checkpoint
+            self.datamodule.allow_changed_files = self._allows_mismatch
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         trainer.callbacks.append(EndTogether())

@@ -3,7 +3,6 @@
 The paragraphs stand as new sections in front of the sample's own text, so that its question stays last.
 """
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -15,9 +14,6 @@ from lrsa_lightning.data.tokenization import LongTokenizer
 _SHORTEST = 16
 # Draws in a row of paragraphs already taken, or of the sample's own document, before a sample counts as full.
 _MAX_MISSES = 64
-# Characters of a paragraph whose first ids are kept, at least so many: without a place to cut it at, each draw would
-# read all of it.
-_HUGE, _LEAST_KEPT = 2**18, 2**15
 
 
 class Extender:
@@ -33,7 +29,6 @@ class Extender:
         self._groups = {language: _Group(pool, language) for language in {sample.language for sample in pool}}
         self._delimiter = delimiter
         self._seed = seed
-        self._huge: dict[str, tuple[int, array]] = {}
 
     def sections(self, sample: Sample, budget: int, tokenize: LongTokenizer) -> list[int]:
         """Token ids of sections that together fill ``budget``, the last one cut to fit.
@@ -43,7 +38,7 @@ class Extender:
         Args:
             sample: the one to extend; nothing is drawn from it, nor from another with the same document.
             budget: tokens to fill.
-            tokenize: text -> token ids; the same in every call.
+            tokenize: text -> token ids.
         """
         group = self._groups.get(sample.language)
         if group is None:
@@ -55,21 +50,10 @@ class Extender:
             room = budget - len(ids)
             if room < len(opening) + _SHORTEST + len(end):
                 if ids:  # the last section goes on
-                    ids += self._first(paragraph, room - len(end), tokenize) + end[:room]
+                    ids += tokenize.first(paragraph, room - len(end)) + end[:room]
                 break
-            ids += opening + self._first(paragraph, room - len(opening) - len(end), tokenize) + end
+            ids += opening + tokenize.first(paragraph, room - len(opening) - len(end)) + end
         return ids
-
-    def _first(self, paragraph: str, count: int, tokenize: LongTokenizer) -> list[int]:
-        """The first ``count`` ids of a paragraph."""
-        if len(paragraph) <= _HUGE:
-            return tokenize.first(paragraph, count)
-        known, ids = self._huge.get(paragraph, (0, array("i")))
-        if known < count:
-            known = max(2 * count, _LEAST_KEPT)
-            ids = array("i", tokenize.first(paragraph, known))
-            self._huge[paragraph] = known, ids
-        return ids[: max(count, 0)].tolist()
 
 
 class _Group:

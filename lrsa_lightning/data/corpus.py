@@ -94,6 +94,11 @@ class Corpus:
         """A hash of each file's bytes, or the name of a hub data set; of a validation, the train files' come first."""
         return [self._content(file) for file in self._files(what)]
 
+    def train_content(self) -> list[list[str]]:
+        """Name and content of each train file, in order."""
+        names = [Path(file).name for file in self.train_files]
+        return [list(pair) for pair in zip(names, self.contents("train"), strict=True)]
+
     def _files(self, what: str) -> list[str]:
         return self.train_files + (self.val_files if what == "val" else [])
 

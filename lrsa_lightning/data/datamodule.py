@@ -30,9 +30,12 @@ class LongContextDataModule(lightning.LightningDataModule):
     """Questions about long documents, extended to the training length.
 
     Attributes:
-        allow_changed_files: let a fit go on from a checkpoint although the train files have changed since.
+        resumes_from: the checkpoint that a fit goes on from: with it, files that have changed since are found early,
+            and else when Lightning loads it.
+        allow_changed_files: let a fit go on although the train files have changed since the checkpoint.
     """
 
+    resumes_from: Path | None = None
     allow_changed_files: bool = False
 
     @checked
@@ -145,9 +148,9 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.tokenizer = self._load_tokenizer()
         make_template(self.template, self.tokenizer)
         self.corpus.check()
-        saved = content_in(self.trainer, type(self).__qualname__) if self.trainer is not None else None
+        saved = content_in(self.resumes_from, type(self).__qualname__) if self.resumes_from is not None else None
         if saved is not None and not self.allow_changed_files:
-            check_files(saved, self._files_and_hashes())
+            check_files(saved, self.corpus.train_content())
         for what in self._parts():
             # Other processes of this node open the folder as soon as they see it.
             with alone(folder := self._folder(what)):
@@ -187,7 +190,7 @@ class LongContextDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> TrainedContent:
         """Of what the run is trained on, for a checkpoint."""
-        return {"train_files": self._files_and_hashes(), "samples": self._train.samples.content}
+        return {"train_files": self.corpus.train_content(), "samples": self._train.samples.content}
 
     def load_state_dict(self, state_dict: TrainedContent) -> None:
         """Compares with what the run was trained on until the checkpoint; one of an older version does not say it.
@@ -196,12 +199,8 @@ class LongContextDataModule(lightning.LightningDataModule):
             InputError: they differ, and nobody has allowed it.
         """
         if self.trainer.state.fn == "fit" and not self.allow_changed_files:
-            check_files(state_dict, self._files_and_hashes())
+            check_files(state_dict, self.corpus.train_content())
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
-
-    def _files_and_hashes(self) -> list[list[str]]:
-        names = [Path(file).name for file in self.train_files]
-        return [list(pair) for pair in zip(names, self.corpus.contents("train"), strict=True)]
 
     def _parts(self) -> list[Literal["train", "val"]]:
         return ["train", "val"] if self.val_files else ["train"]

@@ -1,12 +1,16 @@
 """Tokenising long texts in time linear in their length, with the ids that one piece would give."""
 
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 
 from lrsa_lightning.errors import InputError
 
 # Long enough that a piece's own cost counts for nothing, short enough that no tokenizer slows down on it.
 _PIECE = 8192
+# Characters of a piece that is read once and for all: where a text has no place to cut it at, each draw of a paragraph
+# would read the whole of it.
+_HUGE = 2**16
 # Places where no token reaches over, the most frequent ones first; a tokenizer is asked which hold for it. A letter
 # after a line end begins a token in the Qwen and Llama-3 families; in GPT-2's, which looks ahead of white space, only
 # after a single one. A letter and a Chinese full stop are parted in all of them; a letter and the blank before the
@@ -57,6 +61,7 @@ class LongTokenizer:
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
         self.safe_places = next(filter(self._holds, _SAFE_PLACES + _SAFE_WITH_SEVERAL_WORDS), None)
+        self._of_huge: dict[str, array] = {}
 
     def __call__(self, text: str) -> list[int]:
         return [token for ids in self._ids([*self._pieces(text)]) for token in ids]
@@ -67,8 +72,15 @@ class LongTokenizer:
         for piece in self._pieces(text):
             if len(ids) >= count:
                 break
-            ids += self._ids([piece])[0]
+            ids += self._first_of_piece(piece, count - len(ids))
         return ids[: max(count, 0)]
+
+    def _first_of_piece(self, piece: str, count: int) -> Sequence[int]:
+        if len(piece) <= _HUGE:
+            return self._ids([piece])[0]
+        if piece not in self._of_huge:
+            self._of_huge[piece] = array("i", self._ids([piece])[0])
+        return self._of_huge[piece][:count]
 
     def _pieces(self, text: str) -> Iterator[str]:
         whole = len(text) <= _PIECE or self.safe_places is None

@@ -3,9 +3,6 @@
 from pathlib import Path
 from typing import TypedDict
 
-from lightning import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy
-
 from lrsa_lightning.checkpoint_files import TAG, read_index
 from lrsa_lightning.errors import InputError
 
@@ -22,22 +19,19 @@ class TrainedContent(TypedDict):
     samples: str
 
 
-def content_in(trainer: Trainer, name: str) -> TrainedContent | None:
-    """What the checkpoint that a fit is about to resume from says; None where there is none, or it says nothing.
+def content_in(checkpoint: Path, name: str) -> TrainedContent | None:
+    """What a checkpoint says; None where it says nothing, as those of older versions.
 
     Args:
-        trainer: before it loads the checkpoint.
+        checkpoint: a file, or a folder of ZeRO's.
         name: of the datamodule's class, under which Lightning keeps its state.
     """
-    if trainer.state.fn != "fit" or trainer.ckpt_path is None:
-        return None
-    path = Path(trainer.ckpt_path)
-    if path.is_file():
-        return (read_index(path) or {}).get(name)
-    if isinstance(trainer.strategy, DeepSpeedStrategy) and any((path / TAG).glob("*_model_states.pt")):
+    if checkpoint.is_file():
+        return (read_index(checkpoint) or {}).get(name)
+    if any((checkpoint / TAG).glob("*_model_states.pt")):
         from lrsa_lightning.distributed.zero_files import read_client_state
 
-        return read_client_state(path).get(name)
+        return read_client_state(checkpoint).get(name)
     return None
 
 
@@ -50,8 +44,8 @@ def check_files(saved: TrainedContent, train_files: list[list[str]]) -> None:
         return
     changed = [name for name, content in train_files if [name, content] not in saved["train_files"]]
     raise InputError(
-        f"data.train_files: {', '.join(changed) or 'their number'} changed since the checkpoint was written, and the "
-        "run would go on with other samples: give the files as they were, or --allow_mismatch true"
+        f"data.train_files: {', '.join(changed) or 'their number or order'} changed since the checkpoint was written, "
+        "and the run would go on with other samples: give the files as they were, or --allow_mismatch true"
     )
 
 

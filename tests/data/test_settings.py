@@ -134,3 +134,80 @@ def test_a_micro_batch_of_more_than_a_global_one_is_refused():
         InputError, match=r"data\.global_batch_size 4 is not a multiple of 8 = data\.micro_batch_size 8"
     ):
         LongContextDataModule("a.jsonl", global_batch_size=4, micro_batch_size=8).prepare_data()
+
+
+LONG = longalign_row("\n\n".join(f"Line {i} of a long text." for i in range(90)), "Which?", "That.")
+CHANGES_ROWS = {
+    "template": "chatml",
+    "seq_len": 200,
+    "extend": False,
+    "delimiter": "Section",
+    "too_long": "shorten",
+    "mixture": {"train": 0.5},
+    "seed": 1,
+    "tokenizer": "other_tokenizer",
+}
+
+
+@pytest.fixture
+def prepared(tokenizer, tmp_path, monkeypatch):
+    """The texts that are prepared under changed arguments."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "train.jsonl", [*sample_rows()[:8], LONG])
+    write_jsonl(tmp_path / "val.jsonl", [ROW, sample_rows()[9], longalign_row("Only here.\n\n" * 9, "Which?", "That.")])
+    tokenizer.save_pretrained("tokenizer")
+    other = PreTrainedTokenizerFast.from_pretrained("tokenizer")
+    other.add_tokens(["House"])
+    other.save_pretrained("other_tokenizer")
+    base = {"tokenizer": "tokenizer", "seq_len": 300, "num_workers": 0, "prepare_workers": 1}
+
+    def of(what="train", **changed) -> tuple[LongContextDataModule, list[str]]:
+        module = LongContextDataModule("train.jsonl", "val.jsonl", **{**base, **changed})
+        module.prepare_data()
+        return module, [module.tokenizer.decode(row.ids) for row in module.prepare(what)]
+
+    return of
+
+
+@pytest.mark.parametrize("name", CHANGES_ROWS)
+def test_an_argument_that_is_in_the_key_reaches_the_rows(prepared, name):
+    before, after = prepared()[0].prepare("train"), prepared(**{name: CHANGES_ROWS[name]})[0].prepare("train")
+    assert before.content != after.content
+
+
+def test_validation_samples_are_extended_with_train_text_alone(prepared):
+    _, texts = prepared("val")
+    assert len(texts) == 3
+    assert "Line " in texts[0]
+    assert [text.count("Only here.") for text in texts] == [0, 0, 9]
+
+
+def test_loss_weighting_padding_and_packing_reach_the_batches(prepared):
+    module, _ = prepared(extend=False)
+    module.setup("validate")
+    lengths = [length - 1 for length in module._train.samples.num_ids]
+    assert module._train.row_weights == module._train.samples.num_answer
+    fits = lengths[0] + lengths[1]  # two samples exactly fill a row: the last answer token of each is a target only
+    module, _ = prepared(extend=False, packing=True, loss_weighting="sample", seq_len=fits)
+    module.setup("validate")
+    assert max(module._train.row_weights) == 2
+    batch = next(iter(module.val_dataloader()))
+    assert batch["input_ids"].shape == (1, fits)
+    assert batch["input_ids"][0, -1] == module.tokenizer.pad_token_id
+
+
+def test_batches_hold_what_the_sizes_say(prepared):
+    module, _ = prepared(global_batch_size=4, micro_batch_size=2, seed=3)
+    module.setup("validate")
+    loader = module.train_dataloader()
+    assert (loader.sampler.global_batch_size, loader.sampler.samples_at_a_time, loader.sampler.seed) == (4, 2, 3)
+    assert loader.sampler.shuffle
+    assert next(iter(loader))["input_ids"].shape == (2, 300)
+
+
+def test_malformed_rows_reach_training_only_where_they_are_skipped(prepared, tmp_path):
+    with (tmp_path / "train.jsonl").open("a") as lines:
+        lines.write("{}\n")
+    with pytest.raises(InputError, match=r"train\.jsonl, line 10: expected"):
+        prepared()
+    assert len(prepared(bad_rows="skip")[1]) == 8

@@ -1,6 +1,7 @@
 """The files that are learned from and those of the validation, and how their rows become samples."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +52,12 @@ class Corpus:
         """
         if not self.train_files:
             raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
-        for option, files in (("data.train_files", self.train_files), ("data.val_files", self.val_files)):
-            _check_different(option, files)
         for file in self.train_files:
             weight_of(file, self.train_files, self._mixture)
         for file in self.train_files + self.val_files:
             next(self._read(file), None)
+        for option, files in (("data.train_files", self.train_files), ("data.val_files", self.val_files)):
+            _check_different(option, files)
         self._check_fields()
         learned = {_identity(file) for file in self.train_files}
         for file in self.val_files:
@@ -120,6 +121,32 @@ class Corpus:
         if self._fields and not any(has_fields(file, self._fields) for file in files):
             columns = ", ".join(map(repr, self._fields.values()))
             raise InputError(f"data.fields fits no file: none of {', '.join(files)} has the columns {columns}")
+
+
+def names_of(option: str, files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """One file or several, as the names that messages and keys hold.
+
+    Raises:
+        InputError: something else was given.
+    """
+    try:
+        return [os.fspath(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    except TypeError:
+        raise InputError(f"{option} is {files!r}, but must be names of files or hub ids") from None
+
+
+def demo_file(train_files: list[str], cache_dir: str) -> str:
+    """The train file that the demo makes for itself.
+
+    Raises:
+        InputError: others were given too.
+    """
+    if train_files:
+        raise InputError(
+            f"data.source demo makes its own train file: leave out data.train_files {train_files[0]}, or set "
+            "data.source to auto"
+        )
+    return str(Path(cache_dir) / "demo" / "train.jsonl")
 
 
 def _check_different(option: str, files: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
-from lrsa_lightning.data.corpus import Corpus
+from lrsa_lightning.data.corpus import Corpus, demo_file, names_of
 from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting
 from lrsa_lightning.data.encoder import SampleEncoder, TooLong
 from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
@@ -102,11 +102,11 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with whole samples, data.extend with sections of others: set data.extend to "
                 "false, or leave packing out"
             )
-        self.train_files = [train_files] if isinstance(train_files, str) else list(train_files)
-        self.val_files = [val_files] if isinstance(val_files, str) else list(val_files)
+        self.train_files = names_of("data.train_files", train_files)
+        self.val_files = names_of("data.val_files", val_files)
         self.source = source
         if source == "demo":
-            self.train_files = [_demo_file(self.train_files, cache_dir)]
+            self.train_files = [demo_file(self.train_files, cache_dir)]
         self.tokenizer_name = tokenizer or model_name_or_path
         self.template = template
         self.seq_len = seq_len
@@ -165,6 +165,8 @@ class LongContextDataModule(lightning.LightningDataModule):
             return
         self.tokenizer = self.tokenizer or self._load_tokenizer()
         self._train = self._dataset(self.prepare("train"))
+        if stage == "fit":
+            self._train_sampler()  # refuses too few rows before the model is loaded
         self._val = self._dataset(self.prepare("val")) if self.val_files else None
 
     def prepare(self, what: Literal["train", "val"]) -> PreparedSamples:
@@ -224,16 +226,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         )
 
     def train_dataloader(self):
-        sampler = GlobalBatchSampler(
-            self._train.row_weights,
-            self._train.row_targets,
-            self.global_batch_size,
-            self.micro_batch_size,
-            self._data_parallel_rank,
-            self._data_parallel_size,
-            self.seed,
-        )
-        return ResumableLoader(self._train, sampler, self.num_workers)
+        return ResumableLoader(self._train, self._train_sampler(), self.num_workers)
 
     def val_dataloader(self):
         if self._val is None:
@@ -278,6 +271,17 @@ class LongContextDataModule(lightning.LightningDataModule):
             )
         return steps
 
+    def _train_sampler(self) -> GlobalBatchSampler:
+        return GlobalBatchSampler(
+            self._train.row_weights,
+            self._train.row_targets,
+            self.global_batch_size,
+            self.micro_batch_size,
+            self._data_parallel_rank,
+            self._data_parallel_size,
+            self.seed,
+        )
+
     def _load_tokenizer(self):
         name = str(self.cache_dir / "demo" / "tokenizer") if self.source == "demo" else self.tokenizer_name
         if name is None:
@@ -288,12 +292,3 @@ class LongContextDataModule(lightning.LightningDataModule):
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         rows = pack_rows([length - 1 for length in samples.num_ids], self.seq_len) if self.packing else None
         return LongContextDataset(samples, samples.num_answer, self.seq_len, pad, self.loss_weighting, rows)
-
-
-def _demo_file(train_files: list[str], cache_dir: str) -> str:
-    if train_files:
-        raise InputError(
-            f"data.source demo makes its own train file: leave out data.train_files {train_files[0]}, or set "
-            "data.source to auto"
-        )
-    return str(Path(cache_dir) / "demo" / "train.jsonl")

@@ -121,12 +121,19 @@ def test_the_key_follows_the_tokenizers_template_and_special_tokens(key, tmp_pat
         ({"loss_weighting": "row"}, r"loss_weighting is 'row'"),
         ({"delimiter": " "}, r"data\.delimiter is ' '"),
         ({"packing": True}, r"data\.packing .*data\.extend"),
+        ({"train_files": 5}, r"data\.train_files is 5, but must be names of files"),
+        ({"val_files": None}, r"data\.val_files is None"),
         ({"source": "demo", "train_files": ["mine.jsonl"]}, r"leave out data\.train_files mine\.jsonl"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         LongContextDataModule(**arguments)
+
+
+def test_files_may_be_paths(tmp_path):
+    module = LongContextDataModule(tmp_path / "a.jsonl", [tmp_path / "b.jsonl"])
+    assert (module.train_files, module.val_files) == ([str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")])
 
 
 def test_a_micro_batch_of_more_than_a_global_one_is_refused():

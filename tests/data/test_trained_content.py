@@ -83,3 +83,10 @@ def test_validation_of_a_checkpoint_asks_for_no_train_files_of_the_run(resume, a
     write_jsonl(train_file, [*sample_rows()[:-1], longalign_row("Another text.", "Which?", "That.")])
     own = {"data.val_files": str(write_jsonl(train_file.parent / "val.jsonl", sample_rows()[:3]))}
     main(command({**arguments, **own, "ckpt_path": str(CHECKPOINT)}, "validate"))
+
+
+def test_too_few_rows_are_refused_before_the_model_is_loaded(arguments, in_tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.LongContextModule, "configure_model", lambda _: pytest.fail("loaded"))
+    with pytest.raises(SystemExit):
+        main(command({**arguments, "data.global_batch_size": "26"}))
+    assert "24 samples are fewer than data.global_batch_size 26" in capsys.readouterr().err

@@ -66,6 +66,7 @@ class LRSACLI(LightningCLI):
 
     _checkpoint: Path | None = None
     _claim: RunClaim | None = None
+    _allows_mismatch = False
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
         """
@@ -141,6 +142,7 @@ class LRSACLI(LightningCLI):
 
     def _begin(self, config, directory: RunDirectory, allow: bool, requires: bool) -> None:
         """What a fit finds in its directory once nobody else writes there."""
+        self._allows_mismatch = allow
         if self._claim is not None:
             self._claim.start.undo()  # of one that was killed
         self._find_checkpoint(config, directory, requires, says=True)
@@ -163,6 +165,9 @@ class LRSACLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            self.datamodule.resumes_from = self._checkpoint
+            self.datamodule.allow_changed_files = self._allows_mismatch
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         if self._claim is not None:

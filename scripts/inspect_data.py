@@ -20,13 +20,15 @@ from lrsa_lightning.data.tokenization import LongTokenizer
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Prints the summary and a sample, and draws the histograms."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data_lengths.png"), help="the histograms' file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=_picture, default=Path("data_lengths.png"), help="the histograms' file")
     parser.add_argument("--sample", type=int, default=0, help="number of the prepared sample that is printed")
     options, further = parser.parse_known_args(arguments)
     module = DataCLI(further, run=False).datamodule
     module.prepare_data()
-    prepared, samples = module.prepare("train"), module.train_samples()
+    prepared, samples = module.prepare("train"), module.corpus.samples("train")
     if not 0 <= options.sample < len(prepared):
         parser.error(f"--sample must lie in 0..{len(prepared) - 1}")
     tokenize = LongTokenizer(module.tokenizer)
@@ -35,6 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(summary(samples, prepared, module.seq_len), highlight=False)
     console.print(f"lengths         {options.output}\n\nsample {options.sample}:", highlight=False)
     console.print(dimmed(prepared[options.sample], module.tokenizer))
+
+
+def _picture(path: str) -> Path:
+    if Path(path).suffix != ".png" or not Path(path).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a .png file in a folder that exists, not {path!r}")
+    return Path(path)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ The paragraphs stand as new sections in front of the sample's own text, so that 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.tokenization import LongTokenizer
 
 # A section is not begun for fewer tokens of text than this; the one before it goes on instead.
 _SHORTEST = 16
@@ -29,7 +30,7 @@ class Extender:
         self._delimiter = delimiter
         self._seed = seed
 
-    def sections(self, sample: Sample, budget: int, tokenize: Callable[[str], list[int]]) -> list[int]:
+    def sections(self, sample: Sample, budget: int, tokenize: LongTokenizer) -> list[int]:
         """Token ids of sections that together fill ``budget``, the last one cut to fit.
 
         Less is filled where no section fits, or the pool has too little that is not the sample's own.
@@ -49,14 +50,10 @@ class Extender:
             room = budget - len(ids)
             if room < len(opening) + _SHORTEST + len(end):
                 if ids:  # the last section goes on
-                    ids += _cut(tokenize(paragraph), room - len(end)) + end[:room]
+                    ids += tokenize.first(paragraph, room - len(end)) + end[:room]
                 break
-            ids += opening + _cut(tokenize(paragraph), room - len(opening) - len(end)) + end
+            ids += opening + tokenize.first(paragraph, room - len(opening) - len(end)) + end
         return ids
-
-
-def _cut(ids: list[int], length: int) -> list[int]:
-    return ids[: max(length, 0)]
 
 
 class _Group:

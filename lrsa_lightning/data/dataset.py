@@ -18,7 +18,13 @@ LossWeighting: TypeAlias = Literal["token", "sample"]
 
 
 class LongContextDataset(Dataset):
-    """Tokenised samples, indexed by `MicroBatch`: an item is a whole micro-batch."""
+    """Tokenised samples, indexed by `MicroBatch`: an item is a whole micro-batch.
+
+    Attributes:
+        samples: the tokenised samples.
+        row_targets: learned tokens of each row.
+        row_weights: what each row counts in the loss: its learned tokens, or its samples.
+    """
 
     def __init__(
         self,
@@ -38,7 +44,7 @@ class LongContextDataset(Dataset):
             weighting: what counts as much as any other: each learned token, or each sample.
             rows: indices of the samples that share a row; one sample a row when None.
         """
-        self._samples = samples
+        self.samples = samples
         self._seq_len = seq_len
         self._pad_token_id = pad_token_id
         self._by_sample = weighting == "sample"
@@ -56,9 +62,11 @@ class LongContextDataset(Dataset):
             input_ids, labels (already shifted, -100 where nothing is learned) and position_ids (from 0 at each
             sample), int64 [B, N], and weights, float32 [B, N], right-padded to exactly seq_len; lengths, int64 [B],
             of the rows without padding; num_tokens, the weights' sum over the whole global batch: its learned tokens,
-            or its samples; most_targets, of `MicroBatch`, as an int.
+            or its samples; most_targets, of `MicroBatch`, as an int. A micro-batch without samples is one row of
+            padding, of which nothing is learned.
         """
-        rows = [self._row([self._samples[index] for index in self._rows[row]]) for row in batch.indices]
+        rows = [self._row([self.samples[index] for index in self._rows[row]]) for row in batch.indices]
+        rows = rows or [self._row([])]
         return {
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             "num_tokens": torch.tensor(batch.num_tokens),

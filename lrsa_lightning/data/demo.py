@@ -6,10 +6,12 @@ niah_single_1 asks. Keys and values are drawn at random; RULER's own needles are
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 from lrsa_lightning.ruler.niah import NOISE
 from lrsa_lightning.ruler.words import random_number, random_words
+from lrsa_lightning.whole_text import write_text
 
 NUM_SAMPLES = 4000
 MAX_LINES = 13
@@ -40,13 +42,18 @@ _PLACED = {(digit, place): chr(0xE000 + 10 * place + digit) for place in range(6
 
 
 def make_demo_data(directory: Path) -> None:
-    """Writes ``train.jsonl`` and the folder ``tokenizer``; the same ones every time."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes ``train.jsonl`` and the folder ``tokenizer``; the same ones every time.
+
+    Each file is replaced at once: another run may be reading it.
+    """
+    (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
     rng = random.Random(_SEED)
     samples = [_make_sample(rng) for _ in range(NUM_SAMPLES)]
-    text = "".join(json.dumps(sample) + "\n" for sample in samples)
-    (directory / "train.jsonl").write_text(text, encoding="utf-8")
-    _make_tokenizer(samples).save_pretrained(directory / "tokenizer")
+    write_text(directory / "train.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+    with tempfile.TemporaryDirectory() as folder:
+        _make_tokenizer(samples).save_pretrained(folder)
+        for file in Path(folder).iterdir():
+            write_text(directory / "tokenizer" / file.name, file.read_text(encoding="utf-8"))
 
 
 def _make_sample(rng: random.Random) -> dict:

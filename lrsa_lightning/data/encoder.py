@@ -7,6 +7,7 @@ from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.template import Template
 from lrsa_lightning.data.tokenization import LongTokenizer
+from lrsa_lightning.errors import InputError
 
 TooLong: TypeAlias = Literal["drop", "shorten"]
 
@@ -24,6 +25,10 @@ class TokenizedSample:
     ids: list[int]
     num_answer: int
     shortened: bool = False
+
+
+class NothingToLearn(InputError):
+    """A tokenizer has no tokens for a sample's answer, or none for all that comes before it."""
 
 
 class SampleEncoder:
@@ -45,13 +50,23 @@ class SampleEncoder:
         self._seq_len = seq_len
         self._extender = extender
         self._too_long = too_long
+        self._no_answer = self._tokenize(template.answer_start + template.answer_end)
 
     def __call__(self, sample: Sample) -> TokenizedSample | None:
-        """None for a sample that is longer than a row and is to be left out, or has too long a question or answer."""
+        """None for a sample that is longer than a row and is to be left out, or has too long a question or answer.
+
+        Raises:
+            NothingToLearn: the tokenizer leaves nothing of the answer, or of the prompt; names file and row.
+        """
         template, tokenize = self._template, self._tokenize
         answer = tokenize(template.answer_start + sample.answer + template.answer_end)
         own = tokenize(sample.prompt + template.after)
         before = tokenize(template.before) if template.before else []
+        if not own or not answer or answer == self._no_answer:
+            raise NothingToLearn(
+                f"{sample.id}: the tokenizer has no tokens for the {'answer' if own else 'text'} of this row: use one "
+                "that knows its language, or set data.bad_rows to skip"
+            )
         # The last answer token is a target only, so a row of seq_len inputs holds one id more.
         budget = self._seq_len + 1 - len(before) - len(own) - len(answer)
         if budget >= 0:

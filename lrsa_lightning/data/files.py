@@ -1,9 +1,13 @@
 """Rows of a local file or of a hub data set, each with its place, so that an error can name it."""
 
+import codecs
 import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,30 @@ def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
         skipped: takes the reason for each line that is not JSON; None raises it.
 
     Raises:
-        InputError: the file does not exist or is of another kind, the hub cannot be reached, a line is malformed.
+        InputError: the file does not exist, cannot be read, is empty or of another kind, the hub cannot be reached, a
+            line is malformed; names the file.
     """
+    rows = 0
+    for placed in _placed_rows(file, skipped):
+        rows += 1
+        yield placed
+    if not rows and not skipped:
+        raise InputError(f"data file {file} is empty: it has no rows. Give a file with samples, or leave it out")
+
+
+def files_of(file: str) -> Path | None:
+    """The local file behind a name; None for a hub id."""
+    return Path(file) if Path(file).is_file() else None
+
+
+def _placed_rows(file: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
     path = Path(file)
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    if not path.is_file():
+    with _named(path):
+        is_file, is_folder = path.is_file(), path.is_dir()
+    if is_folder:
+        raise InputError(f"data file {file!r} is a folder: name the {', '.join(_SUFFIXES)} files in it one by one")
+    if not is_file:
         if suffix in _SUFFIXES or not _HUB_ID.fullmatch(file):
             raise InputError(f"data file {file} does not exist. Set data.train_files to a file or to a hub id.")
         return _hub_rows(file)
@@ -38,9 +61,19 @@ def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
     return _json_rows(path, skipped)
 
 
-def files_of(file: str) -> Path | None:
-    """The local file behind a name; None for a hub id."""
-    return Path(file) if Path(file).is_file() else None
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in what goes wrong while it is read."""
+    try:
+        yield
+    except EOFError:
+        raise InputError(f"{path} is cut short: its gzip data has no end. Copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is no gzip file, or a corrupt one ({error}): rename it without .gz, or download it again"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def _hub_rows(name: str) -> Iterator[PlacedRow]:
@@ -60,40 +93,66 @@ def _hub_rows(name: str) -> Iterator[PlacedRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
+    number = 0
+    for batch in _parquet_batches(path):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", number, row
+
+
+def _parquet_batches(path: Path) -> Iterator:
     import pyarrow.parquet
 
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64)
-        number = 0
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", number, row
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    with _named(path), _opened(path) as content:
+        whole = io.BytesIO(content.read()) if path.suffix == ".gz" else content
+        try:
+            yield from pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=64)
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk, not of the format
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path}: not a parquet file, or a corrupt one ({reason})") from None
+
+
+def _opened(path: Path):
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _json_rows(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-        first = lines.read(1)
-        while first.isspace():
-            first = lines.read(1)
-        lines.seek(0)
-        if first == b"[":
-            yield from _array_rows(path, lines.read())
-            return
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    yield where, number, _json(line)
-                except ValueError as error:
-                    if skipped is None:
-                        raise InputError(f"{where}: {error}") from None
-                    skipped.append(f"{where}: {error}")
+    if _begins_array(path):
+        yield from _array_rows(path)
+        return
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                row = _json(line)
+            except ValueError as error:
+                if skipped is None:
+                    raise InputError(f"{where}: {error}") from None
+                skipped.append(f"{where}: {error}")
+            else:
+                yield where, number, row
 
 
-def _array_rows(path: Path, text: bytes) -> Iterator[PlacedRow]:
+def _begins_array(path: Path) -> bool:
+    with _named(path), _opened(path) as content:
+        first = content.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8).lstrip()
+        while not first and (byte := content.read(1)):
+            first = byte.lstrip()
+        return first.startswith(b"[")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The file's lines, without the mark that some editors put before the first."""
+    with _named(path), _opened(path) as content:
+        for number, line in enumerate(content):
+            yield line if number else line.removeprefix(codecs.BOM_UTF8)
+
+
+def _array_rows(path: Path) -> Iterator[PlacedRow]:
+    with _named(path), _opened(path) as content:
+        text = content.read().removeprefix(codecs.BOM_UTF8)
     try:
         rows = _json(text)
     except ValueError as error:
@@ -110,4 +169,8 @@ def _json(text: bytes) -> Any:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column" if b"\n" in text.strip() else "column"
-        raise ValueError(f"not valid JSON ({error.msg} at {place} {error.colno}); one object a line") from None
+        raise ValueError(
+            f"not valid JSON ({error.msg} at {place} {error.colno}); one object a line, or one array of all"
+        ) from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply); one object a line, or one array of all") from None

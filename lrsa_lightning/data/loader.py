@@ -19,7 +19,7 @@ class ResumableLoader(DataLoader):
     def __init__(self, dataset: LongContextDataset, sampler: GlobalBatchSampler, num_workers: int):
         # The sampler's items are whole micro-batches, so nothing is collated.
         super().__init__(
-            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=_outlive_signals
+            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=outlive_signals
         )
         self._consumed = 0
 
@@ -40,7 +40,7 @@ class ResumableLoader(DataLoader):
         self._consumed = state["consumed"]
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Schedulers and terminals signal every process of a job: the first one decides, and its workers end with it."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

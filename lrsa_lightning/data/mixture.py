@@ -13,13 +13,11 @@ def weight_of(file: str, files: Sequence[str], mixture: Mapping[str, float]) -> 
     """A file's weight, by its full name, its name or its name without endings; 1 where the mixture has none.
 
     Raises:
-        InputError: the mixture names something that is none of the files, or a weight is negative.
+        InputError: the mixture names something that is none of the files.
     """
     if unknown := [name for name in mixture if not any(name in _names(other) for other in files)]:
         known = ", ".join(Path(other).name for other in files)
         raise InputError(f"data.mixture names {unknown[0]!r}, which is none of data.train_files: {known}")
-    if negative := [name for name, weight in mixture.items() if weight < 0]:
-        raise InputError(f"data.mixture: the weight of {negative[0]!r} is negative")
     return next((weight for name, weight in mixture.items() if name in _names(file)), 1.0)
 
 

@@ -1,41 +1,38 @@
 """Tokenised samples in a memory-mapped Arrow file, made once for a key and then only read."""
 
-import errno
 import hashlib
 import json
-import multiprocessing
-import os
-import shutil
-import tempfile
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lrsa_lightning.data.encoder import SampleEncoder, TokenizedSample
+from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder, TokenizedSample
+from lrsa_lightning.data.prepared_folder import ARROW, REPORT, alone, find_whole, partial_of
 from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.workers import encoded
 from lrsa_lightning.errors import InputError
 
-# Goes into every key: changes when the same samples would be prepared differently.
-_FORMAT = 2
-_ARROW, _REPORT = "samples.arrow", "report.json"
+log = logging.getLogger(__name__)
+
+# Goes into every key: changes when the same samples would be prepared or stored differently.
+_FORMAT = 3
 
 
-def content_key(files: Sequence[Path | str], tokenizer, **settings) -> str:
-    """Hash of all that prepared data depends on: what the files hold, the tokenizer, and the settings."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, settings], sort_keys=True, default=str).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(str(tokenizer.chat_template).encode())
-    for file in files:
-        if isinstance(file, Path):
-            with file.open("rb") as content:
-                for block in iter(lambda: content.read(2**20), b""):
-                    digest.update(block)
-        else:
-            digest.update(file.encode())
-    return digest.hexdigest()[:20]
+def content_key(contents: Sequence[str], tokenizer, **settings) -> str:
+    """Hash of all that prepared data depends on: what the files hold, the tokenizer, and the settings.
+
+    Args:
+        contents: a hash of each file, or the name of a hub data set.
+        tokenizer: a transformers tokenizer; its special tokens and chat template count too.
+        settings: of reading and preparing.
+    """
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    of_tokenizer = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), special]
+    whole = [_FORMAT, settings, of_tokenizer, list(contents)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 class PreparedSamples(Sequence[TokenizedSample]):
@@ -46,14 +43,17 @@ class PreparedSamples(Sequence[TokenizedSample]):
         report: counts of the samples read, kept, left out and shortened.
         num_ids: tokens of each sample.
         num_answer: learned tokens of each sample.
+        content: hash of all their tokens, whatever library stored them.
     """
 
     def __init__(self, folder: Path):
         import datasets
 
         self.folder = folder
-        self._rows = datasets.Dataset.from_file(str(folder / _ARROW)).with_format("numpy")
-        self.report: dict[str, int] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+        self._rows = datasets.Dataset.from_file(str(folder / ARROW)).with_format("numpy")
+        written = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        self.report: dict[str, int] = written["counts"]
+        self.content: str = written["content"]
         numbers = self._rows.with_format(None)
         self.num_ids: list[int] = numbers["num_ids"][:]
         self.num_answer: list[int] = numbers["num_answer"][:]
@@ -67,35 +67,53 @@ class PreparedSamples(Sequence[TokenizedSample]):
 
 
 def prepare(
-    folder: Path, samples: Sequence[Sample], encode: SampleEncoder, num_workers: int = 1, what: str = "samples"
+    folder: Path,
+    samples: Sequence[Sample],
+    encode: SampleEncoder,
+    num_workers: int = 1,
+    what: str = "samples",
+    skip_malformed: bool = False,
 ) -> PreparedSamples:
-    """Tokenises samples into ``folder``; a killed one leaves a folder that is never read.
+    """Tokenises samples into ``folder``; a killed one leaves a folder that is never read, and that the next one clears.
 
     Args:
-        folder: made by this call, named by the data's key; used as it is when it exists.
+        folder: made by this call, named by the data's key; used as it is when it exists and is whole.
         samples: in the order they are to have.
         encode: sample -> token ids, or None for one to leave out.
         num_workers: processes that tokenise.
         what: the samples' name in the progress bar.
+        skip_malformed: leave out and count samples of which nothing can be learned.
 
     Raises:
-        InputError: the disk is full.
+        InputError: the disk is full, a process that tokenises was killed, or nothing can be learned of a sample.
     """
-    if folder.is_dir():
+    with alone(folder):
+        if not find_whole(folder):
+            with partial_of(folder) as partial:
+                _write(partial, samples, encode, num_workers, what, skip_malformed)
         return PreparedSamples(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        report = _write(partial / _ARROW, samples, encode, num_workers, what)
-        (partial / _REPORT).write_text(json.dumps(report), encoding="utf-8")
-        _publish(partial, folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(f"no space left on the disk of {folder.parent}: set data.cache_dir to another") from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return PreparedSamples(folder)
+
+
+def checked_counts(prepared: PreparedSamples, what: str, seq_len: int) -> PreparedSamples:
+    """The same, with a warning about samples that were left out or shortened.
+
+    Raises:
+        InputError: none is left.
+    """
+    counts = prepared.report
+    if changed := counts["left out"] + counts["shortened"]:
+        log.warning(
+            "%d of %d samples are longer than data.seq_len %d: %d left out, %d shortened",
+            *(changed, counts["read"], seq_len, counts["left out"], counts["shortened"]),
+        )
+    if malformed := counts.get("malformed"):
+        log.warning("%d of %d samples left out: the tokenizer has no tokens for them", malformed, counts["read"])
+    if len(prepared) == 0:
+        raise InputError(
+            f"no sample fits data.seq_len {seq_len}: raise it, set data.too_long to shorten, or give "
+            f"data.{what}_files shorter texts"
+        )
+    return prepared
 
 
 def wait_for(folder: Path) -> PreparedSamples:
@@ -105,15 +123,9 @@ def wait_for(folder: Path) -> PreparedSamples:
     return PreparedSamples(folder)
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was quicker, with the same content
-            raise
-
-
-def _write(path: Path, samples: Sequence[Sample], encode: SampleEncoder, num_workers: int, what: str) -> dict[str, int]:
+def _write(
+    folder: Path, samples: Sequence[Sample], encode: SampleEncoder, num_workers: int, what: str, skip_malformed: bool
+) -> None:
     import datasets
     from datasets.arrow_writer import ArrowWriter
     from rich.progress import track
@@ -125,41 +137,21 @@ def _write(path: Path, samples: Sequence[Sample], encode: SampleEncoder, num_wor
             "num_answer": datasets.Value("int32"),
         }
     )
-    report = {"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}
-    with ArrowWriter(path=str(path), features=features, writer_batch_size=64) as writer:
-        rows = _encoded(samples, encode, num_workers)
+    counts, content = {"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}, hashlib.sha256()
+    with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
+        rows = encoded(samples, encode, num_workers)
         for row in track(rows, f"Preparing {what}", total=len(samples), transient=True):
-            if row is None:
-                report["left out"] += 1
-                continue
-            report["kept"] += 1
-            report["shortened"] += row.shortened
-            writer.write({"ids": row.ids, "num_ids": len(row.ids), "num_answer": row.num_answer})
+            if isinstance(row, NothingToLearn):
+                if not skip_malformed:
+                    raise row
+                counts["malformed"] = counts.get("malformed", 0) + 1
+            elif row is None:
+                counts["left out"] += 1
+            else:
+                counts["kept"] += 1
+                counts["shortened"] += row.shortened
+                content.update(f"{len(row.ids)} {row.num_answer} ".encode() + np.asarray(row.ids, "<i4").tobytes())
+                writer.write({"ids": row.ids, "num_ids": len(row.ids), "num_answer": row.num_answer})
         writer.finalize()
-    return report
-
-
-_worker: tuple[Sequence[Sample], SampleEncoder] | None = None
-
-
-def _encode_at(index: int) -> TokenizedSample | None:
-    samples, encode = _worker
-    row = encode(samples[index])
-    # An array travels to the writing process, and from there to the file, many times faster than a list.
-    return row if row is None else replace(row, ids=np.asarray(row.ids, dtype=np.int32))
-
-
-def _encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) -> Iterator[TokenizedSample | None]:
-    """The samples' encodings in order, by processes that are forked and so share samples and tokenizer."""
-    if num_workers <= 1:
-        yield from map(encode, samples)
-        return
-    global _worker
-    _worker = samples, encode
-    # A forked tokenizer must not use threads; each worker has one core anyway.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        with multiprocessing.get_context("fork").Pool(num_workers) as pool:
-            yield from pool.imap(_encode_at, range(len(samples)), chunksize=4)
-    finally:
-        _worker = None
+    report = {"counts": counts, "content": content.hexdigest()}
+    (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")

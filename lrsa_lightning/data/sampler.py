@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from lrsa_lightning.errors import InputError
 
@@ -14,7 +14,7 @@ class MicroBatch:
     """What one rank reads for one forward pass.
 
     Attributes:
-        indices: of the samples.
+        indices: of the samples; none where a rank only keeps the others company.
         num_tokens: learned tokens of the global batch (all ranks, all accumulation steps) it belongs to.
         most_targets: learned tokens of the richest micro-batch among those that all ranks read together.
     """
@@ -39,10 +39,11 @@ def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_paral
     return global_batch_size // at_a_time
 
 
-class GlobalBatchSampler(Sampler[MicroBatch]):
-    """Yields this rank's micro-batches; what all ranks read together does not depend on their number.
+class GlobalBatchSampler(DistributedSampler):
+    """Yields this rank's `MicroBatch`es; what all ranks read together does not depend on their number.
 
-    An incomplete global batch at an epoch's end is left out.
+    An incomplete global batch at an epoch's end is left out. A DistributedSampler, so that Lightning puts no other in
+    its place.
 
     Attributes:
         global_batch_size: samples of an optimizer step.
@@ -82,15 +83,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 f"{len(weights)} samples are fewer than data.global_batch_size {global_batch_size}: "
                 "lower it, or give more data"
             )
+        super().__init__(range(len(weights)), data_parallel_size, rank, shuffle, seed)
         self._weights = weights
         self._num_targets = num_targets
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
-        self._rank = rank
-        self._data_parallel_size = data_parallel_size
-        self._shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,7 +97,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     @property
     def samples_at_a_time(self) -> int:
         """Samples that all ranks read together while each reads one micro-batch."""
-        return self._micro_batch_size * self._data_parallel_size
+        return self._micro_batch_size * self.num_replicas
 
     @property
     def samples_an_epoch(self) -> int:
@@ -112,7 +109,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = list(range(len(self._weights)))
-        if self._shuffle:
+        if self.shuffle:
             Random(f"{self.seed}:{self.epoch}").shuffle(order)
         for at in range(self.start, self.samples_an_epoch, self.samples_at_a_time):
             first = at // self.global_batch_size * self.global_batch_size
@@ -122,4 +119,34 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
                 for start in range(at, at + self.samples_at_a_time, self._micro_batch_size)
             ]
             most_targets = max(sum(self._num_targets[index] for index in part) for part in parts)
-            yield MicroBatch(parts[self._rank], num_tokens, most_targets)
+            yield MicroBatch(parts[self.rank], num_tokens, most_targets)
+
+
+class EveryRowSampler(DistributedSampler):
+    """Yields this rank's `MicroBatch`es of one row each, in the data's order: together the ranks read each row once.
+
+    Each rank reads as often as the others, because a forward pass may need them all. A rank that has no row left gets a
+    micro-batch without any.
+    """
+
+    def __init__(self, weights: Sequence[int], num_targets: Sequence[int], rank: int, data_parallel_size: int):
+        """
+        Args:
+            weights: what each row counts in the loss: its learned tokens, or its samples.
+            num_targets: learned tokens of each row.
+            rank: data-parallel rank of this process.
+            data_parallel_size: number of data-parallel ranks.
+        """
+        super().__init__(range(len(weights)), data_parallel_size, rank, shuffle=False)
+        self._weights = weights
+        self._num_targets = num_targets
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for first in range(0, len(self._weights), self.num_replicas):
+            together = slice(first, first + self.num_replicas)
+            own = first + self.rank
+            indices = (own,) if own < len(self._weights) else ()
+            yield MicroBatch(indices, sum(self._weights[together]), max(self._num_targets[together]))
+
+    def __len__(self) -> int:
+        return -(-len(self._weights) // self.num_replicas)

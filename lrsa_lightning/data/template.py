@@ -35,7 +35,7 @@ def make_template(name: TemplateName, tokenizer) -> Template:
         tokenizer: a transformers tokenizer.
 
     Raises:
-        InputError: the tokenizer lacks an end token or a chat template.
+        InputError: the tokenizer lacks an end token or a chat template, or has one that changes what is said.
     """
     if name == "base":
         if tokenizer.eos_token is None:
@@ -44,7 +44,13 @@ def make_template(name: TemplateName, tokenizer) -> Template:
     if not tokenizer.chat_template:
         raise InputError("template chatml: the tokenizer has no chat template; use an instruct model's, or base")
     user = [{"role": "user", "content": _USER}]
-    before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
     turns = [*user, {"role": "assistant", "content": _ASSISTANT}]
-    end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)[1]
+    try:
+        before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
+        _, end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
+    except Exception as error:  # a template raises what it likes
+        raise InputError(
+            f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold what a user and "
+            "an assistant say, each once, as it was said. Take another tokenizer, or template base"
+        ) from error
     return Template(before, after, "", end.rstrip("\n"))

@@ -1,19 +1,24 @@
 """Tokenising long texts in time linear in their length, with the ids that one piece would give."""
 
 import re
+from array import array
+from collections.abc import Iterator, Sequence
 
 from lrsa_lightning.errors import InputError
 
 # Long enough that a piece's own cost counts for nothing, short enough that no tokenizer slows down on it.
 _PIECE = 8192
+# Characters of a piece that is read once and for all: where a text has no place to cut it at, each draw of a paragraph
+# would read the whole of it.
+_HUGE = 2**16
 # Places where no token reaches over, the most frequent ones first; a tokenizer is asked which hold for it. A letter
 # after a line end begins a token in the Qwen and Llama-3 families; in GPT-2's, which looks ahead of white space, only
-# after a single one. A letter and a Chinese full stop are parted in all of them.
-_FULL_STOP = r"|(?<=[^\W\d_])(?=。)"
-_SAFE_PLACES = (
-    re.compile(r"(?<=\n)(?=[^\W\d_])" + _FULL_STOP),
-    re.compile(r"(?<=\S\n)(?=[^\W\d_])" + _FULL_STOP),
-)
+# after a single one. A letter and a Chinese full stop are parted in all of them; a letter and the blank before the
+# next word in all but those whose tokens hold several words.
+_LINES = (r"(?<=\n)(?=[^\W\d_])", r"(?<=\S\n)(?=[^\W\d_])")
+_WORDS, _FULL_STOPS = r"|(?<=[^\W\d_])(?=。| [^\W\d_])", r"|(?<=[^\W\d_])(?=。)"
+_SAFE_PLACES = tuple(re.compile(lines + _WORDS) for lines in _LINES)
+_SAFE_WITH_SEVERAL_WORDS = tuple(re.compile(lines + _FULL_STOPS) for lines in _LINES)
 _PROBE = "One line, two words.\nAnd 3 more:\nDon't\n\nstop here \nnow\r\nnew\n一行中文。\n第二行。还有“引号”。\n" * 2
 
 
@@ -28,7 +33,7 @@ def load_tokenizer(name: str, option: str):
         option: what the user calls it, for the error.
 
     Raises:
-        InputError: there is none, or no fast version of it.
+        InputError: there is none, no fast version of it, or it has no tokens for plain text.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -41,6 +46,12 @@ def load_tokenizer(name: str, option: str):
         raise InputError(f"{option} {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{option} {name!r} has no fast version (tokenizer.json), which preparing data needs")
+    # From a folder without a tokenizer's files transformers 5 makes one without a vocabulary.
+    if not set(tokenizer(_PROBE, add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+        raise InputError(
+            f"{option} {name!r} turns every text into nothing: its vocabulary is empty. The folder lacks the "
+            "tokenizer's files (tokenizer.json, tokenizer_config.json): copy them there, or name another"
+        )
     return tokenizer
 
 
@@ -49,12 +60,31 @@ class LongTokenizer:
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
-        self.safe_places = next(filter(self._holds, _SAFE_PLACES), None)
+        self.safe_places = next(filter(self._holds, _SAFE_PLACES + _SAFE_WITH_SEVERAL_WORDS), None)
+        self._of_huge: dict[str, array] = {}
 
     def __call__(self, text: str) -> list[int]:
-        if len(text) <= _PIECE or self.safe_places is None:
-            return self._ids([text])[0]
-        return [token for ids in self._ids(cut(text, self.safe_places)) for token in ids]
+        return [token for ids in self._ids([*self._pieces(text)]) for token in ids]
+
+    def first(self, text: str, count: int) -> list[int]:
+        """The first ``count`` ids of a text, of which no more is read than they need."""
+        ids: list[int] = []
+        for piece in self._pieces(text):
+            if len(ids) >= count:
+                break
+            ids += self._first_of_piece(piece, count - len(ids))
+        return ids[: max(count, 0)]
+
+    def _first_of_piece(self, piece: str, count: int) -> Sequence[int]:
+        if len(piece) <= _HUGE:
+            return self._ids([piece])[0]
+        if piece not in self._of_huge:
+            self._of_huge[piece] = array("i", self._ids([piece])[0])
+        return self._of_huge[piece][:count]
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        whole = len(text) <= _PIECE or self.safe_places is None
+        return iter([text]) if whole else _pieces(text, self.safe_places)
 
     def _holds(self, places: re.Pattern) -> bool:
         """Whether the tokenizer's words end at these places, and pieces give the ids of the whole."""
@@ -72,8 +102,12 @@ class LongTokenizer:
 
 def cut(text: str, places: re.Pattern) -> list[str]:
     """The text cut at such places into pieces of at least `_PIECE` characters, the last excepted."""
-    cuts = [0]
-    for match in places.finditer(text):
-        if match.start() - cuts[-1] >= _PIECE:
-            cuts.append(match.start())
-    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return [*_pieces(text, places)]
+
+
+def _pieces(text: str, places: re.Pattern) -> Iterator[str]:
+    start = 0
+    while match := places.search(text, start + _PIECE):
+        yield text[start : match.start()]
+        start = match.start()
+    yield text[start:]

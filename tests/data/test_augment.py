@@ -3,11 +3,15 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
+from lrsa_lightning.data import tokenization
 from lrsa_lightning.data.augment import Extender
-from lrsa_lightning.data.encoder import SampleEncoder
+from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.template import make_template
+from tests.data.test_tokenization import count_characters
 
 SEQ_LEN = 600
 
@@ -104,3 +108,31 @@ def test_samples_longer_than_a_row(tokenizer, too_long):
 def test_an_answer_that_alone_is_longer_than_a_row_is_left_out(tokenizer):
     long = Sample("f:1", "A text.\n\n", "Which?", "number " * SEQ_LEN)
     assert encoder(tokenizer, [long], too_long="shorten")(long) is None
+
+
+def test_a_huge_paragraph_is_read_once_and_not_for_each_draw(tokenizer, monkeypatch):
+    """One without a place to cut it at, as in a file of 20 MB on one line."""
+    monkeypatch.setattr(tokenization, "_HUGE", 2000)
+    huge = Sample("f:0", "x" * 40_000, "What?", "That.")
+    pool = [huge, *(sample(i, 1) for i in range(1, 30))]
+    encode = encoder(tokenizer, pool)
+    read = count_characters(monkeypatch, encode._tokenize)
+    extended = [encode(own) for own in pool[1:]]
+    assert sum("xxxx" in text_of(tokenizer, row) for row in extended) > 20
+    assert sum(read) < 3 * len(huge.document)
+    monkeypatch.setattr(tokenization, "_HUGE", 10**9)
+    assert [encoder(tokenizer, pool)(own).ids for own in pool[1:]] == [row.ids for row in extended]
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("answer", "the answer"), ("question", "the text")], ids=["answer", "everything before it"]
+)
+def test_a_sample_the_tokenizer_has_no_tokens_for_is_named(part, what):
+    """Its last position would be all that is learned, or nothing would."""
+    core = models.BPE(vocab={"h": 0, "<eos>": 1}, merges=[])
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(core), eos_token="<eos>")
+    parts = {"document": "", "question": "h", "answer": "h"} | {part: "房"}
+    encode = SampleEncoder(bare, make_template("base", bare), SEQ_LEN, None)
+    with pytest.raises(NothingToLearn, match=rf"f:7: the tokenizer has no tokens for {what} of this row"):
+        encode(Sample("f:7", **parts))
+    assert encode(Sample("f:8", "", "h", "h")).num_answer == 2

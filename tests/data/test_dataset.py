@@ -13,6 +13,7 @@ from lrsa_lightning.data.sampler import MicroBatch
 from lrsa_lightning.data.template import make_template
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX
+from tests.conftest import CHAT_TEMPLATE
 
 SEQ_LEN = 200
 SAMPLES = [
@@ -82,6 +83,25 @@ def test_chatml_without_a_chat_template_is_an_error(tokenizer, tokenizer_dir):
     bare.chat_template = None
     with pytest.raises(InputError, match="chat template"):
         make_template("chatml", bare)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE.replace("m['content']", "(m['content'] | upper)"),
+        CHAT_TEMPLATE.replace("m['content']", "m['content'] + m['content']"),
+        "{{ raise_exception('no roles but system') }}",
+        "{{ messages[0]['content'] ",
+        "always the same",
+    ],
+)
+def test_a_chat_template_that_changes_what_is_said_is_an_error(tokenizer_dir, template):
+    from transformers import AutoTokenizer
+
+    odd = AutoTokenizer.from_pretrained(tokenizer_dir)
+    odd.chat_template = template
+    with pytest.raises(InputError, match="chat template cannot be used"):
+        make_template("chatml", odd)
 
 
 def test_weights_by_token_and_by_sample(tokenizer):

@@ -1,8 +1,9 @@
 """The order of samples: the same whatever the number of ranks, complete, different in each epoch."""
 
 import pytest
+from torch.utils.data import DistributedSampler
 
-from lrsa_lightning.data.sampler import GlobalBatchSampler, accumulation_steps
+from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.errors import InputError
 
 WEIGHTS = list(range(1, 31))
@@ -45,6 +46,19 @@ def test_an_epoch_holds_each_sample_at_most_once_and_leaves_out_the_rest():
 def test_epochs_differ_and_repeat_exactly():
     assert global_batches(1, 1, epoch=1) != global_batches(1, 1, epoch=0)
     assert global_batches(1, 1, epoch=1) == global_batches(2, 2, epoch=1)
+
+
+def test_the_order_is_the_seeds():
+    orders = [list(GlobalBatchSampler(WEIGHTS, TARGETS, 8, 2, 0, 1, seed=seed)) for seed in (3, 3, 4)]
+    assert orders[0] == orders[1] != orders[2]
+    plain = GlobalBatchSampler(WEIGHTS, TARGETS, 8, 2, 0, 1, seed=3, shuffle=False)
+    assert [index for batch in plain for index in batch.indices] == list(range(24))
+
+
+def test_lightning_puts_no_sampler_of_its_own_around():
+    """It would deal this rank's micro-batches out once more."""
+    assert isinstance(GlobalBatchSampler(WEIGHTS, TARGETS, 8, 2, 1, 2, seed=3), DistributedSampler)
+    assert isinstance(EveryRowSampler(WEIGHTS, TARGETS, 1, 2), DistributedSampler)
 
 
 @pytest.mark.parametrize("start", [0, 8, 12, 20])

@@ -82,6 +82,22 @@ def test_paragraphs_and_language():
     assert chinese.paragraphs() == ["这是第一段。", "这是第二段。"]
 
 
+@pytest.mark.parametrize(
+    ("document", "question", "language"),
+    [
+        ("中" * 21 + "a" * 79, "Which?", "zh"),  # more than a fifth
+        ("中" * 20 + "a" * 80, "Which?", "other"),
+        ("中" * 21 + "1 . " * 500 + "a" * 79, "Which?", "zh"),  # of the letters
+        ("a" * 1000 + "中" * 9000, "Which?", "other"),  # of the first thousand
+        ("", "哪一段？", "zh"),
+        ("A text.", "哪一段？", "other"),
+        ("", "?", "other"),
+    ],
+)
+def test_a_language_is_told_by_a_fifth_of_the_first_thousand_letters(document, question, language):
+    assert Sample("a:1", document, question, "That.").language == language
+
+
 def test_blank_lines_are_skipped_but_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + json.dumps(GOOD) + "\n\n")

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from lrsa_lightning.data import tokenization
-from lrsa_lightning.data.tokenization import LongTokenizer
+from lrsa_lightning.data.tokenization import LongTokenizer, load_tokenizer
+from lrsa_lightning.errors import InputError
 
 # Pre-tokenizer of Qwen2.
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,3 +65,50 @@ def test_long_texts_are_cut_where_it_is_safe(short_pieces):
     assert LongTokenizer(TOKENIZERS["qwen"]).safe_places is after_line_ends
     assert LongTokenizer(TOKENIZERS["gpt2"]).safe_places is after_single_ones
     assert LongTokenizer(TOKENIZERS["lines joined"]).safe_places is None
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=60)
+@given(lines=LINES, blank=st.sampled_from(["\n", " ", ""]), count=st.integers(-1, 60))
+def test_the_first_ids_are_those_of_the_whole(name, lines, blank, count):
+    text = blank.join(lines)
+    tokenizer = TOKENIZERS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_PIECE", 8)
+        patch.setattr(tokenization, "_HUGE", 12)
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokenize = LongTokenizer(tokenizer)
+        for first in (count, count // 2, count + 5):
+            assert tokenize.first(text, first) == whole[: max(first, 0)]
+
+
+def test_a_long_line_is_cut_between_words_and_no_more_of_it_is_read_than_asked_for(monkeypatch):
+    tokenize = LongTokenizer(TOKENIZERS["qwen"])
+    text = "The grass is green. " * 5000
+    read = count_characters(monkeypatch, tokenize)
+    assert len(tokenize.first(text, 100)) == 100
+    assert sum(read) < 10_000 < len(text)
+
+
+def count_characters(monkeypatch, tokenize) -> list[int]:
+    """Lengths of the texts that a tokenizer is given from now on."""
+    read: list[int] = []
+    ids = tokenize._ids
+    monkeypatch.setattr(tokenize, "_ids", lambda texts: read.extend(map(len, texts)) or ids(texts))
+    return read
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "llama"])
+def test_a_folder_without_a_tokenizers_files_is_refused(tmp_path, model_type):
+    """transformers 5 makes a tokenizer of no tokens for it."""
+    CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"data\.tokenizer .*(vocabulary is empty.*tokenizer\.json|cannot be loaded)"):
+        load_tokenizer(str(tmp_path), "data.tokenizer")
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_tokenizer_that_turns_every_text_into_nothing_is_refused(tmp_path, unknown):
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>") if unknown else models.BPE())
+    PreTrainedTokenizerFast(tokenizer_object=core, unk_token=unknown, eos_token="<eos>").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="turns every text into nothing"):
+        load_tokenizer(str(tmp_path), "data.tokenizer")

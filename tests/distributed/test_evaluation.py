@@ -11,6 +11,7 @@ from torch import distributed as dist
 from lrsa_lightning.ruler import evaluator, sharing
 from lrsa_lightning.ruler.results import Record, read_records
 from lrsa_lightning.ruler.tasks import find_task
+from tests.conftest import sample_rows, write_jsonl
 from tests.distributed.fits import fit, strategy
 from tests.runs import callback
 
@@ -39,7 +40,7 @@ def _short_answers(monkeypatch):
 
 
 @pytest.fixture
-def evaluate(arguments, tmp_path, train_file):
+def evaluate(arguments, tmp_path):
     """A step of training with a RULER check before and after, and a validation; the records and the validation loss."""
     samples = {"tasks": ["niah_single_1"], "lengths": [512], "budgets": [1.0, 0.5], "num_samples": 3}
     options = {
@@ -47,7 +48,7 @@ def evaluate(arguments, tmp_path, train_file):
         "trainer.max_steps": "1",
         "trainer.val_check_interval": "1",
         "trainer.check_val_every_n_epoch": "null",
-        "data.val_files": json.dumps([str(train_file)]),
+        "data.val_files": str(write_jsonl(tmp_path / "val.jsonl", sample_rows()[1:])),  # 23: one rank has one less
         "data.micro_batch_size": "1",
     }
 

@@ -16,8 +16,10 @@ FORMATS: dict[str, ModuleType] = {
     "anti_haystack": anti_haystack,
     "refgpt": refgpt,
 }
-SourceName: TypeAlias = Literal["auto", "longalign", "sharegpt", "longalpaca", "anti_haystack", "refgpt"]
+SourceName: TypeAlias = Literal["auto", "longalign", "sharegpt", "longalpaca", "anti_haystack", "refgpt", "demo"]
 Row: TypeAlias = Mapping[str, Any]
+# How the rows of a file are read: its format, and the columns that are called otherwise.
+_Layout: TypeAlias = tuple[ModuleType, Mapping[str, str]]
 
 
 def read_samples(
@@ -28,53 +30,80 @@ def read_samples(
     Args:
         file: a .json, .jsonl or .parquet file (.gz too), or a hub id.
         source: its format; auto goes by the columns of the first row.
-        fields: names of the columns document, question and answer, for a format of one's own.
+        fields: names of the columns document, question and answer, for a format of one's own; applied where the first
+            row has these columns.
         skipped: takes the reason for each malformed row; None raises it.
 
     Raises:
         InputError: the file is missing or unreadable, its format unknown, or a row malformed; names file and row.
     """
-    parser = None
+    layout: _Layout | None = None
+    read = 0
     for where, number, row in rows_of(file, skipped):
         try:
-            row = _renamed(row, fields)
-            parser = parser or (_detect(row) if source == "auto" else FORMATS[source])
-            yield _sample(parser, row, f"{file.rsplit('/', 1)[-1]}:{number}")
+            layout = layout or _layout(row, source, fields or {})
+            sample = _sample(layout, row, f"{file.rsplit('/', 1)[-1]}:{number}")
         except ValueError as error:
             if skipped is None:
                 raise InputError(f"{where}: {error}") from None
             skipped.append(f"{where}: {error}")
-    if skipped and parser is None:
+        else:
+            read += 1
+            yield sample
+    if skipped and not read:
         raise InputError(f"no row of {file} could be read; the first: {skipped[0]}")
 
 
-def _renamed(row: Row, fields: Mapping[str, str] | None) -> Row:
-    if not isinstance(row, Mapping):
-        raise ValueError("expected an object, with a field for each part of the sample")
-    if not fields:
-        return row
-    if missing := [column for column in fields.values() if column not in row]:
+def has_fields(file: str, fields: Mapping[str, str]) -> bool:
+    """Whether the first row of a file has the columns that `data.fields` names."""
+    rows = (row for _, _, row in rows_of(file, skipped=[]) if isinstance(row, Mapping))
+    return set(fields.values()) <= set(next(rows, {}))
+
+
+def _layout(row: Row, source: SourceName, fields: Mapping[str, str]) -> _Layout:
+    _check_object(row)
+    parsers = [*FORMATS.values()] if source == "auto" else [FORMATS[source]]
+    missing = [column for column in fields.values() if column not in row]
+    columns = list(row if missing or not fields else fields)
+    fitting = (parser for parser in parsers if set(parser.COLUMNS) <= set(columns))
+    parser = next(fitting, parsers[0] if source != "auto" and not missing else None)
+    if parser is not None:
+        return parser, {} if missing else fields
+    if missing:
         raise ValueError(f"data.fields names the column {missing[0]!r}, the row has {', '.join(map(repr, row))}")
-    return {part: row[column] for part, column in fields.items()}
-
-
-def _detect(row: Row) -> ModuleType:
-    for parser in FORMATS.values():
-        if set(parser.COLUMNS) <= set(row):
-            return parser
     known = "; ".join(parser.EXPECTED for parser in FORMATS.values())
     raise ValueError(
-        f"no known format has the columns {', '.join(map(repr, row))}. Expected one of: {known}. For columns of "
+        f"no known format has the columns {', '.join(map(repr, columns))}. Expected one of: {known}. For columns of "
         'other names set data.fields, such as {"document": "context", "question": "query", "answer": "response"}'
     )
 
 
-def _sample(parser: ModuleType, row: Row, sample_id: str) -> Sample:
+def _check_object(row: Any) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError("expected an object, with a field for each part of the sample")
+
+
+def _sample(layout: _Layout, row: Row, sample_id: str) -> Sample:
+    parser, fields = layout
+    _check_object(row)
+    if missing := [column for column in fields.values() if column not in row]:
+        raise ValueError(f"data.fields names the column {missing[0]!r}, the row has {', '.join(map(repr, row))}")
     try:
-        document, question, answer = parser.parse(row)
+        texts = parser.parse({part: row[column] for part, column in fields.items()} if fields else row)
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"expected {parser.EXPECTED}") from None
-    for name, text in (("question", question), ("answer", answer)):
-        if not text.strip():
-            raise ValueError(f"the {name} is empty; expected {parser.EXPECTED}")
-    return Sample(sample_id, document, question, answer)
+    for name, text in zip(("document", "question", "answer"), texts, strict=True):
+        _check_text(name, text, parser.EXPECTED)
+    return Sample(sample_id, *texts)
+
+
+def _check_text(name: str, text: Any, expected: str) -> None:
+    """Raises ValueError unless it is text that can be tokenised, and not blank where it must not be."""
+    if not isinstance(text, str):
+        raise ValueError(f"the {name} is {type(text).__name__}, not text; expected {expected}")
+    if name != "document" and not text.strip():
+        raise ValueError(f"the {name} is empty; expected {expected}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the {name} has half a character, \\u{ord(text[error.start]):x}, which is no text") from None

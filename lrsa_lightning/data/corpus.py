@@ -1,0 +1,167 @@
+"""The files that are learned from and those of the validation, and how their rows become samples."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lrsa_lightning.data.files import files_of
+from lrsa_lightning.data.mixture import mix, weight_of
+from lrsa_lightning.data.prepared_folder import hash_of
+from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.sources import SourceName, has_fields, read_samples
+from lrsa_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Corpus:
+    """Reads the samples of a training and of its validation.
+
+    Attributes:
+        train_files: names of local files and hub data sets.
+        val_files: the same, of the validation.
+    """
+
+    def __init__(
+        self,
+        train_files: Sequence[str],
+        val_files: Sequence[str],
+        source: SourceName,
+        fields: Mapping[str, str],
+        mixture: Mapping[str, float],
+        bad_rows: Literal["error", "skip"],
+        seed: int,
+    ):
+        """Arguments are those of `LongContextDataModule`."""
+        self.train_files, self.val_files = [*train_files], [*val_files]
+        self._source = source
+        self._fields = fields
+        self._mixture = mixture
+        self._bad_rows = bad_rows
+        self._seed = seed
+        self._hashes: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Looks at the names, and at each file up to its first sample.
+
+        Raises:
+            InputError: no file is named, one twice, one does not exist or begins with a malformed row, a weight of the
+                mixture belongs to none, or the fields fit none.
+        """
+        if not self.train_files:
+            raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
+        for file in self.train_files:
+            weight_of(file, self.train_files, self._mixture)
+        for file in self.train_files + self.val_files:
+            next(self._read(file), None)
+        for option, files in (("data.train_files", self.train_files), ("data.val_files", self.val_files)):
+            _check_different(option, files)
+        self._check_fields()
+        learned = {_identity(file) for file in self.train_files}
+        for file in self.val_files:
+            if _identity(file) in learned:
+                log.warning(
+                    "data.val_files has %s, which is learned from too: val/loss is no measure of new text", file
+                )
+
+    def samples(self, what: Literal["train", "val"]) -> list[Sample]:
+        """The samples of the train files, each file's as often as the mixture says, or those of the validation's.
+
+        Raises:
+            InputError: a row is malformed, or the mixture leaves nothing.
+        """
+        if what == "val":
+            return [sample for file in self.val_files for sample in self._read(file)]
+        samples = []
+        for file in self.train_files:
+            samples += mix(self._read(file), weight_of(file, self.train_files, self._mixture), self._seed)
+        if not samples:
+            raise InputError("data.mixture leaves no sample of data.train_files: raise a weight")
+        return samples
+
+    def settings(self, what: Literal["train", "val"]) -> dict[str, Any]:
+        """All but the files' content that the samples, and those they may be extended with, depend on."""
+        return {
+            "names": [Path(file).name for file in self._files(what)],
+            "source": self._source,
+            "fields": self._fields,
+            "mixture": [weight_of(file, self.train_files, self._mixture) for file in self.train_files],
+            "bad_rows": self._bad_rows,
+        }
+
+    def contents(self, what: Literal["train", "val"]) -> list[str]:
+        """A hash of each file's bytes, or the name of a hub data set; of a validation, the train files' come first."""
+        return [self._content(file) for file in self._files(what)]
+
+    def train_content(self) -> list[list[str]]:
+        """Name and content of each train file, in order."""
+        names = [Path(file).name for file in self.train_files]
+        return [list(pair) for pair in zip(names, self.contents("train"), strict=True)]
+
+    def _files(self, what: str) -> list[str]:
+        return self.train_files + (self.val_files if what == "val" else [])
+
+    def _content(self, file: str) -> str:
+        if file not in self._hashes:
+            path = files_of(file)
+            self._hashes[file] = file if path is None else hash_of(path)
+        return self._hashes[file]
+
+    def _read(self, file: str) -> Iterator[Sample]:
+        skipped: list[str] | None = [] if self._bad_rows == "skip" else None
+        source = "auto" if self._source == "demo" else self._source
+        yield from read_samples(file, source, self._fields, skipped)
+        if skipped:
+            log.warning("%d malformed rows of %s left out; the first: %s", len(skipped), file, skipped[0])
+
+    def _check_fields(self) -> None:
+        files = self.train_files + self.val_files
+        if self._fields and not any(has_fields(file, self._fields) for file in files):
+            columns = ", ".join(map(repr, self._fields.values()))
+            raise InputError(f"data.fields fits no file: none of {', '.join(files)} has the columns {columns}")
+
+
+def names_of(option: str, files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """One file or several, as the names that messages and keys hold.
+
+    Raises:
+        InputError: something else was given.
+    """
+    try:
+        return [os.fspath(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    except TypeError:
+        raise InputError(f"{option} is {files!r}, but must be names of files or hub ids") from None
+
+
+def demo_file(train_files: list[str], cache_dir: str) -> str:
+    """The train file that the demo makes for itself.
+
+    Raises:
+        InputError: others were given too.
+    """
+    if train_files:
+        raise InputError(
+            f"data.source demo makes its own train file: leave out data.train_files {train_files[0]}, or set "
+            "data.source to auto"
+        )
+    return str(Path(cache_dir) / "demo" / "train.jsonl")
+
+
+def _check_different(option: str, files: Sequence[str]) -> None:
+    known: dict[Path | str, str] = {}
+    for file in files:
+        identity = _identity(file)
+        if identity in known:
+            twice = f", or take its samples twice with data.mixture {{{Path(file).name}: 2}}"
+            raise InputError(
+                f"{option} names {known[identity]} and {file}, which are one file: leave one out"
+                + (twice if option == "data.train_files" else "")
+            )
+        known[identity] = file
+
+
+def _identity(file: str) -> Path | str:
+    path = files_of(file)
+    return file if path is None else path.resolve()

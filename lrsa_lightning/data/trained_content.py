@@ -1,0 +1,61 @@
+"""What a checkpoint says its run was trained on: a resume goes on with the same samples, or says that it does not."""
+
+from pathlib import Path
+from typing import TypedDict
+
+from lrsa_lightning.checkpoint_files import TAG, read_index
+from lrsa_lightning.errors import InputError
+
+
+class TrainedContent(TypedDict):
+    """In plain types, as checkpoints are loaded with `weights_only`.
+
+    Attributes:
+        train_files: name and hash of each file; a hub data set's name twice.
+        samples: hash of the tokens of all prepared samples, in order.
+    """
+
+    train_files: list[list[str]]
+    samples: str
+
+
+def content_in(checkpoint: Path, name: str) -> TrainedContent | None:
+    """What a checkpoint says; None where it says nothing, as those of older versions.
+
+    Args:
+        checkpoint: a file, or a folder of ZeRO's.
+        name: of the datamodule's class, under which Lightning keeps its state.
+    """
+    if checkpoint.is_file():
+        return (read_index(checkpoint) or {}).get(name)
+    if any((checkpoint / TAG).glob("*_model_states.pt")):
+        from lrsa_lightning.distributed.zero_files import read_client_state
+
+        return read_client_state(checkpoint).get(name)
+    return None
+
+
+def check_files(saved: TrainedContent, train_files: list[list[str]]) -> None:
+    """
+    Raises:
+        InputError: a file holds something else than it did.
+    """
+    if saved["train_files"] == train_files:
+        return
+    changed = [name for name, content in train_files if [name, content] not in saved["train_files"]]
+    raise InputError(
+        f"data.train_files: {', '.join(changed) or 'their number or order'} changed since the checkpoint was written, "
+        "and the run would go on with other samples: give the files as they were, or --allow_mismatch true"
+    )
+
+
+def check_samples(saved: TrainedContent, samples: str, folder: Path) -> None:
+    """
+    Raises:
+        InputError: the prepared samples are not those of the run.
+    """
+    if saved["samples"] != samples:
+        raise InputError(
+            f"the prepared samples in {folder} are not those that the checkpoint was trained on: the tokenizer, a hub "
+            "data set or a library has changed. Resume with what there was, or give --allow_mismatch true"
+        )

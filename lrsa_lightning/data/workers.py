@@ -1,0 +1,67 @@
+"""Processes that tokenise."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from threading import Thread
+
+import numpy as np
+
+from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder, TokenizedSample
+from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.errors import InputError
+
+Encoded = TokenizedSample | NothingToLearn | None
+
+_worker: tuple[Sequence[Sample], SampleEncoder] | None = None
+
+
+def encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) -> Iterator[Encoded]:
+    """The samples' encodings in order, by processes that are forked and so share samples and tokenizer.
+
+    Raises:
+        InputError: one of them was killed.
+    """
+    global _worker
+    _worker = samples, encode
+    try:
+        if num_workers <= 1:
+            yield from map(_encode_at, range(len(samples)))
+            return
+        # A forked tokenizer must not use threads; each worker has one core anyway.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(num_workers, context, initializer=_begin) as pool:
+            yield from pool.map(_encode_at, range(len(samples)), chunksize=4)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that tokenises was killed, most likely because memory ran out: lower data.prepare_workers"
+        ) from error
+    finally:
+        _worker = None
+
+
+def _encode_at(index: int) -> Encoded:
+    samples, encode = _worker
+    try:
+        row = encode(samples[index])
+    except NothingToLearn as error:
+        return error
+    # An array travels to the writing process, and from there to the file, many times faster than a list.
+    return row if row is None else replace(row, ids=np.asarray(row.ids, dtype=np.int32))
+
+
+def _begin() -> None:
+    """Ctrl+C is the parent's to answer; a worker whose parent was killed ends, and lets go of what it inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def _end_with(parent) -> None:
+    parent.join()
+    os._exit(1)

@@ -12,6 +12,7 @@ import yaml
 
 from lrsa_lightning.callbacks.metrics_file import read_metric
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.records import record_of
 from lrsa_lightning.ruler.results import CellName, CellScore, Record, cell_scores, read_records
 
 _METRICS, _RESULTS, _CONFIG = "metrics.jsonl", "results.jsonl", "config.yaml"
@@ -153,7 +154,7 @@ def _read(path: Path, reader: Callable[[Path], Any], check: Callable[[bytes], An
 
 def _record(line: bytes) -> Record:
     """a RULER record as one JSON object"""
-    return Record(**json.loads(line))
+    return record_of(dict(json.loads(line)))
 
 
 def _metrics_row(line: bytes) -> tuple[int, float | None]:

@@ -1,7 +1,10 @@
 """Means, standard errors and names of what an evaluation found, worked out by hand."""
 
+import json
+
 import pytest
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import TASKS
 from lrsa_lightning.ruler.heat_map import depth_scores, draw_depths
 from lrsa_lightning.ruler.results import Record, cell_scores, metrics, read_records, table, write_records
@@ -55,6 +58,66 @@ def test_records_survive_their_file_and_a_torn_last_line(tmp_path):
         file.write(records[0].line()[:40])
     assert read_records(path) == records
     assert table(records)[1][0][:6] == ["vt-0", "vt", 4096, "r1", "a | b", "x\n\u2028y"]
+
+
+WRONG_VALUES = [
+    ("id", 1),
+    ("task", "vtt"),
+    ("length", 0),
+    ("length", "4096"),
+    ("budget", 0.5),
+    ("fill", None),
+    ("outputs", "a"),
+    ("outputs", [1]),
+    ("depths", [1.5]),
+    ("prediction", ["a"]),
+    ("score", "0.5"),
+    ("score", 50),
+    ("score", float("nan")),
+    ("score", True),
+    ("hits", [1]),
+    ("kv_bytes", -1),
+    ("nll", "1"),
+    ("exact_match", 1),
+    ("digest", 5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_a_record_of_wrong_values_is_named(tmp_path, key, value):
+    write_records(path := tmp_path / "results.jsonl", [record(0)])
+    row = json.loads(record(1).line()) | {key: value}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=rf"results\.jsonl, line 2: {key} is .*, expected .*remove the line"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "budget, depths, fill, id, length, outputs, task missing"),
+        ('{"other": 1}', "other unknown"),
+        ("[]", "expected a JSON object, not list"),
+        ('{"id": ', "expected a JSON object"),
+    ],
+)
+def test_a_damaged_line_amid_records_is_named(tmp_path, line, message):
+    path = tmp_path / "results.jsonl"
+    path.write_text(record(0).line() + line + "\n" + record(1).line())
+    with pytest.raises(InputError, match=rf"results\.jsonl, line 2: {message}"):
+        read_records(path)
+
+
+def test_a_sample_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_records(path, [record(0), record(0, budget="r0.5"), record(0, score=0.5)])
+    with pytest.raises(InputError, match=r"line 3: sample vt-0 is there twice under r1"):
+        read_records(path)
+
+
+def test_a_diverged_models_likelihood_is_read(tmp_path):
+    write_records(path := tmp_path / "results.jsonl", [record(0, nll=float("nan"))])
+    assert str(read_records(path)[0].nll) == "nan"
 
 
 def test_heat_map_by_depth(tmp_path):

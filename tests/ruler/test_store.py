@@ -77,3 +77,41 @@ def test_several_processes_make_the_same_files(tokenizer, tmp_path):
         assert path.read_bytes() == (tmp_path / "one" / path.relative_to(tmp_path / "several")).read_bytes()
     with pytest.raises(InputError, match="at length 100"):
         list(make_in_parallel(several, [TASK], [100], 1, 2))
+
+
+def test_a_folder_that_was_renamed_to_another_length_is_refused(tokenizer, tmp_path):
+    SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2)
+    (tmp_path / "640").rename(tmp_path / "1024")
+    with pytest.raises(InputError, match=r"1024/niah_single_1/validation.jsonl.*\(length\)"):
+        SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 1024, 2)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "\udcff"])
+def test_a_manifest_that_is_missing_or_damaged_is_named(tokenizer, tmp_path, content):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 2)
+    manifest = store.path(TASK, 640).with_name("manifest.json")
+    manifest.unlink()
+    if content is not None:
+        manifest.write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        store.samples(TASK, 640, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": "1234567"}, "outputs is '1234567', expected a list"),
+        ({"outputs": []}, r"outputs are \[\]"),
+        ({"outputs": [1]}, r"outputs are \[1\]"),
+        ({"input": None}, "input is None, expected a str"),
+        ({"task": "vt"}, "a sample of vt at length 640"),
+        ({"max_length": 4096}, "a sample of niah_single_1 at length 4096"),
+    ],
+)
+def test_a_row_of_wrong_values_is_named_though_the_manifest_agrees(tokenizer, tmp_path, change, message):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    rows = store.samples(TASK, 640, 2)
+    store._write(TASK, 640, [rows[0], rows[1] | change])
+    with pytest.raises(InputError, match=rf"validation\.jsonl, line 2: {message}"):
+        store.samples(TASK, 640, 2)

@@ -95,7 +95,7 @@ def test_an_unknown_task_is_refused():
         ([["1"]], [["1"]], r"the prediction is \['1'\]"),
         (["1"], [[]], r"the references are \[\], expected a list of texts, one at least"),
         (["1"], [[1]], r"the references are \[1\]"),
-        (["1"], [None], "the references are None"),
+        (["1"], [None], "score_predictions.references is None, but must be a list"),
     ],
 )
 def test_anything_but_texts_and_lists_of_texts_is_refused(predictions, references, message):

@@ -149,12 +149,12 @@ class RulerEval(Callback):
             self.prefill_chunk_size,
             end_tokens=answer_ends(template, data.tokenizer),
         )
-        if trainer.state.fn == "fit" and trainer.ckpt_path is not None:
+        if trainer.state.fn == "fit":
             self._check_earlier(trainer, samples)
 
     @staticmethod
     def _check_earlier(trainer: Trainer, samples: dict) -> None:
-        """Whether the run that is resumed was scored on these samples: one name in its curves means one thing."""
+        """Whether a run that is resumed was scored on these samples: one name in its curves means one thing."""
         from lrsa_lightning.ruler.evaluation import other_samples
 
         folder = _records_path(trainer, 0).parent

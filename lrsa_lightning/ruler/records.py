@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.json_lines import read_lines
+from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.tasks import TASKS
 from lrsa_lightning.whole_text import write_text
 
@@ -66,6 +67,16 @@ def ratio_of(budget: str) -> float | None:
     """The retention ratio a budget's label names; None for a mode's name."""
     match = _RATIO.fullmatch(budget)
     return float(match[1]) or None if match else None
+
+
+def are_of_same_samples(groups: Iterable[Iterable[Record]]) -> bool:
+    """Whether each group is of the same samples, by id and expected strings, and by content where it is known."""
+    groups = [list(group) for group in groups]
+    contents: dict[str, set[str]] = {}
+    for record in chain.from_iterable(groups):
+        contents.setdefault(record.id, set()).update({record.digest} - {None})
+    same = {frozenset((record.id, *record.outputs) for record in group) for group in groups}
+    return len(same) < 2 and all(len(digests) < 2 for digests in contents.values())
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ranges import checked
-from lrsa_lightning.ruler.json_lines import read_lines
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 

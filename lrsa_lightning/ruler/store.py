@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.json_lines import read_lines
+from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import source_files
 from lrsa_lightning.whole_text import write_text

@@ -1,6 +1,7 @@
 """Means, standard errors and names of what an evaluation found, worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_a_mean_is_called_rulers_average_only_over_all_13_tasks():
     assert "ruler/average/8192/r1" not in figures
     assert "ruler/average" not in figures
     assert metrics(cell_scores(every))["ruler/average"] == pytest.approx(7.6923)
+
+
+def test_figures_of_each_length_and_budget_are_of_its_own_records():
+    records = [record(0, score=1 / 3, kv_bytes=10), record(1, "cwe", score=0.0, kv_bytes=20)]
+    records += [record(0, budget="r0.5", score=0.0, kv_bytes=5), record(0, length=8192, score=1.0, kv_bytes=100)]
+    records[3] = replace(records[3], fill=0.5)
+    figures = metrics(cell_scores(records))
+    assert figures["ruler/vt/4096/r1"] == 33.33
+    names = ["4096/r1", "4096/r0.5", "8192/r1"]
+    assert [figures[f"ruler_kv_bytes/{name}"] for name in names] == [15, 5, 100]
+    assert (figures["ruler_fill/4096"], figures["ruler_fill/8192"]) == (pytest.approx(0.9), 0.5)
+    assert [figures[f"ruler/subset_mean/{name}"] for name in names] == [16.665, 0, 100]
+    assert figures["ruler/subset_mean"] == pytest.approx((33.33 + 0 + 0 + 100) / 4, abs=1e-4)
 
 
 def test_figures_that_were_not_measured_are_not_logged():
@@ -127,6 +141,11 @@ def test_heat_map_by_depth(tmp_path):
     assert scores[4096, "r0.5"] == [100.0, *[None] * 8, 100.0]
     assert draw_depths(records, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert draw_depths([record(0)], tmp_path / "none.png") is None
+
+
+def test_a_needle_at_the_very_end_lies_in_the_last_tenth():
+    found = [Record("vt-0", "vt", 4096, "r1", 0.9, ["a", "b"], [0.0, 1.0], score=1.0, hits=[False, True])]
+    assert depth_scores(found)[4096, "r1"] == [0.0, *[None] * 8, 100.0]
 
 
 def test_score_table():

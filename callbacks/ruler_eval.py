@@ -1,9 +1,7 @@
 """RULER while training runs: dense and compressed cache, before, during and after."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -17,11 +15,14 @@ from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import (
+    NonNegativeInt,
+    PositiveFiniteFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    checked,
+)
 from lrsa_lightning.ruler.sources import Sources
-
-log = logging.getLogger(__name__)
-
-_CONTROL_LENGTH = 4096
 
 
 class RulerEval(Callback):
@@ -32,25 +33,26 @@ class RulerEval(Callback):
     ``ruler/step-<n>.jsonl`` in the run directory and to Weights & Biases.
     """
 
+    @checked
     def __init__(
         self,
         tasks: Sequence[str] | None = None,
-        lengths: Sequence[int] | None = None,
-        budgets: Sequence[float] = (1.0, 0.5, 0.25),
-        num_samples: int = 8,
-        every_n_steps: int = 500,
+        lengths: Sequence[PositiveInt] | None = None,
+        budgets: Sequence[PositiveUnitInterval] = (1.0, 0.5, 0.25),
+        num_samples: PositiveInt = 8,
+        every_n_steps: PositiveInt = 500,
         generation: Literal["always", "ends", "never"] = "ends",
-        max_seconds: float | None = None,
-        lag_divisor: int = 32,
-        sink_size: int = 16,
-        batch_size: int = 8,
-        prefill_chunk_size: int = 4096,
+        max_seconds: PositiveFiniteFloat | None = None,
+        lag_divisor: PositiveInt = 32,
+        sink_size: NonNegativeInt = 16,
+        batch_size: PositiveInt = 8,
+        prefill_chunk_size: PositiveInt = 4096,
         sequence_parallel: Literal["auto", "always", "never"] = "auto",
         template: TemplateName | None = None,
         sources: Sources | None = None,
         skip_missing: bool = False,
         official_compat: bool = False,
-        seed: int = 42,
+        seed: NonNegativeInt = 42,
     ):
         """
         Args:
@@ -75,6 +77,10 @@ class RulerEval(Callback):
             skip_missing: leave tasks out whose file was not given, instead of an error.
             official_compat: sizes and orders of the samples as in RULER's own code.
             seed: of the samples.
+
+        Raises:
+            InputError: a number out of its range, an empty list or a value in it twice, an unknown task, a length at
+                which a budget is not what it says, a file that is missing or holds something else.
         """
         self.tasks = tasks
         self.lengths = lengths
@@ -93,40 +99,47 @@ class RulerEval(Callback):
         self.skip_missing = skip_missing
         self.official_compat = official_compat
         self.seed = seed
+        self._plan = self._make_plan()
         self._evaluator = None
         self._sharing = None
         self._checked_step = -1
         self._effort = BestEffort("RULER's records, tables and pictures")
 
+    def _make_plan(self):
+        from lrsa_lightning.ruler.budgets import CacheBudgets
+        from lrsa_lightning.ruler.choices import check_choice
+        from lrsa_lightning.ruler.plan import Plan
+
+        check_choice(self.budgets, "RulerEval.budgets")
+        budgets = CacheBudgets(self.budgets, self.lag_divisor, self.sink_size)
+        return Plan(self.tasks, self.lengths, budgets, self.sources, self.skip_missing)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the samples, on one process of a node, or reads them.
 
         Raises:
-            InputError: an unknown task, a file that is missing, a length that its text does not fit, or heads that
-                the ranks cannot share.
+            InputError: a length that a task's text does not fit, heads that the ranks cannot share, or a resumed run
+                whose checks were made on other samples.
         """
         from lrsa_lightning.pretrained import check_length, load_config
         from lrsa_lightning.ruler.evaluator import RulerEvaluator, answer_ends
         from lrsa_lightning.ruler.samples import SampleSettings
         from lrsa_lightning.ruler.sharing import Sharing
         from lrsa_lightning.ruler.store import SampleStore
-        from lrsa_lightning.ruler.tasks import light_tasks, possible_tasks
 
         data = trainer.datamodule
         template = self.template or data.template
-        lengths = self.lengths or sorted({min(_CONTROL_LENGTH, data.seq_len), data.seq_len})
+        lengths = self._plan.lengths(data.seq_len)
         config = load_config(pl_module.name_or_path, pl_module.from_config, pl_module.rope_parameters)
-        check_length(config, max(lengths), "RulerEval.lengths")
+        check_length(config, max(lengths, default=0), "RulerEval.lengths")
         shares = isinstance(trainer.strategy, SequenceParallelStrategy)
         size = trainer.strategy.sequence_parallel.size if shares else 1
         self._sharing = Sharing(self.sequence_parallel, size, config)
-        tasks = light_tasks(self.sources) if self.tasks is None else self.tasks
-        tasks = possible_tasks(tasks, self.sources, self.skip_missing)
         settings = SampleSettings(self.seed, template, self.sources, self.official_compat)
         store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
         if trainer.local_rank > 0:
             trainer.strategy.barrier("RULER samples")
-        samples = self._samples(store, tasks, lengths)
+        samples = self._plan.samples(store, lengths, self.num_samples)
         if trainer.local_rank == 0:
             trainer.strategy.barrier("RULER samples")
         self._evaluator = RulerEvaluator(
@@ -139,18 +152,21 @@ class RulerEval(Callback):
             self.prefill_chunk_size,
             end_tokens=answer_ends(template, data.tokenizer),
         )
+        if trainer.state.fn == "fit":
+            self._check_earlier(trainer, samples)
 
-    def _samples(self, store, tasks: Sequence[str], lengths: Sequence[int]) -> dict[tuple[str, int], list[dict]]:
-        """The samples by task and length; of the light choice, those that fit."""
-        samples = {}
-        for task, length in product(tasks, lengths):
-            try:
-                samples[task, length] = store.samples(task, length, self.num_samples)
-            except InputError as error:
-                if self.tasks is not None:
-                    raise
-                log.info("%s; left out", error)
-        return samples
+    @staticmethod
+    def _check_earlier(trainer: Trainer, samples: dict) -> None:
+        """Whether a run that is resumed was scored on these samples: one name in its curves means one thing."""
+        from lrsa_lightning.ruler.evaluation import other_samples
+
+        folder = _records_path(trainer, 0).parent
+        reason = other_samples(folder, samples) if trainer.is_global_zero else None
+        if reason := trainer.strategy.broadcast(reason):
+            raise InputError(
+                f"{reason}, which are other samples than RulerEval has now: give it the num_samples, seed, template, "
+                f"sources and official_compat of then, or move {folder} away"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A model that is only compared with others: without a step Lightning calls no hook of training.

@@ -2,9 +2,10 @@
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from math import inf
+from numbers import Real
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse.typing import (
@@ -61,22 +62,24 @@ __all__ = [
 
 
 def checked(init: F) -> F:
-    """Decorates an ``__init__``: arguments must lie in the ranges and among the literals of their annotations.
+    """Decorates an ``__init__``, or a function: arguments must lie in the ranges and among the literals of their
+    annotations, and be lists where these say so.
 
     What the parser refuses with the key's name is then refused in Python with the argument's. Numbers reach the body as
     plain int and float, whatever type the parser gave them.
 
     Raises:
-        InputError: an argument lies outside; names class and argument, the value, and what was expected.
+        InputError: an argument lies outside; names class or function and argument, the value, and what was expected.
     """
     signature, hints = inspect.signature(init), cache(lambda: get_type_hints(init))
 
     @wraps(init)
-    def checking(self, *args, **kwargs):
-        given = signature.bind(self, *args, **kwargs)
+    def checking(*args, **kwargs):
+        given = signature.bind(*args, **kwargs)
+        owner = type(args[0]).__name__ if "self" in signature.parameters else init.__name__
         for name, value in given.arguments.items():
             if name in hints():
-                given.arguments[name] = _plain(value, hints()[name], f"{type(self).__name__}.{name}")
+                given.arguments[name] = _plain(value, hints()[name], f"{owner}.{name}")
         return init(*given.args, **given.kwargs)
 
     return checking
@@ -91,6 +94,8 @@ def _plain(value: Any, hint: Any, name: str) -> Any:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, members))}")
     if origin in (Union, types.UnionType):
         return _member(value, members, name)
+    if origin in (list, Sequence) and isinstance(value, str | bytes | int | float | Mapping | None):
+        raise InputError(f"{name} is {value!r}, but must be a list, even of one value")
     if isinstance(value, list | tuple) and members:
         kinds = members if origin is tuple and Ellipsis not in members else [members[0]] * len(value)
         if len(kinds) != len(value):
@@ -104,7 +109,7 @@ def _plain(value: Any, hint: Any, name: str) -> Any:
 def _number(value: Any, hint: Any, name: str) -> int | float:
     plain = float if issubclass(hint, float) else int
     try:
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real):  # numpy's numbers too
             raise ValueError
         return plain(hint(value))
     except (ValueError, OverflowError) as error:

@@ -11,12 +11,15 @@ Usage: python scripts/eval_ruler.py --model Qwen/Qwen2.5-1.5B --output eval --le
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from rich.progress import track
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.cli import Parser, report_input_errors
+from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval
 from lrsa_lightning.ruler.options import add_sample_options
 
 
@@ -27,19 +30,23 @@ def make_parser() -> Parser:
     parser.add_argument("--tokenizer", type=str | None, help="the model's own when not given")
     parser.add_argument("--output", type=str, default="ruler_eval", help="folder of the results")
     parser.add_argument("--samples", type=str | None, help="folder of scripts/make_ruler.py; a cache when not given")
-    parser.add_argument("--template", type=str | None, help="base or chatml; the run's, or base, when not given")
-    parser.add_argument("--budgets", type=float, nargs="*", default=[1.0, 0.5, 0.25], help="retention ratios; 1 dense")
+    parser.add_argument(
+        "--template", type=TemplateName | None, help="base or chatml; the run's, or base, when not given"
+    )
+    parser.add_argument(
+        "--budgets", type=PositiveUnitInterval, nargs="*", default=[1.0, 0.5, 0.25], help="retention ratios; 1 dense"
+    )
     parser.add_argument(
         "--attention", type=AttentionMode | None, enable_path=True, help="a further mode: file, or class and arguments"
     )
-    parser.add_argument("--lag_divisor", type=int, default=32, help="lag = length / lag_divisor")
-    parser.add_argument("--sink_size", type=int, default=16, help="sink of the compressed cache")
-    parser.add_argument("--batch_size", type=int, default=8, help="prompts decoded together")
-    parser.add_argument("--prefill_chunk_size", type=int, default=4096, help="prompt tokens a forward pass")
+    parser.add_argument("--lag_divisor", type=PositiveInt, default=32, help="lag = length / lag_divisor")
+    parser.add_argument("--sink_size", type=NonNegativeInt, default=16, help="sink of the compressed cache")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="prompts decoded together")
+    parser.add_argument("--prefill_chunk_size", type=PositiveInt, default=4096, help="prompt tokens a forward pass")
     parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
     parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs or NPUs, or processes on the CPU")
-    parser.add_argument("--precision", type=str | None, help="bfloat16 or float32; by the device when not given")
+    parser.add_argument("--devices", type=PositiveInt, default=1, help="GPUs or NPUs, or processes on the CPU")
+    parser.add_argument("--precision", type=Literal["bfloat16", "float32"] | None, help="by the device when not given")
     parser.add_argument("--predictions", type=str, nargs="+", help="score these files instead, named <task>.jsonl")
     add_sample_options(parser, lengths=None)
     return parser

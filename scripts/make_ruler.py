@@ -4,13 +4,14 @@ What is there already is kept, if it was made with the same settings.
 Usage: python scripts/make_ruler.py --tokenizer Qwen/Qwen2.5-1.5B --output ruler --essays PaulGrahamEssays.json ...
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.cli import Parser, report_input_errors
+from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.ranges import PositiveInt
 from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
@@ -18,16 +19,16 @@ from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Makes the samples and prints their files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="hub id or folder; counts the tokens")
-    parser.add_argument("--output", type=Path, default=Path("ruler"), help="folder of the samples")
-    parser.add_argument("--template", choices=["base", "chatml"], default="base", help="around the user's turn")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--tokenizer", type=str, required=True, help="hub id or folder; counts the tokens")
+    parser.add_argument("--output", type=str, default="ruler", help="folder of the samples")
+    parser.add_argument("--template", type=TemplateName, default="base", help="around the user's turn")
+    parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="processes")
     add_sample_options(parser)
     options = parser.parse_args(arguments)
     tasks = chosen_tasks(options)
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
-    store = SampleStore(options.output, tokenizer, sample_settings(options, options.template))
+    store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))
     for path in make_in_parallel(store, tasks, options.lengths, options.num_samples, options.workers):
         print(path, flush=True)
 

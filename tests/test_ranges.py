@@ -21,6 +21,7 @@ class Example:
         kind: Literal["a", "b"] = "a",
         files: str | Sequence[str] = (),
         number: str | PositiveInt = "all",
+        names: Sequence[str] | None = None,
     ):
         self.arguments = (count, betas, most, rates, shares, kind, files, number)
 
@@ -40,6 +41,8 @@ class Example:
         ({"shares": {"x": 1.5}}, r"Example.shares\['x'\] is 1.5"),
         ({"kind": "c"}, "Example.kind is 'c', but must be one of 'a', 'b'"),
         ({"number": 0}, "Example.number is 0"),
+        ({"rates": 0.5}, "Example.rates is 0.5, but must be a list"),
+        ({"names": "one"}, "Example.names is 'one', but must be a list, even of one value"),
     ],
 )
 def test_what_lies_outside_is_named(arguments, said):
@@ -53,3 +56,13 @@ def test_what_lies_inside_arrives_as_plain_numbers():
     assert type(given[0]) is int  # a checkpoint with the parser's own type cannot be loaded with weights_only
     assert type(given[2]) is int
     assert Example().arguments[2] is None
+
+
+def test_a_function_is_named_by_its_own_name():
+    @checked
+    def count(most: PositiveInt) -> int:
+        return most
+
+    assert count(PositiveInt(2)) == 2
+    with pytest.raises(InputError, match=r"^count\.most is 0"):
+        count(0)

@@ -1,16 +1,14 @@
 """Runs side by side: means over the tasks that all of them were scored on, by length and cache budget."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.runs import Run
+from lrsa_lightning.ruler.records import ratio_of
 from lrsa_lightning.ruler.results import CellScore, mean_names
 from lrsa_lightning.ruler.tasks import TASKS
-
-_RATIO = re.compile(r"r(\d*\.?\d+(?:e-?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,6 @@ def _what_each_has(runs: Sequence[Run]) -> str:
         for run in runs
     }
     return "; ".join(f"{label} has {own}" for label, own in names.items()) + ". Report them one by one"
-
-
-def ratio_of(budget: str) -> float | None:
-    """The retention ratio a budget's label names; None for a mode's name."""
-    match = _RATIO.fullmatch(budget)
-    return float(match[1]) or None if match else None
 
 
 def budget_name(budget: str) -> str:

@@ -1,9 +1,11 @@
 """What a reader must know before believing a comparison: what is missing, and what was not the same."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 from lrsa_lightning.report.comparison import Comparison, budget_name, length_name, tasks_text
-from lrsa_lightning.report.runs import Run
+from lrsa_lightning.report.runs import Run, shown
+from lrsa_lightning.ruler.records import Record, are_of_same_samples
 
 QA_TASKS = ("qa_1", "qa_2")
 COMPARED_COLUMNS = ["Run", "Folder", "Step", "Attention in training", "Tasks", "Lengths", "Budgets", "Samples a cell"]
@@ -19,11 +21,12 @@ def notes(runs: Sequence[Run], comparison: Comparison | None, qa: Comparison | N
     """
     return [
         *_missing_parts(runs),
+        *_losses_that_are_none(runs),
         *_earlier_steps(runs),
         *(
             []
             if comparison is None
-            else [*_left_out(comparison), *_gaps(comparison), *_other_samples(runs, comparison)]
+            else [*_left_out(comparison), *_gaps(comparison), *_other_samples(runs, comparison), *_other_caches(runs)]
         ),
         *_missing_questions(comparison, qa),
         *_other_data(runs),
@@ -38,6 +41,16 @@ def _missing_parts(runs: Sequence[Run]) -> list[str]:
             found.append(f"{run.label} has no RULER scores{rated}: it is not in Table 1 and Figures 3 and 4.")
         if not run.losses[0]:
             found.append(f"{run.label} has no training loss: it is not in Figure 2.")
+    return found
+
+
+def _losses_that_are_none(runs: Sequence[Run]) -> list[str]:
+    """Of runs some of whose losses are NaN or infinite."""
+    found = []
+    for run in runs:
+        losses = run.losses[1]
+        if none := sum(not isfinite(loss) for loss in losses):
+            found.append(f"{none} of the {len(losses)} training losses of {run.label} are no finite numbers.")
     return found
 
 
@@ -78,19 +91,31 @@ def _gaps(comparison: Comparison) -> list[str]:
 
 def _other_samples(runs: Sequence[Run], comparison: Comparison) -> list[str]:
     """Cells whose runs or budgets were not scored on the same samples."""
-    samples: dict[tuple[int, str], dict[tuple[str, str], set]] = {}
+    samples: dict[tuple[int, str], dict[tuple[str, str], list[Record]]] = {}
     for run in runs:
         for record in run.records:
             if record.score is not None and record.task in comparison.tasks.get(record.length, ()):
                 own = samples.setdefault((record.length, record.task), {})
-                own.setdefault((run.label, record.budget), set()).add((record.id, *record.outputs))
+                own.setdefault((run.label, record.budget), []).append(record)
     differing: dict[int, list[str]] = {}
     for (length, task), rows in sorted(samples.items()):
         counts = sorted(map(len, rows.values()))
-        if len(set(map(frozenset, rows.values()))) > 1:
+        if not are_of_same_samples(rows.values()):
             differing.setdefault(length, []).append(f"{task} ({_span(counts)})")
     text = "; ".join(f"{length_name(length)}: {', '.join(tasks)}" for length, tasks in differing.items())
     return [f"Not the same samples in all rows (their number): {text}."] if text else []
+
+
+def _other_caches(runs: Sequence[Run]) -> list[str]:
+    """Sizes that give one budget another cache."""
+    runs = [run for run in runs if run.cache_sizes and any(budget != "r1" for _, _, budget in run.scored)]
+    found = []
+    for key in dict.fromkeys(key for run in runs for key in run.cache_sizes):
+        values = [str(run.cache_sizes.get(key)) for run in runs]
+        if len(set(values)) > 1:
+            found.append(f"{key}: {' / '.join(values)}")
+    labels = " / ".join(run.label for run in runs)
+    return [f"The budgets are not the same caches ({labels}): {'; '.join(found)}."] if found else []
 
 
 def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> list[str]:
@@ -106,14 +131,18 @@ def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> 
 
 def _other_data(runs: Sequence[Run]) -> list[str]:
     """Keys that give the trained runs other samples, another order or another number of tokens."""
+    unknown = [run.label for run in runs if run.losses[0] and not run.learned_from]
     trained = [run for run in runs if run.learned_from and run.losses[0]]
     keys = [key for key in (trained[0].learned_from if trained else ()) if all(key in r.learned_from for r in trained)]
     differing = [key for key in keys if len({repr(run.learned_from[key]) for run in trained}) > 1]
+    found = []
+    if unknown and len(trained) + len(unknown) > 1:
+        found.append(f"No configuration says what {', '.join(unknown)} learned from: the data may not be the same.")
     if not differing:
-        return []
+        return found
     values = [f"{key}: {' / '.join(str(run.learned_from[key]) for run in trained)}" for key in differing]
     labels = " / ".join(run.label for run in trained)
-    return [f"The runs did not learn from the same data in the same order ({labels}): {'; '.join(values)}."]
+    return [*found, f"The runs did not learn from the same data in the same order ({labels}): {'; '.join(values)}."]
 
 
 def what_was_compared(runs: Sequence[Run]) -> list[list[str]]:
@@ -127,7 +156,7 @@ def what_was_compared(runs: Sequence[Run]) -> list[list[str]]:
         lengths = _names(sorted({cell.length for cell in cells}))
         budgets = ", ".join(map(budget_name, dict.fromkeys(cell.budget for cell in cells)))
         step = "" if run.step is None else str(run.step)
-        rows.append([run.label, str(run.path), step, run.attention, tasks, lengths, budgets, samples])
+        rows.append([run.label, shown(str(run.path)), step, run.attention, tasks, lengths, budgets, samples])
     return rows
 
 

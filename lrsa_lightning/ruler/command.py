@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 
+from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.fabric import make_fabric
 from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
+from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
 from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
+from lrsa_lightning.ruler.fingerprint import fingerprint
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.results import Record, cell_scores, metrics
 from lrsa_lightning.ruler.samples import NotAtThisLength
@@ -38,19 +42,40 @@ class Evaluation:
             InputError: model, samples or folder are not what they should be.
         """
         self._options = options
-        if options.precision not in (None, *_PRECISIONS):
-            raise InputError(f"--precision {options.precision!r}: expected one of {', '.join(_PRECISIONS)}")
         tasks = chosen_tasks(options)
+        self._check_measures()
         self._fabric = make_fabric(options.devices)
         self._fabric.launch()
         if self.is_first:
             lock_of(Path(options.output)).acquire()  # before the model is loaded; let go of when all is scored
-        check_length(self._model.config, max(self._lengths), "--lengths")
+        check_length(self._config, max(self._lengths), "--lengths")
+        for length in self._lengths:
+            self._budgets.check_length(length)
+        self._model  # noqa: B018  its weights are read before time goes into samples
         store = self._store()
         with self._fabric.rank_zero_first():
             samples = self._samples(store, tasks)
         self._evaluator = self._make_evaluator(samples)
         self._folder = EvaluationFolder(Path(options.output), self._settings(store), _source_hashes(store, tasks))
+        self._folder.check(self._evaluator)
+
+    def _check_measures(self) -> None:
+        """Whether something is to be measured, under budgets that make sense at the lengths known so far."""
+        options = self._options
+        if not (options.generation or options.teacher_forcing):
+            raise InputError("--generation false and --teacher_forcing false leave nothing to measure: take one")
+        self._budgets = CacheBudgets(options.budgets, options.lag_divisor, options.sink_size)
+        check_choice([*self._budgets.labels, *self._modes], "--budgets")
+        # A run says its own length, which is read with the checkpoint.
+        known = options.lengths or () if options.checkpoint is not None else self._lengths
+        for length in known:
+            self._budgets.check_length(length)
+
+    @property
+    def _modes(self) -> dict[str, AttentionMode]:
+        """The further mode, by its name."""
+        attention = self._options.attention
+        return {} if attention is None else {type(attention).__name__.lower(): attention}
 
     def _samples(self, store: SampleStore, tasks: list[str]) -> dict[tuple[str, int], list[dict]]:
         """The samples by task and length; with --skip_missing those that can be made at their length."""
@@ -73,7 +98,6 @@ class Evaluation:
 
     def _make_evaluator(self, samples: dict) -> RulerEvaluator:
         options = self._options
-        modes = {} if options.attention is None else {type(options.attention).__name__.lower(): options.attention}
         return RulerEvaluator(
             self._tokenizer,
             samples,
@@ -82,7 +106,7 @@ class Evaluation:
             options.sink_size,
             options.batch_size,
             options.prefill_chunk_size,
-            modes,
+            self._modes,
             answer_ends(self._template, self._tokenizer),
         )
 
@@ -115,11 +139,15 @@ class Evaluation:
         return load_checkpoint(Path(self._options.checkpoint), self._dtype)
 
     @cached_property
+    def _config(self):
+        """The model's."""
+        return load_config(self._options.model, None) if self._options.checkpoint is None else self._run.model.config
+
+    @cached_property
     def _model(self):
         if self._options.checkpoint is not None:
             return self._run.model
-        config = load_config(self._options.model, None)
-        return load_model(config, self._options.model, self._dtype).eval()
+        return load_model(self._config, self._options.model, self._dtype).eval()
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -145,11 +173,9 @@ class Evaluation:
     def _settings(self, store: SampleStore) -> dict[str, Any]:
         """All that a sample's result depends on, beside its own name and budget."""
         options = self._options
-        weights = Path(options.checkpoint or options.model)
-        files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights.resolve()]
         return {
-            "model": str(weights),
-            "weights": [[f.name, f.stat().st_size, int(f.stat().st_mtime)] for f in files if f.exists()],
+            "model": str(Path(options.checkpoint or options.model)),
+            "weights": self._fabric.broadcast(fingerprint(self._model) if self.is_first else None),
             "dtype": str(self._dtype),
             "samples": store.manifest("niah_single_1"),
             "lag_divisor": options.lag_divisor,

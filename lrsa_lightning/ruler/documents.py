@@ -1,6 +1,7 @@
 """Questions about documents, as RULER reads them from SQuAD and HotpotQA (scripts/data/synthetic/qa.py)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,13 @@ class Questions:
 
 
 def read_squad(content: dict) -> Questions:
-    """The answerable questions of SQuAD v2.0."""
-    articles = [[paragraph["context"] for paragraph in article["paragraphs"]] for article in content["data"]]
+    """The answerable questions of SQuAD v2.0.
+
+    Raises:
+        ValueError: something else stands where a text belongs, a question has no answer, or there is none; a key that
+            is missing or of another kind raises KeyError, TypeError or AttributeError.
+    """
+    articles = [[_text(paragraph["context"]) for paragraph in article["paragraphs"]] for article in content["data"]]
     documents = sorted({text for article in articles for text in article})
     number = {text: i for i, text in enumerate(documents)}
     questions = []
@@ -40,20 +46,39 @@ def read_squad(content: dict) -> Questions:
             gold = number[paragraph["context"]]
             related = [i for i in dict.fromkeys(numbers) if i != gold]
             questions += [
-                Question(qa["question"], [answer["text"] for answer in qa["answers"]], [gold], related)
+                Question(_text(qa["question"]), [_text(answer["text"]) for answer in qa["answers"]], [gold], related)
                 for qa in paragraph["qas"]
                 if not qa["is_impossible"]
             ]
-    return Questions(questions, documents)
+    return _answered(Questions(questions, documents))
 
 
 def read_hotpotqa(content: list[dict]) -> Questions:
-    """All questions of HotpotQA, each with its own paragraphs, gold and distractors alike."""
-    texts = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in content]
+    """All questions of HotpotQA, each with its own paragraphs, gold and distractors alike.
+
+    Raises:
+        ValueError: as `read_squad`, and a question without paragraphs.
+    """
+    texts = [[f"{_text(title)}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in content]
     documents = sorted({text for own in texts for text in own})
     number = {text: i for i, text in enumerate(documents)}
     questions = [
-        Question(row["question"], [row["answer"]], [number[text] for text in own], [])
+        Question(_text(row["question"]), [_text(row["answer"])], [number[text] for text in own], [])
         for row, own in zip(content, texts, strict=True)
     ]
-    return Questions(questions, documents)
+    return _answered(Questions(questions, documents))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} where a text belongs")
+    return value
+
+
+def _answered(data: Questions) -> Questions:
+    if not data.questions:
+        raise ValueError("0 questions that have an answer")
+    for question in data.questions:
+        if not question.outputs or not question.gold:
+            raise ValueError(f"the question {question.query!r} has no {'document' if question.outputs else 'answer'}")
+    return data

@@ -1,17 +1,56 @@
 """An evaluation in a folder: results are appended batch by batch, so a killed one continues where it was."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.folder_lock import FolderLock
-from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
-from lrsa_lightning.ruler.results import Record, read_records, write_records
+from lrsa_lightning.ruler.evaluator import Row, RulerEvaluator, Share
+from lrsa_lightning.ruler.records import CellName, Record, ratio_of, read_records, write_records
+from lrsa_lightning.ruler.samples import digest
 from lrsa_lightning.whole_text import write_text
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
+
+
+def differs(record: Record, rows: Mapping[str, Row]) -> str | None:
+    """How a record's sample is none of those given, by id; None where it is."""
+    if record.id not in rows:
+        return f"is none of the {len(rows)} that were asked for"
+    row = rows[record.id]
+    same = record.outputs == row["outputs"] if record.digest is None else record.digest == digest(row)
+    return None if same else "has another content"
+
+
+def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]]) -> str | None:
+    """The first of a run's checks that was made on other samples, and how they differ; None where none was.
+
+    Args:
+        folder: of the checks' records.
+        samples: rows by task and length; tasks and lengths that these lack do not count.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    for path in sorted(folder.glob("step-*.jsonl")):
+        cells: dict[CellName, list[Record]] = {}
+        for record in read_records(path):
+            cells.setdefault(record.cell, []).append(record)
+        for (task, length, _), records in cells.items():
+            if (rows := samples.get((task, length))) and (reason := _whole_cell_differs(records, rows)):
+                return f"{path} holds scores of {task} at length {length}: {reason}"
+    return None
+
+
+def _whole_cell_differs(records: Sequence[Record], rows: Sequence[Row]) -> str | None:
+    by_id = {row["id"]: row for row in rows}
+    reasons = [f"{record.id} {reason}" for record in records if (reason := differs(record, by_id))]
+    if len(records) != len(rows):
+        reasons.append(f"{len(records)} samples, not {len(rows)}")
+    return reasons[0] if reasons else None
 
 
 class EvaluationFolder:
@@ -26,13 +65,12 @@ class EvaluationFolder:
                 and with them further files, but not others of the same name.
 
         Raises:
-            InputError: the folder holds results of other settings.
+            InputError: the folder holds results of other settings, or of none that are known.
         """
         self.path = folder / RESULTS
         self._settings_path = folder / SETTINGS
         self._settings = {**settings, "sources": dict(sources)}
-        if self._settings_path.exists():
-            earlier = json.loads(self._settings_path.read_text(encoding="utf-8"))
+        if (earlier := self._earlier_settings()) is not None:
             earlier_sources = earlier.pop("sources", {})
             differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
             differing += [name for name, digest in sources.items() if earlier_sources.get(name, digest) != digest]
@@ -43,8 +81,50 @@ class EvaluationFolder:
                     "--output, or remove it"
                 )
 
+    def _earlier_settings(self) -> dict[str, Any] | None:
+        if not self._settings_path.exists():
+            if self.path.exists() and self.path.stat().st_size:
+                raise InputError(
+                    f"{self.path} holds results, but {SETTINGS} beside it, which says what they are of, is missing: "
+                    "give another --output, or remove them"
+                )
+            return None
+        try:
+            earlier = json.loads(self._settings_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._settings_path} cannot be read ({error}): give another --output") from error
+        if not isinstance(earlier, dict) or not isinstance(earlier.get("sources", {}), dict):
+            raise InputError(f"{self._settings_path} holds no settings of an evaluation: give another --output")
+        return earlier
+
+    def check(self, evaluator: RulerEvaluator) -> None:
+        """Whether each result is of a sample that is scored now, or of a task and length that an earlier call scored.
+
+        Raises:
+            InputError: one is of another sample.
+        """
+        seed = self._settings.get("samples", {}).get("seed")
+        for record in self.records():
+            rows = evaluator.samples.get((record.task, record.length))
+            if rows is not None:
+                reason = differs(record, {row["id"]: row for row in rows})
+            else:
+                known = re.fullmatch(rf"{record.task}-{record.length}-{seed}-\d+", record.id)
+                reason = None if known else f"is none of the samples of seed {seed}"
+            if record.budget not in evaluator.budgets and ratio_of(record.budget) is None:
+                reason = f"is scored under {record.budget}, which this evaluation does not know"
+            if reason:
+                raise InputError(
+                    f"{self.path} holds results of other samples: {record.id} {reason}; give another --output, or "
+                    "remove it"
+                )
+
     def records(self) -> list[Record]:
-        """The results there are."""
+        """The results there are.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         return read_records(self.path) if self.path.exists() else []
 
     def run(

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
-from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
+from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.distributed.head_parallel import whole_cache_bytes
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.generation import Prompt
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval, checked
+from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.results import CellName, Record
+from lrsa_lightning.ruler.samples import digest
 from lrsa_lightning.ruler.scoring import match_all
 from lrsa_lightning.ruler.sharing import Share
 from lrsa_lightning.ruler.tasks import find_task
@@ -42,15 +47,16 @@ class Stopwatch:
 class RulerEvaluator:
     """Scores any model on its samples, chunk by chunk through the cache that training's rule gives."""
 
+    @checked
     def __init__(
         self,
         tokenizer,
         samples: Mapping[tuple[str, int], Sequence[Row]],
-        budgets: Sequence[float] = (1.0, 0.5, 0.25),
-        lag_divisor: int = 32,
-        sink_size: int = 16,
-        batch_size: int = 8,
-        prefill_chunk_size: int = 4096,
+        budgets: Sequence[PositiveUnitInterval] = (1.0, 0.5, 0.25),
+        lag_divisor: PositiveInt = 32,
+        sink_size: NonNegativeInt = 16,
+        batch_size: PositiveInt = 8,
+        prefill_chunk_size: PositiveInt = 4096,
         modes: Mapping[str, AttentionMode] | None = None,
         end_tokens: Sequence[int] = (),
     ):
@@ -65,22 +71,34 @@ class RulerEvaluator:
             prefill_chunk_size: prompt tokens a forward pass; speed and memory only.
             modes: further attention modes by name, whatever the length.
             end_tokens: ids that end an answer, beside the tokenizer's and the model's own.
+
+        Raises:
+            InputError: a number out of its range, neither budget nor mode, two of one name, a task and length without
+                samples, or a length at which a budget is not what it says.
         """
+        self._budgets = CacheBudgets(budgets, lag_divisor, sink_size)
+        self._modes = dict(modes or {})
+        check_choice([*self._budgets.labels, *self._modes], "budgets, with modes,")
+        for task, length in samples:
+            self._budgets.check_length(length)
+            if not samples[task, length]:
+                raise InputError(f"RulerEvaluator.samples: none of {task} at length {length}")
         self.samples = samples
         self.batch_size = batch_size
         self.stopwatch = Stopwatch()
         self._tokenizer = tokenizer
-        self._budgets = {f"r{budget:g}": budget for budget in budgets}
-        self._lag_divisor = lag_divisor
-        self._sink_size = sink_size
         self._prefill_chunk_size = prefill_chunk_size
-        self._modes = dict(modes or {})
         self._end_tokens = {*end_tokens, tokenizer.eos_token_id} - {None}
+
+    @property
+    def budgets(self) -> list[str]:
+        """Labels of the cache budgets and names of the further modes."""
+        return [*self._budgets.labels, *self._modes]
 
     @property
     def cells(self) -> list[CellName]:
         """Task, length and budget of all there is to score, in order."""
-        return [(task, length, budget) for task, length in self.samples for budget in (*self._budgets, *self._modes)]
+        return [(task, length, budget) for task, length in self.samples for budget in self.budgets]
 
     def num_batches(self, share: Share, together: Mapping[CellName, Share] = MappingProxyType({})) -> int:
         """Batches of an evaluation, in each process."""
@@ -102,13 +120,7 @@ class RulerEvaluator:
 
     def mode(self, length: int, budget: str) -> AttentionMode:
         """The attention a budget is measured with, whatever the model was trained with."""
-        if budget in self._modes:
-            return self._modes[budget]
-        ratio = self._budgets[budget]
-        if ratio == 1:
-            return Vanilla()
-        lag_size = max(1, length // self._lag_divisor)
-        return LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=self._sink_size)
+        return self._modes[budget] if budget in self._modes else self._budgets.mode(length, budget)
 
     @torch.no_grad()
     def evaluate(
@@ -166,7 +178,17 @@ class RulerEvaluator:
                 for f, a, row in zip(found, answers, batch, strict=True)
             ]
         return [
-            Record(row["id"], task, length, budget, row["length"] / length, row["outputs"], row["depths"], **values)
+            Record(
+                row["id"],
+                task,
+                length,
+                budget,
+                row["length"] / length,
+                row["outputs"],
+                row["depths"],
+                digest=digest(row),
+                **values,
+            )
             for row, values in zip(batch, found, strict=True)
         ]
 

@@ -2,9 +2,11 @@
 
 from argparse import Namespace
 
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
+from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
-from lrsa_lightning.ruler.tasks import TASKS, possible_tasks
+from lrsa_lightning.ruler.tasks import TASKS, check_tasks, possible_tasks
 
 PAPER_LENGTHS = [4096, 8192, 16384, 32768]
 
@@ -16,17 +18,17 @@ def add_sample_options(parser, lengths: list[int] | None = PAPER_LENGTHS) -> Non
         parser: of a command.
         lengths: the default; None where a run that is evaluated says its own.
     """
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="RULER tasks; all 13 by default")
+    parser.add_argument("--tasks", type=str, nargs="+", default=list(TASKS), help="RULER tasks; all 13 by default")
     of_run = "" if lengths else "; the length of the checkpoint's run, or the paper's"
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=lengths, help=f"maximum tokens, new ones included{of_run}"
+        "--lengths", type=PositiveInt, nargs="+", default=lengths, help=f"maximum tokens, new ones included{of_run}"
     )
-    parser.add_argument("--num_samples", type=int, default=500, help="samples of each task and length")
-    parser.add_argument("--seed", type=int, default=42, help="of the samples")
-    parser.add_argument("--essays", help="PaulGrahamEssays.json(.gz), for six niah tasks")
-    parser.add_argument("--squad", help="squad.json(.gz), for qa_1")
-    parser.add_argument("--hotpotqa", help="hotpotqa.json(.gz), for qa_2")
-    parser.add_argument("--english_words", help="english_words.json(.gz), for cwe beyond 64K tokens")
+    parser.add_argument("--num_samples", type=PositiveInt, default=500, help="samples of each task and length")
+    parser.add_argument("--seed", type=NonNegativeInt, default=42, help="of the samples")
+    parser.add_argument("--essays", type=str | None, help="PaulGrahamEssays.json(.gz), for six niah tasks")
+    parser.add_argument("--squad", type=str | None, help="squad.json(.gz), for qa_1")
+    parser.add_argument("--hotpotqa", type=str | None, help="hotpotqa.json(.gz), for qa_2")
+    parser.add_argument("--english_words", type=str | None, help="english_words.json(.gz), for cwe beyond 64K tokens")
     parser.add_argument(
         "--skip_missing",
         action="store_true",
@@ -39,8 +41,12 @@ def chosen_tasks(options: Namespace) -> list[str]:
     """The tasks to make.
 
     Raises:
-        InputError: an unknown task, or a file that is missing.
+        InputError: an unknown task or one given twice, a length given twice, or a file that is missing or holds
+            something else.
     """
+    check_tasks(options.tasks, "--tasks")
+    if options.lengths is not None:
+        check_choice(options.lengths, "--lengths")
     return possible_tasks(options.tasks, _sources(options), options.skip_missing)
 
 

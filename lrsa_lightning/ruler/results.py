@@ -1,74 +1,24 @@
-"""What an evaluation found: a record a sample, and their means by task, length and cache budget."""
+"""What an evaluation found: the means of its records by task, length and cache budget."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from lrsa_lightning.ruler.records import CellName, Record, read_records, write_records
 from lrsa_lightning.ruler.tasks import TASKS
-from lrsa_lightning.whole_text import write_text
 
-CellName = tuple[str, int, str]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One sample under one cache budget.
-
-    Attributes:
-        id: of the sample.
-        task: its task.
-        length: its maximum length in tokens.
-        budget: r1 for the dense cache, r0.5, ... or a mode's name.
-        fill: the sample's tokens over its maximum length.
-        outputs: the expected strings.
-        depths: where they lie, 0..1; empty where that has no meaning.
-        prediction: the generated text; None where nothing was generated.
-        score: its score, 0..1.
-        hits: whether each expected string is in it.
-        kv_bytes: bytes of the cache once the prompt was read.
-        nll: mean negative log-likelihood of the reference's tokens; None where not measured.
-        exact_match: whether greedy decoding would write the reference.
-    """
-
-    id: str
-    task: str
-    length: int
-    budget: str
-    fill: float
-    outputs: list[str]
-    depths: list[float]
-    prediction: str | None = None
-    score: float | None = None
-    hits: list[bool] = field(default_factory=list)
-    kv_bytes: int | None = None
-    nll: float | None = None
-    exact_match: bool | None = None
-
-    @property
-    def cell(self) -> CellName:
-        """Task, length and budget."""
-        return self.task, self.length, self.budget
-
-    def line(self) -> str:
-        """As a line of a results file."""
-        return json.dumps(asdict(self)) + "\n"
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Writes a results file, whole or not at all."""
-    write_text(path, "".join(record.line() for record in records))
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a results file; a last line that was cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(Record(**json.loads(line)))
-    return records
+__all__ = [
+    "CellName",
+    "CellScore",
+    "Record",
+    "cell_scores",
+    "mean_names",
+    "metrics",
+    "read_records",
+    "table",
+    "write_records",
+]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Samples of a task, fitted to a length."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -11,6 +13,7 @@ from typing import Any
 
 from lrsa_lightning.data.template import Template, TemplateName, make_template
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, checked
 from lrsa_lightning.ruler.fitting import DoesNotFit, Fit, largest_fit, official_fit, official_units
 from lrsa_lightning.ruler.kind import Draws, Kind, Text
 from lrsa_lightning.ruler.niah import Niah, singular
@@ -29,12 +32,13 @@ class NotAtThisLength(InputError):
     """A task's own text leaves its samples no room at a length, or leaves fewer of them than asked for."""
 
 
+@checked
 def make_samples(
     task: str,
     tokenizer,
-    max_length: int,
-    num_samples: int,
-    seed: int = 42,
+    max_length: PositiveInt,
+    num_samples: PositiveInt,
+    seed: NonNegativeInt = 42,
     template: TemplateName = "base",
     *,
     essays: str | Path | None = None,
@@ -69,7 +73,8 @@ def make_samples(
         token_position_answer.
 
     Raises:
-        InputError: unknown task, a file it needs is not there, or a sample that cannot fit max_length.
+        InputError: unknown task, a number out of its range, a file the task needs is not there or holds something else,
+            or a sample that cannot fit max_length.
     """
     sources = Sources(essays, squad, hotpotqa, english_words)
     settings = SampleSettings(seed, template, sources, official_compat)
@@ -168,8 +173,6 @@ class SampleMaker:
     def _official_fits(self) -> Iterator[Fit[_Prompt]]:
         rng, steps = Random(self.seed), self._kind.official_steps()
         items = self._kind.items()
-        if items is not None and not items:
-            raise self._refusal("there are 0 questions")
         first = 0 if items is None else items[0]
 
         def prompt(item: int, units: int) -> _Prompt:
@@ -243,3 +246,9 @@ class SampleMaker:
             before = fit.prompt.input[: fit.prompt.input.find(text.outputs[0])]
             row["token_position_answer"] = self._count_tokens(before)
         return row
+
+
+def digest(row: Mapping[str, Any]) -> str:
+    """Of what a sample asks and expects, in 16 hexadecimal digits: another content under the same id has another."""
+    content = [row[key] for key in ("input", "answer_prefix", "outputs", "answer")]
+    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()[:16]

@@ -1,11 +1,13 @@
 """RULER's metrics (scripts/eval/synthetic/constants.py, scripts/eval/evaluate.py)."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.ranges import checked
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -27,6 +29,7 @@ def match_part(prediction: str, references: Sequence[str]) -> float:
     return float(any(reference.lower() in prediction for reference in references))
 
 
+@checked
 def score_predictions(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Score of a task, 0..100, rounded to two decimals as RULER does.
 
@@ -36,33 +39,48 @@ def score_predictions(task: str, predictions: Sequence[str], references: Sequenc
         references: the expected strings of each sample.
 
     Raises:
-        ValueError: unknown task, no predictions, or not one list of references for each.
+        InputError: unknown task, no predictions, not one list of references for each, or anything that is no text.
     """
     from lrsa_lightning.ruler.tasks import find_task
 
     metric = find_task(task).metric
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    scores = [metric(p, r) for p, r in zip(predictions, references, strict=True)]
+    if not len(predictions) or len(predictions) != len(references):
+        raise InputError(f"{len(predictions)} predictions for {len(references)} references")
+    pairs = list(zip(predictions, references, strict=True))
+    for number, pair in enumerate(pairs):
+        _check_pair(*pair, f"{task}, sample {number}")
+    scores = [metric(p, r) for p, r in pairs]
     return round(100 * sum(scores) / len(scores), 2)
+
+
+def _check_pair(prediction: Any, references: Any, where: str) -> None:
+    if not isinstance(prediction, str):
+        raise InputError(f"{where}: the prediction is {prediction!r}, expected a text")
+    is_list = isinstance(references, Sequence) and not isinstance(references, str | bytes)
+    if not is_list or not references or not all(isinstance(reference, str) for reference in references):
+        raise InputError(f"{where}: the references are {references!r}, expected a list of texts, one at least")
 
 
 def score_file(path: Path) -> float:
     """Score of a file of predictions in RULER's format: <task>.jsonl, each line with pred and outputs.
 
     Raises:
-        InputError: the file is not named after a task, does not exist, or a line is malformed.
+        InputError: the file is not named after a task, does not exist or is empty, or a line is malformed.
     """
-    predictions, references = [], []
+    from lrsa_lightning.ruler.tasks import find_task
+
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would also part at U+2028
-    except OSError as error:
-        raise InputError(f"predictions file {path} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            predictions.append(row["pred"])
-            references.append(row["outputs"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: expected an object with pred and outputs ({error!r})") from error
+        find_task(path.stem)
+    except InputError as error:
+        raise InputError(f"predictions file {path} must be named <task>.jsonl: {error}") from error
+    predictions, references = [], []
+    for number, row in read_lines(path):
+        if missing := [key for key in ("pred", "outputs") if key not in row]:
+            what = " and ".join(missing)
+            raise InputError(f"{path}, line {number}: expected an object with pred and outputs, {what} is missing")
+        _check_pair(row["pred"], row["outputs"], f"{path}, line {number}")
+        predictions.append(row["pred"])
+        references.append(row["outputs"])
+    if not predictions:
+        raise InputError(f"predictions file {path} is empty: give a line with pred and outputs for each sample")
     return score_predictions(path.stem, predictions, references)

@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,15 @@ class Sources:
         path = self.given()[name].resolve()
         return _read(name, path, path.stat().st_mtime_ns)
 
+    def check(self, names: Iterable[str]) -> None:
+        """Whether files hold what they should, before anything is made from them.
+
+        Raises:
+            InputError: one has another format.
+        """
+        for name in names:
+            self.read(name)
+
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
 _WHERE = {
@@ -101,11 +111,18 @@ def _parse_essays(content) -> Essays:
     return Essays(content["text"])
 
 
+def _parse_words(content) -> list[str]:
+    words = list(content.values())
+    if not words or not all(isinstance(word, str) for word in words):
+        raise ValueError("no words")
+    return words
+
+
 _PARSE = {
     "essays": _parse_essays,
     "squad": read_squad,
     "hotpotqa": read_hotpotqa,
-    "english_words": lambda content: list(content.values()),
+    "english_words": _parse_words,
 }
 _EXPECTED = {
     "essays": '{"text": "..."}',

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
-from lrsa_lightning.ruler.tasks import find_task
+from lrsa_lightning.ruler.tasks import source_files
 from lrsa_lightning.whole_text import write_text
 
 # Changes when the same settings would give other samples.
 _FORMAT = 1
 _MANIFEST, _SAMPLES = "manifest.json", "validation.jsonl"
+# What an evaluation reads of a row.
+_KINDS = {"id": str, "task": str, "max_length": int, "input": str, "answer_prefix": str, "outputs": list}
+_KINDS |= {"answer": str, "depths": list, "length": int}
 
 
 class SampleStore:
@@ -47,8 +51,8 @@ class SampleStore:
     def manifest(self, task: str) -> dict[str, Any]:
         """All that samples depend on, their length and number apart."""
         settings = self._settings
-        needed = {find_task(task).source, "english_words" if task == "cwe" else None}
-        files = {name: _sha256(path.read_bytes()) for name, path in settings.sources.given().items() if name in needed}
+        paths = settings.sources.given()
+        files = {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)}
         return {
             "format": _FORMAT,
             "task": task,
@@ -81,17 +85,16 @@ class SampleStore:
         path = self.path(task, length)
         if not path.exists():
             return None
-        manifest_path = path.with_name(_MANIFEST)
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.exists() else {}
-        expected, content = self.manifest(task), path.read_bytes()
+        manifest = _read_manifest(path.with_name(_MANIFEST))
+        expected = self.manifest(task) | {"length": length}
         differing = [key for key, value in expected.items() if manifest.get(key) != value]
         if differing:
             raise InputError(
                 f"{path} holds samples of other settings ({', '.join(differing)}): give another folder, or remove it"
             )
-        if manifest["sha256"] != _sha256(content):
+        if manifest.get("sha256") != _sha256(path.read_bytes()):
             raise InputError(f"{path} is not what {_MANIFEST} beside it says (sha256): remove both to make it again")
-        return [json.loads(line) for line in content.decode("utf-8").splitlines()]
+        return [_checked_row(row, f"{path}, line {number}", task, length) for number, row in read_lines(path)]
 
     def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
         """Both files, the samples last: whoever finds them finds their manifest."""
@@ -106,6 +109,28 @@ class SampleStore:
         path.unlink(missing_ok=True)
         write_text(path.with_name(_MANIFEST), json.dumps(manifest, indent=2) + "\n")
         write_text(path, content)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}, which says what the samples beside it are, cannot be read: remove both") from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} does not say what the samples beside it are: remove both")
+    return manifest
+
+
+def _checked_row(row: dict[str, Any], where: str, task: str, length: int) -> dict[str, Any]:
+    """The row, which someone may have written who wrote the manifest too."""
+    for key, kind in _KINDS.items():
+        if not isinstance(row.get(key), kind):
+            raise InputError(f"{where}: {key} is {row.get(key)!r}, expected a {kind.__name__}")
+    if (row["task"], row["max_length"]) != (task, length):
+        raise InputError(f"{where}: a sample of {row['task']} at length {row['max_length']}")
+    if not row["outputs"] or not all(isinstance(output, str) for output in row["outputs"]):
+        raise InputError(f"{where}: outputs are {row['outputs']!r}, expected a list of texts, one at least")
+    return row
 
 
 def make_in_parallel(

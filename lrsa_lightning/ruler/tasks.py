@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.cwe import CommonWords
 from lrsa_lightning.ruler.fwe import FrequentWords
 from lrsa_lightning.ruler.kind import Kind
@@ -101,9 +103,26 @@ def find_task(name: str) -> Task:
     Raises:
         InputError: there is none; lists those there are.
     """
-    if name not in TASKS:
-        raise InputError(f"unknown RULER task {name!r}, expected one of {', '.join(TASKS)}")
-    return TASKS[name]
+    if isinstance(name, str) and name in TASKS:
+        return TASKS[name]
+    near = get_close_matches(str(name), TASKS, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"unknown RULER task {name!r}, expected one of {', '.join(TASKS)}{meant}")
+
+
+def check_tasks(tasks: Sequence[str], name: str) -> None:
+    """Whether tasks are a choice of those there are.
+
+    Args:
+        tasks: by name.
+        name: what the user calls them, for the error.
+
+    Raises:
+        InputError: none, an unknown one, or one twice.
+    """
+    for task in tasks:
+        find_task(task)
+    check_choice(tasks, name)
 
 
 def light_tasks(sources: Sources) -> list[str]:
@@ -118,12 +137,13 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
     """Those of the tasks whose files are there.
 
     Raises:
-        InputError: a file is missing, unless such tasks are to be left out.
+        InputError: a file is missing, unless such tasks are to be left out, or it does not hold what it should.
     """
     possible = []
     for task in tasks:
         source = find_task(task).source
         if source is None or source in sources.given():
+            sources.check(source_files(task, sources))
             possible.append(task)
         elif not skip_missing:
             raise InputError(
@@ -131,3 +151,9 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
                 "skip_missing all such"
             )
     return possible
+
+
+def source_files(task: str, sources: Sources) -> list[str]:
+    """Names of the given files that a task's samples are made from."""
+    wanted = {find_task(task).source, "english_words" if task == "cwe" else None}
+    return [name for name in sources.given() if name in wanted]

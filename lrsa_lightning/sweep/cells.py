@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.draws import all_values, draw
 
 SEED = "seed_everything"
+_MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +52,22 @@ def make_cells(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Ce
         seed: of the draws.
 
     Raises:
-        InputError: a random search without a count, or a parameter that cannot be drawn.
+        InputError: a random search without a count, a count below 1, or a grid without an end.
     """
-    count = count or sweep.run_cap
+    if count is not None and count < 1:
+        raise InputError(f"--count is {count}, but must be a whole number of at least 1")
+    count = sweep.run_cap if count is None else count
     if sweep.method == "grid":
         values = [all_values(name, described) for name, described in sweep.parameters.items()]
+        if (size := prod(map(len, values))) > _MOST_CELLS:
+            raise InputError(f"the grid of sweep {sweep.name} has {size} cells: give fewer values, or method random")
         return _named([dict(zip(sweep.parameters, choice, strict=True)) for choice in product(*values)][:count])
     if count is None:
         raise InputError(f"sweep {sweep.name} draws at random: give --count, or run_cap in the file")
     choices = []
     for number in range(1, count + 1):
         rng = random.Random(f"{seed}-{number}")
-        choices.append({name: draw(name, described, rng) for name, described in sweep.parameters.items()})
+        choices.append({name: draw(described, rng) for name, described in sweep.parameters.items()})
     return [Cell(_numbered(number, cell_name(choice)), choice) for number, choice in enumerate(choices, 1)]
 
 

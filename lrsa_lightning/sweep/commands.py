@@ -1,7 +1,10 @@
 """The command of a cell, built by W&B's own functions as its agent does."""
 
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
@@ -34,3 +37,31 @@ def build_command(sweep: Sweep, parameters: Mapping[str, Any]) -> list[str]:
         macro = word[2:-1] if word.startswith("${") and word.endswith("}") else None
         words += [word] if macro is None else macros.get(macro, [])
     return words
+
+
+def check_options(sweep: Sweep, command: Sequence[str]) -> None:
+    """Has `lrsa` read a cell's options and do nothing else: what is wrong in all cells is said once, before any runs.
+
+    Args:
+        sweep: of `read_sweep`; one over another program is not looked at.
+        command: of a cell.
+
+    Raises:
+        InputError: an option that there is not, or a value that it does not take.
+    """
+    if Path(sweep.program).name != "lrsa":
+        return
+    try:
+        read = subprocess.run(
+            [*command, "--print_config"], env=cell_environment(), capture_output=True, text=True, errors="replace"
+        )
+    except OSError:  # the program is not there, which the cells' logs say
+        return
+    if read.returncode:
+        said = " ".join(read.stderr[max(0, read.stderr.rfind("error:")) :].split())
+        raise InputError(f"sweep {sweep.name}: the first cell's options are refused, nothing was started: {said}")
+
+
+def cell_environment() -> dict[str, str]:
+    """This process's, with the place where `lrsa` is installed."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}

@@ -1,6 +1,7 @@
 """The sweep file, in W&B's format."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import yaml
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.path_names import made_name
+from lrsa_lightning.sweep.parameter import check_parameter
 
-METHODS = ("grid", "random")
+METHODS, GOALS = ("grid", "random"), ("minimize", "maximize")
+_READ = ("program", "method", "metric", "parameters", "command", "run_cap")
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,57 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
     for key, kind in (("program", str), ("parameters", dict), ("command", list)):
         if not isinstance(content.get(key), kind) or not content[key]:
             raise InputError(f"{path} has no {key!r}: give program, method, parameters and command as W&B's sweeps do")
+    _check_names(path, content)
     method = method or content.get("method")
     if method not in METHODS:
         raise InputError(
             f"{path}: method {method!r} needs W&B's server, which sweep_local.py does without: give --method random, "
             "or run wandb sweep and wandb agent"
         )
-    if "${args}" not in content["command"]:
-        raise InputError(f"{path}: the command lacks ${{args}}, through which the cells' values reach it")
-    metric = content.get("metric") or {}
+    metric, goal = _metric(path, content.get("metric"))
     return Sweep(
         made_name(path.stem),
         content["program"],
         method,
         {name: _described(path, name, value) for name, value in content["parameters"].items()},
-        [str(word) for word in content["command"]],
-        metric.get("name"),
-        metric.get("goal") == "maximize",
-        content.get("run_cap"),
+        _command(path, content["command"]),
+        metric,
+        goal == "maximize",
+        _run_cap(path, content.get("run_cap")),
     )
+
+
+def _check_names(path: Path, content: dict[str, Any]) -> None:
+    """Refuses a key that is nearly one of those we read: it would be ignored."""
+    for key in content.keys() - _READ:
+        if near := get_close_matches(str(key), _READ, 1, cutoff=0.75):
+            raise InputError(f"{path}: unknown key {key!r}; did you mean {near[0]}?")
+
+
+def _metric(path: Path, metric: Any) -> tuple[str | None, str]:
+    """Name and goal; W&B minimises where none is given."""
+    if metric is None:
+        return None, "minimize"
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str) or not metric["name"]:
+        raise InputError(f"{path}: metric is {metric!r}, expected its name and its goal")
+    if (goal := metric.get("goal", "minimize")) not in GOALS:
+        raise InputError(f"{path}: the metric's goal is {goal!r}, expected one of {', '.join(GOALS)}")
+    return metric["name"], goal
+
+
+def _command(path: Path, command: list[Any]) -> list[str]:
+    for word in command:
+        if not isinstance(word, str | int | float):
+            raise InputError(f"{path}: the command holds {word!r}, expected words and macros")
+    if "${args}" not in command:
+        raise InputError(f"{path}: the command lacks ${{args}}, through which the cells' values reach it")
+    return [str(word) for word in command]
+
+
+def _run_cap(path: Path, run_cap: Any) -> int | None:
+    if run_cap is None or (isinstance(run_cap, int) and not isinstance(run_cap, bool) and run_cap > 0):
+        return run_cap
+    raise InputError(f"{path}: run_cap is {run_cap!r}, expected a whole number of at least 1")
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -86,10 +121,11 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _described(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or "parameters" in value:
-        raise InputError(
-            f"{path}: parameter {name}: expected value, values or a distribution; for nested values name the option in "
-            "full, as model.lr, or sweep over files"
-        )
+def _described(path: Path, name: Any, value: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: parameter {name!r}: expected the name of an option")
+    try:
+        check_parameter(value)
+    except InputError as error:
+        raise InputError(f"{path}: parameter {name}: {error}") from error
     return value

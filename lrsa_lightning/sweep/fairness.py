@@ -1,16 +1,18 @@
 """Whether the cells of a seed learned from the same samples, in the same order, and from as many tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 from lrsa_lightning.callbacks.metrics_file import read_metric
 from lrsa_lightning.report import Run
+from lrsa_lightning.ruler.records import CellName, Record, are_of_same_samples
 from lrsa_lightning.sweep.cells import Cell
 
 
 def differences(runs: Mapping[Cell, Run]) -> list[str]:
     """A sentence for each seed whose trained cells learned from other data or other amounts of it, and one where the
-    cells were not scored on the same RULER tasks, lengths and budgets."""
+    cells were not scored on the same RULER tasks, lengths, budgets and samples."""
     seeds: dict[Any, list[Run]] = {}
     for cell, run in runs.items():
         if run.losses[0]:  # a base model that was only scored learned nothing
@@ -28,7 +30,22 @@ def differences(runs: Mapping[Cell, Run]) -> list[str]:
             f"The cells were not scored on the same RULER tasks, lengths and budgets (their number: {counts}): "
             "only the report's table, over those they share, compares them."
         )
+    elif _other_samples(runs.values()):
+        found.append("The cells were not scored on the same RULER samples.")
     return found
+
+
+def _other_samples(runs: Iterable[Run]) -> bool:
+    """Whether a task at some length was scored on other samples in some run."""
+    places: dict[tuple[str, int], list[list[Record]]] = {}
+    for run in runs:
+        own: dict[CellName, list[Record]] = {}
+        for record in run.records:
+            if record.score is not None:
+                own.setdefault(record.cell, []).append(record)
+        for (task, length, _), records in own.items():
+            places.setdefault((task, length), []).append(records)
+    return not all(map(are_of_same_samples, places.values()))
 
 
 def _differing(runs: list[Run]) -> dict[str, list[Any]]:
@@ -43,4 +60,4 @@ def tokens_of(run: Run) -> int | None:
     """Tokens it learned from; None where it logged none."""
     file = run.path / "metrics.jsonl"
     counts = read_metric(file, "train/tokens")[1] if file.exists() else []
-    return int(counts[-1]) if counts else None
+    return int(counts[-1]) if counts and isinstance(counts[-1], int | float) and isfinite(counts[-1]) else None

@@ -3,17 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrsa_lightning.sweep.cells import Cell
-from lrsa_lightning.sweep.commands import build_command
+from lrsa_lightning.sweep.commands import build_command, cell_environment, check_options
 from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.devices import Slot
-from lrsa_lightning.sweep.records import BROKEN, FINISHED, CellRecord
+from lrsa_lightning.sweep.records import BROKEN, FINISHED, NEW, CellRecord
 
 _POLL_SECONDS = 0.1
 
@@ -75,12 +74,13 @@ class SweepRunner:
         """Runs cells and waits for them; their results in the order of the cells.
 
         Raises:
-            InputError: a run directory is of another command.
+            InputError: a run directory is of another command, or the cells' options are refused.
             KeyboardInterrupt: after the children, told to save, have ended.
         """
         commands = {cell.name: self.command(cell) for cell in cells}
-        for cell in cells:
-            self._record(cell).state(commands[cell.name])
+        states = {cell.name: self._record(cell).state(commands[cell.name]) for cell in cells}
+        for name in [name for name, state in states.items() if state == NEW][:1]:
+            check_options(self.sweep, commands[name])
         try:
             for number, cell in enumerate(cells, 1):
                 while not self._free:
@@ -126,11 +126,10 @@ class SweepRunner:
         self._running.append(_Running(cell, record, command, process, slot, lock, time.monotonic()))
 
     def _start(self, command: list[str], record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where `lrsa` is installed
         with record.log.open("wb") as log:
             return subprocess.Popen(
                 command,
-                env={**os.environ, "PATH": path, **slot.environment},
+                env={**cell_environment(), **slot.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,12 +1,14 @@
 """The metric of each cell as text, and over the seeds."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
-from lrsa_lightning.callbacks.metrics_file import read_metric
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.sweep.cells import Cell
 from lrsa_lightning.sweep.definition import Sweep
 
@@ -31,19 +33,23 @@ class Row:
 
 
 def last_value(run: Path, metric: str | None) -> float | None:
-    """What a run logged last of a metric."""
-    if metric is None or not (run / _METRICS).exists():
+    """What a run logged last of a metric; None where it logged none, or its file is damaged."""
+    if metric is None:
         return None
-    values = read_metric(run / _METRICS, metric)[1]
-    return values[-1] if values else None
+    values = [row[metric] for row in _rows(run) if metric in row]
+    return values[-1] if values and isinstance(values[-1], int | float) else None
 
 
 def logged_metrics(run: Path) -> set[str]:
-    """The names in a run's metrics file."""
-    if not (run / _METRICS).exists():
-        return set()
-    lines = (run / _METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-    return {name for line in lines if line.endswith("\n") for name in json.loads(line)}
+    """The names in a run's metrics file; none where it is damaged."""
+    return {name for row in _rows(run) for name in row}
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    try:
+        return [row for _, row in read_lines(run / _METRICS, cut_short=True)]
+    except InputError:  # the report says why
+        return []
 
 
 def to_text(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> str:
@@ -72,7 +78,7 @@ def seeds_table(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def _best(sweep: Sweep, values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and not isnan(value)]
     return (max if sweep.maximize else min)(known) if len(set(known)) > 1 else None
 
 

@@ -80,6 +80,29 @@ def test_a_check_that_was_made_is_not_repeated_by_a_resume(fit, arguments):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"num_samples": 2}, "1 samples, not 2"), ({"seed": 7}, "niah_single_1-512-42-0 is none of the 1")],
+)
+def test_a_resume_with_other_samples_is_refused(fit, arguments, capsys, options, reason):
+    fit(generation="never", more=json.loads(checkpoints(3)))
+    arguments["ckpt_path"] = "runs/x/checkpoints/step=3.ckpt"
+    records = Path("runs/x/ruler/step-000006.jsonl")
+    before = records.read_bytes()
+    with pytest.raises(SystemExit):
+        fit(generation="never", **options)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrsa: error")]
+    assert f"runs/x/ruler/step-000000.jsonl holds scores of niah_single_1 at length 512: {reason}" in line
+    assert records.read_bytes() == before
+    fit(generation="never", tasks=["niah_multikey_2"])  # another cell has another name in the curves
+
+
+def test_a_default_length_without_meaning_for_a_budget_is_left_out(fit, caplog):
+    assert fit(tasks=None, lengths=None, sink_size=200, generation="never") == {}
+    assert "RULER is left out at length 160" in caplog.text
+    assert len(losses()) == 6
+
+
 def test_checkpoints_can_be_kept_by_a_score(fit):
     best = {"monitor": "ruler_nll/subset_mean", "every_n_train_steps": 3, "filename": "{step}", "save_top_k": 1}
     fit(generation="never", more=[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best}])

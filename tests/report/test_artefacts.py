@@ -1,6 +1,8 @@
 """What a report writes: tables, pictures, and a page that needs nothing else."""
 
 import base64
+import json
+import os
 import re
 import runpy
 from pathlib import Path
@@ -77,6 +79,43 @@ def test_a_later_report_leaves_nothing_of_an_earlier_one(report, make_run, tmp_p
     assert "No run has RULER scores: there is no Table 1 and no Figure 3 and 4." in later.notes
 
 
+@pytest.mark.parametrize(("digests", "is_said"), [(["1", "2"], True), (["1", "1"], False), (["1", None], False)])
+def test_another_content_under_the_same_ids_is_said(make_run, tmp_path, digests, is_said):
+    folders = [make_run(name, records({"vt": [1.0]}, digest=own)) for name, own in zip("ab", digests, strict=True)]
+    notes = write_report(read_runs(list(map(str, folders))), tmp_path / "out").notes
+    assert ("Not the same samples in all rows (their number): 4K: vt (1)." in notes) == is_said
+
+
+def test_budgets_that_are_other_caches_are_said(make_run, tmp_path):
+    folders = [make_run(name, records({"vt": [1.0]}, budget=budget)) for name, budget in (("a", "r0.5"), ("b", "r0.5"))]
+    dense = make_run("dense", records({"vt": [1.0]}))
+    for folder, lag_divisor in ((folders[0], 32), (folders[1], 8), (dense, 16)):
+        (folder / "settings.json").write_text(json.dumps({"lag_divisor": lag_divisor, "sink_size": 16}))
+    notes = write_report(read_runs([*map(str, folders), str(dense)]), tmp_path / "out").notes
+    assert "The budgets are not the same caches (a / b): lag_divisor: 32 / 8." in notes
+
+
+def test_losses_that_are_no_numbers_and_unknown_data_are_said(make_run, tmp_path):
+    a, b = make_run("a", losses=[1.0, float("nan"), float("inf")], config=DATA), make_run("b", losses=[1.0, 1.0])
+    notes = write_report(read_runs([str(a), str(b)]), tmp_path / "out").notes
+    assert "2 of the 3 training losses of a are no finite numbers." in notes
+    assert "No configuration says what b learned from: the data may not be the same." in notes
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_any_name_of_a_folder_is_reported(make_run, tmp_path):
+    names = ["模型", "é ü", "a\nb", "$x_{$", "<b>|", "x" * 200, os.fsdecode(b"\xff\xfe")]
+    own = {3: [*records({"vt": [1.0], "qa_1": [0.0]}), *needles()]}
+    folders = [make_run(name, own, [3.0, 2.0], DATA) for name in names]
+    report = write_report(read_runs(list(map(str, folders))), tmp_path / "out")
+    assert all(path.exists() for path in report.files)
+    assert sum(path.name.startswith("depths_") for path in report.files) == len(names)
+    assert len({line.count("|") - line.count("\\|") for line in report.markdown.splitlines()[2:]}) == 1
+    page = report.files[-1].read_text(encoding="utf-8")
+    assert "模型" in page
+    assert "a b" in page
+
+
 def test_without_question_answering_there_is_no_figure_3(make_run, tmp_path):
     a, b = make_run("a", records({"vt": [1.0], "qa_1": [1.0]})), make_run("b", records({"vt": [1.0], "qa_2": [1.0]}))
     report = write_report(read_runs([str(a), str(b)]), tmp_path / "out")
@@ -94,10 +133,21 @@ def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
     assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["a", "--output", "a/results.jsonl"], ["a", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nowhere"],
+        ["a/results.jsonl"],
+        ["empty"],
+        ["a", "--output", "a/results.jsonl"],
+        ["a", "b"],
+        ["a", "a"],
+    ],
+)
 def test_bad_input_is_one_line_and_exit_status_2(make_run, tmp_path, monkeypatch, capsys, arguments):
     make_run("a", records({"vt": [1.0]}))
     make_run("b", records({"cwe": [1.0]}))
+    make_run("empty")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(str(SCRIPT))["main"](arguments)

@@ -97,3 +97,14 @@ def test_names_of_budgets_and_lengths():
     names = {"r1": "1x", "r0.5": "2x", "r0.25": "4x", "r0.3": "3.33x", "window": "window", "r0": "r0"}
     assert {budget: budget_name(budget) for budget in names} == names
     assert [length_name(length) for length in (512, 1024, 4096, 131072)] == ["512", "1K", "4K", "128K"]
+
+
+def test_the_best_run_of_a_lower_budget_is_bold_beside_a_better_dense_one():
+    a = run("a", records({"vt": [1.0]}), records({"vt": [0.5]}, budget="r0.5"))
+    b = run("b", records({"vt": [0.75]}), records({"vt": [0.25]}, budget="r0.5"))
+    assert [line.split(" | ")[:3] for line in to_markdown(compare([a, b])).splitlines()[4:]] == [
+        ["| a", "1x", "**100.0**"],
+        ["| b", "1x", "75.0"],
+        ["| a", "2x", "**50.0**"],
+        ["| b", "2x", "25.0"],
+    ]

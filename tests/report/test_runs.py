@@ -1,5 +1,8 @@
 """Which folders a report reads, what it takes from them, and what it refuses."""
 
+import json
+import math
+
 import pytest
 
 from lrsa_lightning.errors import InputError
@@ -72,3 +75,84 @@ def test_folders_without_results_and_equal_names_are_refused(make_run, tmp_path)
     folder = make_run("x", SCORED)
     with pytest.raises(InputError, match=r"two inputs are called 'x'.*LABEL="):
         read_runs([str(folder), f"x={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"step": "one", "train/loss": 1.0}', "step is 'one'"),
+        ('{"step": null, "train/loss": 1.0}', "step is None"),
+        ('{"step": 1, "train/loss": "low"}', "train/loss is 'low'"),
+        ('{"step": 1, "train/loss": [1.0]}', "train/loss is"),
+        ("[1]", "indices"),
+        ('{"step": 1, "tra', "Unterminated string"),
+        ("\udcff", "decode"),
+    ],
+)
+def test_a_metrics_line_of_wrong_values_is_named(make_run, line, reason):
+    file = make_run("x", losses=[1.0]) / "metrics.jsonl"
+    content = '{"step": 0, "train/loss": 1.0}\n' + line + '\n{"step": 2, "train/loss": 1.0}\n'
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=rf"metrics\.jsonl:2: .*{reason}.*; expected metrics with their step"):
+        read_runs([str(file.parent)])
+
+
+def test_a_loss_that_is_no_number_and_a_metrics_file_cut_short_are_read(make_run):
+    folder = make_run("x", losses=[1.0])
+    rows = ['{"step": 0, "train/loss": null}', '{"step": 1, "train/loss": NaN}', '{"step": 2, "train/loss": 1}']
+    (folder / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 3, "train/lo']))
+    (run,) = read_runs([str(folder)])
+    assert run.losses[0] == [0, 1, 2]
+    assert [math.isnan(loss) for loss in run.losses[1]] == [True, True, False]
+
+
+@pytest.mark.parametrize("content", ["", "5", "[1]", "a: [", "\udcff"])
+def test_a_configuration_that_is_none_is_named(make_run, content):
+    folder = make_run("x", SCORED)
+    (folder / "config.yaml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"config\.yaml: .*expected the configuration"):
+        read_runs([str(folder)])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model": None, "data": None, "trainer": None},
+        {"model": 5, "data": [1], "trainer": "x"},
+        {"model": {"attention": {"class_path": 5, "init_args": [1]}}, "trainer": {"callbacks": {"a": 1}}},
+        {"model": {"attention": "vanilla"}, "trainer": {"callbacks": [None, "RulerEval"]}},
+    ],
+)
+def test_a_configuration_without_its_keys_is_read(make_run, config):
+    (run,) = read_runs([str(make_run("x", {3: SCORED}, [1.0], config))])
+    assert (run.learned_from, run.cache_sizes) == ({}, {})
+    assert isinstance(run.attention, str)
+
+
+def test_settings_of_an_evaluation_that_are_damaged_are_named(make_run):
+    folder = make_run("x", SCORED)
+    (folder / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json: .*expected the settings of eval_ruler"):
+        read_runs([str(folder)])
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "metrics.jsonl", "config.yaml"])
+def test_a_folder_where_a_file_belongs_is_named(make_run, name):
+    folder = make_run("x", {3: SCORED}, [1.0], {})
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(InputError, match=name):
+        read_runs([str(folder)])
+
+
+def test_cache_sizes_are_those_of_the_callback_or_of_the_evaluation(make_run):
+    callback = {"class_path": "lrsa_lightning.callbacks.RulerEval", "init_args": {"lag_divisor": 8}}
+    config = {"trainer": {"callbacks": [{"class_path": "lrsa_lightning.callbacks.LossCurve"}, callback]}}
+    evaluation = make_run("eval", SCORED)
+    (evaluation / "settings.json").write_text(json.dumps({"lag_divisor": 4, "sink_size": 2, "model": "x"}))
+    runs = read_runs([str(make_run("run", {3: SCORED}, [1.0], config)), str(evaluation)])
+    assert [run.cache_sizes for run in runs] == [
+        {"lag_divisor": 8, "sink_size": 16},
+        {"lag_divisor": 4, "sink_size": 2},
+    ]

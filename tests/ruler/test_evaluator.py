@@ -62,6 +62,102 @@ def test_answers_are_scored_and_only_new_tokens_are_read(evaluator, tokenizer, m
     assert [record.hits for record in records] == [[True]] * 15
 
 
+def test_generation_and_teacher_forcing_read_the_input_and_the_answer_prefix(evaluator, tokenizer, model, monkeypatch):
+    read = {"generation": [], "rating": [], "answers": []}
+
+    class Read(module.Prompt):
+        def __init__(self, model, input_ids, lengths, mode, num_pieces):
+            read["generation"] += [ids[:length].tolist() for ids, length in zip(input_ids, lengths, strict=True)]
+            super().__init__(model, input_ids, lengths, mode, num_pieces)
+
+    def rate(model, mode, prompts, answers, *sizes):
+        read["rating"] += prompts
+        read["answers"] += answers
+        return teacher_force(model, mode, prompts, answers, *sizes)
+
+    monkeypatch.setattr(module, "Prompt", Read)
+    monkeypatch.setattr(module, "teacher_force", rate)
+    all_records(evaluator, model)
+    rows = [row for _ in evaluator.budgets for row in evaluator.samples[TASK, 640]]
+    prompts = [row["input"] + row["answer_prefix"] for row in rows]
+    assert all(row["answer_prefix"].endswith(" is") for row in rows)
+    texts = {what: [tokenizer.decode(ids) for ids in own] for what, own in read.items()}
+    assert texts == {"generation": prompts, "rating": prompts, "answers": [row["answer"] for row in rows]}
+
+
+def predict(monkeypatch, answers):
+    """Lets every row of a batch be answered by the ids or texts given, in turn."""
+    answers = iter(answers)
+
+    class Answered(module.Prompt):
+        def decode(self, max_new_tokens, ends, early_end):
+            rows = [torch.tensor(next(answers)) for _ in range(self.batch)]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+        def __init__(self, model, input_ids, lengths, mode, num_pieces):
+            self.batch = len(lengths)
+            super().__init__(model, input_ids, lengths, mode, num_pieces)
+
+    monkeypatch.setattr(module, "Prompt", Answered)
+
+
+def test_the_tasks_metric_scores_and_each_expected_string_is_a_hit_of_its_own(tokenizer, model, monkeypatch, samples):
+    rows = samples("qa_1", 1024, 1)
+    expected = rows[0]["outputs"]
+    assert expected[0] == expected[1] != expected[2]
+    predict(monkeypatch, [tokenizer(f" {expected[0]}")["input_ids"]])
+    (record,) = all_records(RulerEvaluator(tokenizer, {("qa_1", 1024): rows}, [1.0]), model, teacher_forcing=False)
+    assert record.score == 1  # one of the strings is enough: match_part
+    assert record.hits == [True, True, False]
+
+
+@pytest.mark.parametrize("place", ["argument", "tokenizer", "model"])
+def test_every_end_token_ends_an_answer_and_special_tokens_are_no_text(tokenizer, model, monkeypatch, place):
+    rows = {(TASK, 640): make_samples(TASK, tokenizer, 640, 1)}
+    end = tokenizer("7", add_special_tokens=False)["input_ids"][0]
+    evaluator = RulerEvaluator(tokenizer, rows, [1.0], end_tokens=[end] if place == "argument" else ())
+    if place == "tokenizer":
+        end = tokenizer.eos_token_id
+    if place == "model":
+        model.generation_config.eos_token_id = [end, 5]
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    predict(monkeypatch, [[start, *tokenizer("green")["input_ids"], end, *tokenizer("0000000")["input_ids"]]])
+    (record,) = all_records(evaluator, model, teacher_forcing=False)
+    assert record.prediction == "green"
+
+
+def test_cache_bytes_and_fill_are_those_of_one_sample(evaluator, tokenizer, model):
+    records = [record for record in all_records(evaluator, model) if record.budget == "r1"]
+    rows = evaluator.samples[TASK, 640]
+    lengths = [len(tokenizer(row["input"] + row["answer_prefix"])["input_ids"]) for row in rows]
+    longest = [max(lengths[i : i + 2]) for i in (0, 0, 2, 2, 4)]  # of a batch of two
+    config = model.config
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 * config.hidden_size // 4
+    assert [record.kv_bytes for record in records] == [length * each for length in longest]
+    assert [record.fill for record in records] == [(length + 128) / 640 for length in lengths]
+
+
+def test_the_model_is_evaluated_in_evaluation_mode(evaluator, model):
+    model.train()
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(lambda *_: seen.append(model.get_decoder().training))
+    next(evaluator.evaluate(model))
+    hook.remove()
+    assert seen
+    assert not any(seen)
+    assert model.training
+
+
+def test_a_parts_seconds_add_up(monkeypatch):
+    ticks = iter([0.0, 1.5, 10.0, 12.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    watch = module.Stopwatch()
+    for _ in range(2):
+        with watch.time("prefill", torch.device("cpu")):
+            pass
+    assert watch.seconds == {"prefill": 3.5}
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_the_samples_and_make_the_same_forward_passes(evaluator, model, tokenizer, world_size):
     def forward_passes(rank):
@@ -139,6 +235,23 @@ def test_teacher_forcing_says_what_greedy_decoding_would_write(model, tokenizer,
         logits = model(ids, use_cache=False).logits.detach()[0, len(prompts[0]) - 1 : -1]
     expected = -logits.log_softmax(-1).gather(1, torch.tensor(others[0])[:, None]).mean()
     assert rated[0].nll == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):
+    prompt, answer = tokenizer("The grass is")["input_ids"], tokenizer(" green.")["input_ids"]
+    shapes = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    teacher_force(model, Vanilla(), [prompt], [answer], width=64)
+    hook.remove()
+    assert shapes == [(1, 64)]
+    model.bfloat16()
+    (rated,) = teacher_force(model, Vanilla(), [prompt], [answer], width=1)
+    with Vanilla().installed(model), torch.no_grad():
+        logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+    assert rated.nll == pytest.approx(expected, rel=1e-6)  # in bfloat16 it has three digits
 
 
 def test_the_templates_end_token_ends_an_answer(tokenizer):

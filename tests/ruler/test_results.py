@@ -1,7 +1,11 @@
 """Means, standard errors and names of what an evaluation found, worked out by hand."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import TASKS
 from lrsa_lightning.ruler.heat_map import depth_scores, draw_depths
 from lrsa_lightning.ruler.results import Record, cell_scores, metrics, read_records, table, write_records
@@ -33,6 +37,19 @@ def test_a_mean_is_called_rulers_average_only_over_all_13_tasks():
     assert metrics(cell_scores(every))["ruler/average"] == pytest.approx(7.6923)
 
 
+def test_figures_of_each_length_and_budget_are_of_its_own_records():
+    records = [record(0, score=1 / 3, kv_bytes=10), record(1, "cwe", score=0.0, kv_bytes=20)]
+    records += [record(0, budget="r0.5", score=0.0, kv_bytes=5), record(0, length=8192, score=1.0, kv_bytes=100)]
+    records[3] = replace(records[3], fill=0.5)
+    figures = metrics(cell_scores(records))
+    assert figures["ruler/vt/4096/r1"] == 33.33
+    names = ["4096/r1", "4096/r0.5", "8192/r1"]
+    assert [figures[f"ruler_kv_bytes/{name}"] for name in names] == [15, 5, 100]
+    assert (figures["ruler_fill/4096"], figures["ruler_fill/8192"]) == (pytest.approx(0.9), 0.5)
+    assert [figures[f"ruler/subset_mean/{name}"] for name in names] == [16.665, 0, 100]
+    assert figures["ruler/subset_mean"] == pytest.approx((33.33 + 0 + 0 + 100) / 4, abs=1e-4)
+
+
 def test_figures_that_were_not_measured_are_not_logged():
     figures = metrics(cell_scores([record(0, score=None, nll=2.0, exact_match=True)]))
     assert figures == {
@@ -57,6 +74,66 @@ def test_records_survive_their_file_and_a_torn_last_line(tmp_path):
     assert table(records)[1][0][:6] == ["vt-0", "vt", 4096, "r1", "a | b", "x\n\u2028y"]
 
 
+WRONG_VALUES = [
+    ("id", 1),
+    ("task", "vtt"),
+    ("length", 0),
+    ("length", "4096"),
+    ("budget", 0.5),
+    ("fill", None),
+    ("outputs", "a"),
+    ("outputs", [1]),
+    ("depths", [1.5]),
+    ("prediction", ["a"]),
+    ("score", "0.5"),
+    ("score", 50),
+    ("score", float("nan")),
+    ("score", True),
+    ("hits", [1]),
+    ("kv_bytes", -1),
+    ("nll", "1"),
+    ("exact_match", 1),
+    ("digest", 5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_a_record_of_wrong_values_is_named(tmp_path, key, value):
+    write_records(path := tmp_path / "results.jsonl", [record(0)])
+    row = json.loads(record(1).line()) | {key: value}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=rf"results\.jsonl, line 2: {key} is .*, expected .*remove the line"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "budget, depths, fill, id, length, outputs, task missing"),
+        ('{"other": 1}', "other unknown"),
+        ("[]", "expected a JSON object, not list"),
+        ('{"id": ', "expected a JSON object"),
+    ],
+)
+def test_a_damaged_line_amid_records_is_named(tmp_path, line, message):
+    path = tmp_path / "results.jsonl"
+    path.write_text(record(0).line() + line + "\n" + record(1).line())
+    with pytest.raises(InputError, match=rf"results\.jsonl, line 2: {message}"):
+        read_records(path)
+
+
+def test_a_sample_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_records(path, [record(0), record(0, budget="r0.5"), record(0, score=0.5)])
+    with pytest.raises(InputError, match=r"line 3: sample vt-0 is there twice under r1"):
+        read_records(path)
+
+
+def test_a_diverged_models_likelihood_is_read(tmp_path):
+    write_records(path := tmp_path / "results.jsonl", [record(0, nll=float("nan"))])
+    assert str(read_records(path)[0].nll) == "nan"
+
+
 def test_heat_map_by_depth(tmp_path):
     records = [record(0, hits=[True, False]), record(1, hits=[False, False]), record(2, budget="r0.5", hits=[True] * 2)]
     scores = depth_scores(records)
@@ -64,6 +141,11 @@ def test_heat_map_by_depth(tmp_path):
     assert scores[4096, "r0.5"] == [100.0, *[None] * 8, 100.0]
     assert draw_depths(records, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert draw_depths([record(0)], tmp_path / "none.png") is None
+
+
+def test_a_needle_at_the_very_end_lies_in_the_last_tenth():
+    found = [Record("vt-0", "vt", 4096, "r1", 0.9, ["a", "b"], [0.0, 1.0], score=1.0, hits=[False, True])]
+    assert depth_scores(found)[4096, "r1"] == [0.0, *[None] * 8, 100.0]
 
 
 def test_score_table():

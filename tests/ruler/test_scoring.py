@@ -2,8 +2,9 @@
 
 import pytest
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import score_predictions
-from lrsa_lightning.ruler.scoring import match_all, match_part, postprocess
+from lrsa_lightning.ruler.scoring import match_all, match_part, postprocess, score_file
 
 
 def test_string_match_all_is_the_share_of_references_found():
@@ -79,3 +80,67 @@ def test_lists_of_unequal_length_are_refused():
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match=r"qa_3.*qa_2"):
         score_predictions("qa_3", ["1"], [["1"]])
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ("12", [["1"], ["2"]], "score_predictions.predictions is '12', but must be a list"),
+        (["1", "2"], "12", "score_predictions.references is '12', but must be a list"),
+        ({"0": "1"}, [["1"]], "score_predictions.predictions is .*, but must be a list"),
+        (["1"], ["1"], "score_predictions.references is '1', but must be a list"),
+        (None, [["1"]], "score_predictions.predictions is None, but must be a list"),
+        (["1", None], [["1"], ["2"]], "vt, sample 1: the prediction is None, expected a text"),
+        ([float("nan")], [["1"]], "the prediction is nan"),
+        ([["1"]], [["1"]], r"the prediction is \['1'\]"),
+        (["1"], [[]], r"the references are \[\], expected a list of texts, one at least"),
+        (["1"], [[1]], r"the references are \[1\]"),
+        (["1"], [None], "score_predictions.references is None, but must be a list"),
+    ],
+)
+def test_anything_but_texts_and_lists_of_texts_is_refused(predictions, references, message):
+    with pytest.raises(InputError, match=message):
+        score_predictions("vt", predictions, references)
+
+
+def test_a_file_of_predictions_is_scored(tmp_path):
+    path = tmp_path / "vt.jsonl"
+    path.write_text('{"pred": "a", "outputs": ["a", "b"]}\n{"pred": "", "outputs": ["c"]}\n\n')
+    assert score_file(path) == 25
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"pred": ["a"], "outputs": ["a"]}', r"line 2: the prediction is \['a'\], expected a text"),
+        (b'{"pred": NaN, "outputs": ["a"]}', "line 2: the prediction is nan"),
+        (b'{"pred": "a", "outputs": "a"}', "line 2: the references are 'a', expected a list of texts"),
+        (b'{"pred": "a", "outputs": []}', r"line 2: the references are \[\]"),
+        (b'{"pred": "a", "outputs": [1]}', "line 2: the references are"),
+        (b'{"outputs": ["a"]}', "line 2: expected an object with pred and outputs, pred is missing"),
+        (b'["a", ["a"]]', "line 2: expected a JSON object, not list"),
+        (b'{"pred": "a", "outp', "line 2: expected a JSON object .* at column"),
+        (b"\xff", "line 2: expected a JSON object"),
+        (b'\n{"pred": "a", "outputs": ["a"]}', "line 2: expected a JSON object"),
+        (b"[" * 100_000, "line 2: expected a JSON object"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, content, message):
+    path = tmp_path / "vt.jsonl"
+    path.write_bytes(b'{"pred": "a", "outputs": ["a"]}\n' + content)
+    with pytest.raises(InputError, match=rf"vt\.jsonl, {message}"):
+        score_file(path)
+
+
+def test_files_without_predictions_or_of_no_task_are_named(tmp_path):
+    for content in ("", "\n"):
+        (tmp_path / "vt.jsonl").write_text(content)
+        with pytest.raises(InputError, match=r"predictions file .*vt\.jsonl is empty"):
+            score_file(tmp_path / "vt.jsonl")
+    with pytest.raises(InputError, match=r"predictions file .*vtt\.jsonl must be named <task>\.jsonl.*mean vt\?"):
+        score_file(tmp_path / "vtt.jsonl")
+    for path in (tmp_path / "cwe.jsonl", tmp_path / "fwe.jsonl"):
+        if path.stem == "fwe":
+            path.mkdir()
+        with pytest.raises(InputError, match=rf"{path.name} cannot be read"):
+            score_file(path)

@@ -1,5 +1,6 @@
 """Samples on disk: made once, reused, never mistaken for others."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,9 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
 from lrsa_lightning.ruler.samples import SampleSettings
+from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
+from lrsa_lightning.whole_text import write_text
 
 TASK = "niah_single_1"
 
@@ -68,6 +71,54 @@ def test_each_setting_has_its_own_place_in_a_cache(tokenizer, tmp_path):
     assert len(folders) == 3
 
 
+def other_text(path):
+    path.write_text(json.dumps({"text": "Another essay. " * 40} if path.stem == "essays" else {"0": "another"}))
+    return path
+
+
+def test_each_source_and_chat_template_has_its_own_place_in_a_cache(tokenizer, source_files, tmp_path):
+    def place(own=tokenizer, **files):
+        sources = Sources(**{**source_files, **files})
+        return SampleStore.in_cache(tmp_path, own, SampleSettings(sources=sources)).folder
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template += " "
+    swapped = {"squad": source_files["squad"].with_name("other_squad.json")}
+    swapped["squad"].write_text(source_files["squad"].read_text() + " ")
+    hotpotqa = tmp_path / "hotpotqa.json.gz"
+    hotpotqa.write_bytes(source_files["hotpotqa"].read_bytes() + b" ")
+    texts = [{name: other_text(tmp_path / f"{name}.json")} for name in ("essays", "english_words")]
+    places = [place(), place(changed), place(**swapped), place(hotpotqa=hotpotqa), *(place(**files) for files in texts)]
+    assert len(set(places)) == len(places)
+
+
+def test_samples_of_a_source_that_changed_are_refused(tokenizer, tmp_path):
+    path = tmp_path / "essays.json"
+    for text, is_first in (("The first essay. ", True), ("The other essay. ", False)):
+        path.write_text(json.dumps({"text": text * 40}))
+        store = SampleStore(tmp_path / "samples", tokenizer, SampleSettings(sources=Sources(essays=path)))
+        if is_first:
+            store.samples("niah_single_2", 640, 1)
+    with pytest.raises(InputError, match=r"other settings \(files\)"):
+        store.samples("niah_single_2", 640, 1)
+
+
+def test_a_kill_between_manifest_and_samples_leaves_no_samples_of_another_manifest(tokenizer, tmp_path, monkeypatch):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 1)
+
+    def killed(path, text):
+        if path.suffix == ".jsonl":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    monkeypatch.setattr(module, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.samples(TASK, 640, 2)
+    monkeypatch.undo()
+    assert len(store.samples(TASK, 640, 2)) == 2
+
+
 def test_several_processes_make_the_same_files(tokenizer, tmp_path):
     one, several = (SampleStore(tmp_path / name, tokenizer, SampleSettings()) for name in ("one", "several"))
     paths = list(make_in_parallel(several, [TASK, "niah_multikey_2"], [640, 1024], 2, 2))
@@ -77,3 +128,41 @@ def test_several_processes_make_the_same_files(tokenizer, tmp_path):
         assert path.read_bytes() == (tmp_path / "one" / path.relative_to(tmp_path / "several")).read_bytes()
     with pytest.raises(InputError, match="at length 100"):
         list(make_in_parallel(several, [TASK], [100], 1, 2))
+
+
+def test_a_folder_that_was_renamed_to_another_length_is_refused(tokenizer, tmp_path):
+    SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2)
+    (tmp_path / "640").rename(tmp_path / "1024")
+    with pytest.raises(InputError, match=r"1024/niah_single_1/validation.jsonl.*\(length\)"):
+        SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 1024, 2)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "\udcff"])
+def test_a_manifest_that_is_missing_or_damaged_is_named(tokenizer, tmp_path, content):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 2)
+    manifest = store.path(TASK, 640).with_name("manifest.json")
+    manifest.unlink()
+    if content is not None:
+        manifest.write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        store.samples(TASK, 640, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": "1234567"}, "outputs is '1234567', expected a list"),
+        ({"outputs": []}, r"outputs are \[\]"),
+        ({"outputs": [1]}, r"outputs are \[1\]"),
+        ({"input": None}, "input is None, expected a str"),
+        ({"task": "vt"}, "a sample of vt at length 640"),
+        ({"max_length": 4096}, "a sample of niah_single_1 at length 4096"),
+    ],
+)
+def test_a_row_of_wrong_values_is_named_though_the_manifest_agrees(tokenizer, tmp_path, change, message):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    rows = store.samples(TASK, 640, 2)
+    store._write(TASK, 640, [rows[0], rows[1] | change])
+    with pytest.raises(InputError, match=rf"validation\.jsonl, line 2: {message}"):
+        store.samples(TASK, 640, 2)

@@ -97,3 +97,58 @@ def test_a_failed_cell_has_a_line_and_no_place_in_the_report(make_sweep, runs):
     assert "failed (3)" in found.table.splitlines()[2]
     assert any(note.startswith("mode-b is not in the report") for note in found.notes)
     assert found.files
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(0, "finished"), (1, "failed (1)"), (-9, "failed (-9)"), (None, "running")]
+)
+def test_only_status_0_is_finished(outcome, runs, make_sweep, status, said):
+    outcome(parameters := {"mode": {"values": ["a", "b"]}})
+    sweep = read_sweep(make_sweep(parameters))
+    first, second = make_cells(sweep)
+    found = conclude(sweep, runs, [Result(first, 0), Result(second, status)])
+    line = next(line for line in found.table.splitlines() if line.startswith("mode-b"))
+    assert said in line
+    # A value of a cell that did not finish is nobody's best.
+    assert ("*" in line) == (status == 0)
+
+
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+def test_a_value_that_is_no_number_is_never_the_best(outcome, runs, goal):
+    def change():
+        for mode, values in (("a", "NaN"), ("c", "null")):
+            file = runs / f"mode-{mode}/metrics.jsonl"
+            file.write_text(file.read_text() + f'{{"step": 1, "ruler/subset_mean": {values}}}\n')
+
+    metric = {"name": "ruler/subset_mean", "goal": goal}
+    found = outcome({"mode": {"values": ["a", "b", "c", "d"]}}, change, metric=metric)
+    starred = [line.split()[0] for line in found.table.splitlines() if "*" in line]
+    assert starred == ["mode-d" if goal == "maximize" else "mode-b"]
+
+
+def test_a_damaged_metrics_file_leaves_the_others_their_table(outcome, runs):
+    def change():
+        file = runs / "mode-b/metrics.jsonl"
+        file.write_text('{"step": 0, "train/lo\n' + file.read_text())
+
+    found = outcome({"mode": {"values": ["a", "b"]}}, change)
+    first, second = [line.split() for line in found.table.splitlines()[1:]]
+    assert (first[1], second[1]) == ("26", "–")
+    assert any("mode-b is not in the report" in note and "metrics.jsonl:1" in note for note in found.notes)
+
+
+def test_cells_scored_on_other_samples_are_not_compared(outcome, runs):
+    def change():
+        for mode in "ab":
+            file = runs / f"mode-{mode}/ruler/step-000002.jsonl"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": mode}) + "\n")
+
+    found = outcome({"mode": {"values": ["a", "b"]}}, change)
+    assert any("not scored on the same RULER samples" in note for note in found.notes)
+    assert "*" not in found.table
+
+
+def test_a_metric_that_no_cell_logged_is_said_with_those_of_its_kind(outcome):
+    found = outcome({"mode": {"values": ["a", "b"]}}, metric={"name": "train/los", "goal": "minimize"})
+    (note,) = [note for note in found.notes if "was not logged" in note]
+    assert note == "mode-a, mode-b: train/los was not logged, but train/loss, train/tokens."

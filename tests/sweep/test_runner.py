@@ -245,3 +245,24 @@ def test_the_lock_goes_with_the_child(make_sweep, runs):
     assert run(file, runs) == [0, 0, 0]
     held = [name for name in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{name}").endswith(".lock")]
     assert not held
+
+
+def test_options_that_there_are_not_are_refused_before_any_cell_starts(make_sweep, runs, tmp_path):
+    program = tmp_path / "lrsa"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$*" >> {tmp_path}/calls\n'
+        'case "$*" in *model.lrr*) echo "usage\nerror: unrecognized\n  arguments: --model.lrr" >&2; exit 2;; esac\n'
+    )
+    program.chmod(0o755)
+    keys = {"program": str(program), "command": ["${env}", "${program}", "fit", "${args}"]}
+    message = "sweep toy: the first cell's options are refused, nothing was started: error: unrecognized arguments"
+    with pytest.raises(InputError, match=message):
+        run(make_sweep({"model.lrr": {"values": [1, 2]}}, **keys), runs)
+    (words,) = (tmp_path / "calls").read_text().splitlines()
+    assert words.endswith("--print_config")
+    assert not list(runs.iterdir())
+    file = make_sweep({"model.lr": {"values": [1, 2]}}, **keys)
+    assert run(file, runs) == [0, 0]
+    assert run(file, runs) == [0, 0]  # what is finished is not read again
+    assert (tmp_path / "calls").read_text().count("--print_config") == 2

@@ -1,0 +1,82 @@
+"""What a run is scored on: the tasks, lengths and budgets of its callback, and the samples they need."""
+
+import logging
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.choices import check_choice
+from lrsa_lightning.ruler.samples import NotAtThisLength
+from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.store import SampleStore
+from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks
+
+log = logging.getLogger(__name__)
+
+_CONTROL_LENGTH = 4096
+
+
+class Plan:
+    """Checked as soon as it is made: a mistake costs nothing yet."""
+
+    def __init__(
+        self,
+        tasks: Sequence[str] | None,
+        lengths: Sequence[int] | None,
+        budgets: CacheBudgets,
+        sources: Sources,
+        skip_missing: bool,
+    ):
+        """
+        Args:
+            tasks: by name; None: the light choice.
+            lengths: in tokens; None: the training length and the control.
+            budgets: of the cache.
+            sources: files of some tasks, which are read.
+            skip_missing: leave tasks out whose file was not given.
+
+        Raises:
+            InputError: an empty list or a value in it twice, an unknown task, a length at which a budget is not what it
+                says, a file that is missing or holds something else.
+        """
+        if lengths is not None:
+            check_choice(lengths, "RulerEval.lengths")
+            for length in lengths:
+                budgets.check_length(length)
+        if tasks is not None:
+            check_tasks(tasks, "RulerEval.tasks")
+        self._is_light = tasks is None
+        self._tasks = possible_tasks(light_tasks(sources) if tasks is None else tasks, sources, skip_missing)
+        self._lengths = lengths
+        self._budgets = budgets
+
+    def lengths(self, seq_len: int) -> list[int]:
+        """Those given, or the training length and the control, unless a budget has no meaning there."""
+        if self._lengths is not None:
+            return list(self._lengths)
+        lengths = []
+        for length in sorted({min(_CONTROL_LENGTH, seq_len), seq_len}):
+            try:
+                self._budgets.check_length(length)
+                lengths.append(length)
+            except InputError as error:
+                log.warning("RULER is left out at length %d: %s", length, error)
+        return lengths
+
+    def samples(self, store: SampleStore, lengths: Sequence[int], num_samples: int) -> dict[tuple[str, int], list[Any]]:
+        """The samples by task and length; of the light choice, those that fit.
+
+        Raises:
+            InputError: a task that was asked for does not fit a length.
+        """
+        samples = {}
+        for task, length in product(self._tasks, lengths):
+            try:
+                samples[task, length] = store.samples(task, length, num_samples)
+            except NotAtThisLength as error:
+                if not self._is_light:
+                    raise
+                log.info("%s; left out", error)
+        return samples

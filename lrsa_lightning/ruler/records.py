@@ -1,0 +1,166 @@
+"""An evaluation's records: a sample each, and the file they lie in, which is copied, cut and edited."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.ruler.tasks import TASKS
+from lrsa_lightning.whole_text import write_text
+
+CellName = tuple[str, int, str]
+_RATIO = re.compile(r"r(\d*\.?\d+(?:e-?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample under one cache budget.
+
+    Attributes:
+        id: of the sample.
+        task: its task.
+        length: its maximum length in tokens.
+        budget: r1 for the dense cache, r0.5, ... or a mode's name.
+        fill: the sample's tokens over its maximum length.
+        outputs: the expected strings.
+        depths: where they lie, 0..1; empty where that has no meaning.
+        prediction: the generated text; None where nothing was generated.
+        score: its score, 0..1.
+        hits: whether each expected string is in it.
+        kv_bytes: bytes of the cache once the prompt was read.
+        nll: mean negative log-likelihood of the reference's tokens; None where not measured.
+        exact_match: whether greedy decoding would write the reference.
+        digest: of the sample's content, `samples.digest`; None in files of earlier versions.
+    """
+
+    id: str
+    task: str
+    length: int
+    budget: str
+    fill: float
+    outputs: list[str]
+    depths: list[float]
+    prediction: str | None = None
+    score: float | None = None
+    hits: list[bool] = field(default_factory=list)
+    kv_bytes: int | None = None
+    nll: float | None = None
+    exact_match: bool | None = None
+    digest: str | None = None
+
+    @property
+    def cell(self) -> CellName:
+        """Task, length and budget."""
+        return self.task, self.length, self.budget
+
+    def line(self) -> str:
+        """As a line of a results file."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def ratio_of(budget: str) -> float | None:
+    """The retention ratio a budget's label names; None for a mode's name."""
+    match = _RATIO.fullmatch(budget)
+    return float(match[1]) or None if match else None
+
+
+def are_of_same_samples(groups: Iterable[Iterable[Record]]) -> bool:
+    """Whether each group is of the same samples, by id and expected strings, and by content where it is known."""
+    groups = [list(group) for group in groups]
+    contents: dict[str, set[str]] = {}
+    for record in chain.from_iterable(groups):
+        contents.setdefault(record.id, set()).update({record.digest} - {None})
+    same = {frozenset((record.id, *record.outputs) for record in group) for group in groups}
+    return len(same) < 2 and all(len(digests) < 2 for digests in contents.values())
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Writes a results file, whole or not at all."""
+    write_text(path, "".join(record.line() for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a results file; a last line that was cut short is left out.
+
+    Raises:
+        InputError: the file cannot be read, a line is no record, or a sample is there twice under one budget.
+    """
+    records: dict[tuple[str, CellName], Record] = {}
+    for number, row in read_lines(path, cut_short=True):
+        try:
+            record = record_of(row)
+            if records.setdefault((record.id, record.cell), record) is not record:
+                raise InputError(f"sample {record.id} is there twice under {record.budget}")
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}; remove the line or make the file again") from error
+    return [*records.values()]
+
+
+def record_of(row: dict[str, Any]) -> Record:
+    """The record of a line's keys.
+
+    Raises:
+        InputError: a key is unknown, missing, or holds what it cannot.
+    """
+    known = {own.name: own for own in fields(Record)}
+    needed = [name for name, own in known.items() if own.default is MISSING and own.default_factory is MISSING]
+    for what, names in (("unknown", row.keys() - known), ("missing", needed - row.keys())):
+        if names:
+            raise InputError(f"{', '.join(sorted(names))} {what}")
+    record = Record(**row)
+    for name, (is_right, expected) in _EXPECTED.items():
+        if not is_right(value := getattr(record, name)):
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+    return record
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_text, "a text"),
+    "task": (lambda value: _is_text(value) and value in TASKS, "a RULER task"),
+    "length": (_is_count, "a whole number of tokens"),
+    "budget": (_is_text, "a text"),
+    "fill": (lambda value: _is_number(value) and value >= 0, "a share"),
+    "outputs": (_list_of(_is_text), "a list of texts"),
+    "depths": (_list_of(_is_share), "a list of numbers from 0 to 1"),
+    "prediction": (_or_none(_is_text), "a text"),
+    "score": (_or_none(_is_share), "a number from 0 to 1"),
+    "hits": (_list_of(_is_bool), "a list of true and false"),
+    "kv_bytes": (_or_none(_is_count), "a whole number of bytes"),
+    # A diverged model's is NaN.
+    "nll": (_or_none(_is_number), "a number"),
+    "exact_match": (_or_none(_is_bool), "true or false"),
+    "digest": (_or_none(_is_text), "a text"),
+}

@@ -79,9 +79,9 @@ def test_full_retention_is_causal_attention(execution, num_tokens):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
 
-def test_short_rows_are_causal_at_any_ratio():
+def test_short_rows_are_causal_even_where_nothing_is_kept():
     q, k, v = random_qkv(SINK + 2 * LAG)
-    out = fill.lrsa_attention(q, k, v, LRSA(lag_size=LAG, sink_size=SINK, retention_ratio=0.0))
+    out = fill.lrsa_attention(q, k, v, LRSA(lag_size=LAG, sink_size=SINK, scorer="window"))
     expected = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 

@@ -34,7 +34,7 @@ class LayerCall:
         arguments: all else that came with it, but for the scale.
         heads: query heads, KV heads.
         sizes: of a head: queries, keys, values.
-        from_cache: keys and values are the very ones that the layer's cache returned.
+        from_cache: keys and values are the very ones that its cache layer has just returned.
     """
 
     module: torch.nn.Module
@@ -53,7 +53,9 @@ class _Recorder:
     updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def attend(self, module, query, key, value, attention_mask, scaling=None, **arguments):
-        cached = any(key is k and value is v for k, v in self.updates)
+        # Each call reads what its own update returned, which no other layer may read again.
+        cached = [key is k and value is v for k, v in self.updates] == [True]
+        self.updates.clear()
         sizes = tuple(z.shape[-1] for z in (query, key, value))
         heads = query.shape[1], key.shape[1]
         self.calls.append(LayerCall(module, attention_mask, arguments, heads, sizes, cached))

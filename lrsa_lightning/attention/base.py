@@ -26,7 +26,7 @@ class AttentionMode(ABC):
     """Whether `generate` must pass a mask for rows of unequal length; False where the cache knows them."""
 
     not_in_key: ClassVar[frozenset[str]] = frozenset()
-    """Attributes that do not change what is computed: modes that differ in them alone share a registry key."""
+    """Attributes that name no other mode, but where it runs: modes that differ in them alone share a registry key."""
 
     def registry_key(self) -> str:
         """Name of this very mode, arguments included, in transformers' `AttentionInterface`.

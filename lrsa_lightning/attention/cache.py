@@ -269,20 +269,25 @@ class LagKVCache(Cache):
             InputError: the mode cannot be exact for this model.
         """
         mode.check(config)
-        num_layers = config.get_text_config(decoder=True).num_hidden_layers
+        self._mode, self._config = mode, config.get_text_config(decoder=True)
+        num_layers = self._config.num_hidden_layers
         super().__init__(layers=[LagKVLayer(mode, layer_idx, lengths) for layer_idx in range(num_layers)])
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """`LagKVLayer.update` of a layer.
 
         Raises:
-            InputError: the keys that the cache returned before were not read by its mode: the model runs another.
+            InputError: the model runs another mode than the cache's, by its configuration, or since the keys returned
+                last were not read by this one.
         """
+        installed = self._config._attn_implementation
+        # Ranks that share the mode have its key within their own; a configuration without a model names nothing.
+        is_other = layer_idx == 0 and installed is not None and self._mode.registry_key() not in installed
         # The layer before this one; of the first, the last, which ended the call before.
         before = self.layers[layer_idx - 1].view
-        if before is not None and not before.taken:
+        if is_other or (before is not None and not before.taken):
             raise InputError(
-                f"this cache follows {before.mode!r}, which is not installed in the model: another attention reads "
+                f"this cache follows {self._mode!r}, which is not installed in the model: another attention reads "
                 f"its keys. {_WAY_OUT}"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)

@@ -36,7 +36,7 @@ class LRSA(AttentionMode):
     """
 
     needs_padding_mask = False
-    not_in_key = frozenset({"_reach"})
+    not_in_key = frozenset({"_reach", "_first_kv_head"})
 
     @checked
     def __init__(

@@ -142,3 +142,8 @@ def test_selected_positions_are_those_of_the_loops(sink, num_tokens):
         for head in range(3):
             kept = kept_positions(k[row, head], v[row, head], sink, 8, 0.4, 0.7)
             assert got[row, head].tolist() == [*range(sink), *(p for chunk in kept for p in chunk)]
+
+
+def test_scores_carry_no_gradient():
+    k = torch.randn(1, 2, 3 * LAG, 8, requires_grad=True)
+    assert not score(k, k, LAG, 0).requires_grad

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.errors import InputError
+
 
 @torch.no_grad()
 def generate(
@@ -18,26 +21,34 @@ def generate(
     *,
     lengths: Sequence[int] | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    attention_mask: Tensor | None = None,
     prefill_chunk_size: int = 4096,
 ) -> Tensor:
-    """Greedy continuation of right-padded prompts; exact for rows of unequal length.
+    """Greedy continuation of padded prompts; exact for rows of unequal length.
 
     Args:
         model: a transformers causal decoder. Its installed mode is the same again afterwards.
-        input_ids: int64 [B, N], padded on the right.
+        input_ids: int64 [B, N], padded on the right, or as ``attention_mask`` says.
         mode: the attention mode to generate with, and whose cache is filled.
         max_new_tokens: upper limit of T.
         lengths: true length of each row; N when None.
         eos_token_id: one or more ids that end a row; the model's generation config when None.
+        attention_mask: instead of lengths, [B, N] of ones at the prompts' tokens: padding on the left or on the right.
         prefill_chunk_size: prompt tokens a forward pass; speed and memory only, never the result.
 
     Returns:
         int64 [B, T], the new tokens only; after its end token a row repeats that token.
 
     Raises:
-        ValueError: a length outside 1 .. N, or not one for each row.
+        InputError: a number outside its range, lengths or a mask that do not fit, a mode that cannot run the model.
     """
+    _check_request(input_ids, mode, max_new_tokens, prefill_chunk_size)
+    if attention_mask is not None:
+        if lengths is not None:
+            raise InputError("generate: give lengths or attention_mask, not both")
+        input_ids, lengths = _padded_on_the_right(input_ids, attention_mask)
     lengths = _checked(lengths, input_ids)
+    mode = mode.for_length(max(lengths) + max_new_tokens)
     if eos_token_id is None:
         eos_token_id = model.generation_config.eos_token_id
     ends = [] if eos_token_id is None else torch.tensor(eos_token_id).flatten().tolist()
@@ -147,9 +158,34 @@ def hidden_states(pieces: Iterator[tuple[int, Tensor]], spans: Sequence[tuple[in
     return [torch.cat(parts) for parts in found]
 
 
+def _check_request(input_ids: Tensor, mode, max_new_tokens: int, prefill_chunk_size: int) -> None:
+    if not isinstance(mode, AttentionMode):
+        raise InputError(f"generate: mode must be an attention mode such as Vanilla() or LRSA(), got {mode!r}")
+    for name, number in {"max_new_tokens": max_new_tokens, "prefill_chunk_size": prefill_chunk_size}.items():
+        if number < 1:
+            raise InputError(f"generate: {name} must be at least 1, got {number}")
+    if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+        shape = f"{input_ids.dtype} {list(input_ids.shape)}"
+        raise InputError(f"generate: input_ids must be token ids [rows, tokens], got {shape}")
+
+
+def _padded_on_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, list[int]]:
+    """The prompts, each row rolled so that it begins with its first token, and their lengths."""
+    if attention_mask.shape != input_ids.shape:
+        shapes = f"{list(attention_mask.shape)} and {list(input_ids.shape)}"
+        raise InputError(f"generate: attention_mask and input_ids must have one shape, got {shapes}")
+    real_BN = attention_mask.to(input_ids.device) != 0
+    # The tokens of a row lie together where it changes between token and padding once at most.
+    if bool(((real_BN[:, 1:] != real_BN[:, :-1]).sum(dim=1) > 1).any()):
+        raise InputError("generate: attention_mask has holes: pad each row on one side alone")
+    first_B1 = real_BN.int().argmax(dim=1, keepdim=True)
+    place_BN = (torch.arange(input_ids.shape[1], device=input_ids.device) + first_B1) % input_ids.shape[1]
+    return input_ids.gather(1, place_BN), real_BN.sum(dim=1).tolist()
+
+
 def _checked(lengths: Sequence[int] | None, input_ids: Tensor) -> list[int]:
     batch, width = input_ids.shape
-    lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
-    if len(lengths) != batch or not all(1 <= n <= width for n in lengths):
-        raise ValueError(f"generate: lengths must hold {batch} numbers in 1..{width}, got {lengths}")
+    lengths = [width] * batch if lengths is None else torch.as_tensor(lengths).flatten().tolist()
+    if len(lengths) != batch or not all(isinstance(n, int) and 1 <= n <= width for n in lengths):
+        raise InputError(f"generate: lengths must hold {batch} numbers in 1..{width}, got {lengths}")
     return lengths

@@ -3,6 +3,7 @@
 Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from itertools import compress
@@ -19,6 +20,7 @@ from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -58,11 +60,16 @@ class LongContextModule(lightning.LightningModule):
             loss_chunk_size: answer tokens whose logits exist at a time.
 
         Raises:
-            InputError: not exactly one of name_or_path and from_config is given.
+            InputError: not exactly one of name_or_path and from_config is given, or keys of the latter are wrong.
         """
         super().__init__()
         if (name_or_path is None) == (from_config is None):
             raise InputError("give exactly one of model.name_or_path (pretrained) and model.from_config (random)")
+        if from_config is not None:
+            # Costs nothing, and a wrong key is found before any data is read.
+            from lrsa_lightning.pretrained import load_config
+
+            load_config(None, from_config, rope_parameters)
         self.attention = attention
         self.name_or_path = name_or_path
         self.from_config = from_config
@@ -90,16 +97,29 @@ class LongContextModule(lightning.LightningModule):
         from lrsa_lightning.pretrained import check_length, load_config
 
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
+        text = config.get_text_config(decoder=True)
         check_length(config, self.seq_len)
-        self.attention.check(config)
+        self._attention_at_length.check(config)
+        if remark := self.attention.remark(self.seq_len, text.num_hidden_layers):
+            log.warning(remark)
         if isinstance(self.trainer.strategy, SequenceParallelStrategy):
             self.trainer.strategy.check_sharding(self.attention, config, self.seq_len)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
-        if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        if tokenizer is not None and len(tokenizer) > text.vocab_size:
             raise InputError(
-                f"data.tokenizer has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}: "
+                f"data.tokenizer has {len(tokenizer)} tokens, the model's vocabulary {text.vocab_size}: "
                 "they do not belong together"
             )
+
+    def setup(self, stage: str) -> None:
+        """Lets each process find out what the model's layers ask of the attention, before a strategy shares weights."""
+        from lrsa_lightning.pretrained import load_config
+
+        self._attention_at_length.check(load_config(self.name_or_path, self.from_config, self.rope_parameters))
+
+    @property
+    def _attention_at_length(self) -> AttentionMode:
+        return self.attention.for_length(self.seq_len)
 
     def configure_model(self) -> None:
         """Loads or makes the model and installs the attention mode; does nothing the second time."""
@@ -109,7 +129,7 @@ class LongContextModule(lightning.LightningModule):
 
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
         self.model = load_model(config, self.name_or_path)
-        self.attention.install(self.model)
+        self._attention_at_length.install(self.model)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer

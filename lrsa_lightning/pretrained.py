@@ -1,11 +1,14 @@
 """From a hub id, a folder or configuration keys to a transformers causal decoder."""
 
+import copy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrsa_lightning import rope
 from lrsa_lightning.checkpoint_files import fault_of, is_universal
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.saved_config import MADE_TOKENIZER
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 # Read by the modelling code, though not every configuration class declares it.
 _UNDECLARED = {"head_dim"}
+# In config.json files that older versions of transformers wrote; it reads them still, into keys of other names.
+_OLD_NAMES = {"torch_dtype", "use_mrope"}
+_OLD_ROPE_NAMES = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
 
 
 def load_config(
@@ -34,16 +40,17 @@ def load_config(
 
     if name_or_path is not None:
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        except Exception as error:  # whatever a configuration class raises
             raise InputError(
-                f"model.name_or_path {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} "
+                f"model.name_or_path {name_or_path!r} cannot be loaded: {_one_line(error)} "
                 "Give a hub id that this machine can reach or a folder with config.json."
             ) from error
+        rope.check_config_rope(config, f"model.name_or_path {name_or_path!r}")
     else:
-        config = _config_from_keys(dict(from_config))
+        config = _config_from_keys(copy.deepcopy(from_config))  # transformers writes into it
     if rope_parameters:
-        config.rope_parameters = {**config.rope_parameters, **rope_parameters}
+        rope.override(config, rope_parameters)
     return config
 
 
@@ -52,14 +59,32 @@ def _config_from_keys(keys: dict[str, Any]):
 
     model_type = keys.pop("model_type", "qwen2")
     if model_type not in CONFIG_MAPPING:
-        raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'")
+        near = get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'{hint}")
     config_class = CONFIG_MAPPING[model_type]
-    if unknown := sorted(keys.keys() - config_class().to_dict().keys() - _UNDECLARED):
-        raise InputError(f"model.from_config: {', '.join(unknown)} not in {config_class.__name__}")
+    default = config_class().to_dict()
+    known = default.keys() | _UNDECLARED | _OLD_NAMES
+    own_rope = default.get("rope_parameters")
+    if own_rope is not None:
+        known |= _OLD_ROPE_NAMES
+    if unknown := sorted(keys.keys() - known):
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise InputError(f"model.from_config: {', '.join(unknown)} not in {config_class.__name__}{hint}")
+    if keys.get("use_mrope"):
+        raise InputError("model.from_config: use_mrope is true, but transformers does not read it: leave it out")
+    rope.check_given(keys, "model.from_config", set(own_rope or ()))
     try:
-        return config_class(**keys)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model.from_config: {error}") from error
+        config = config_class(**keys)
+    except Exception as error:  # whatever a configuration class raises
+        raise InputError(f"model.from_config: {_one_line(error)}") from error
+    rope.check_config_rope(config, "model.from_config")
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def check_length(config, length: int, option: str = "data.seq_len") -> None:
@@ -73,9 +98,14 @@ def check_length(config, length: int, option: str = "data.seq_len") -> None:
     Raises:
         InputError: it is beyond them.
     """
-    rope = config.rope_parameters or {}
-    scaled = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", config.max_position_embeddings)
-    positions = max(config.max_position_embeddings, int(scaled))
+    text = config.get_text_config(decoder=True)
+    known = getattr(text, "max_position_embeddings", None)
+    if known is None:
+        return  # of a model without positions
+    own = getattr(text, "rope_parameters", None) or {}
+    of_kinds = [part for part in own.values() if isinstance(part, dict)] or [own]
+    scaled = (part.get("factor", 1.0) * part.get("original_max_position_embeddings", known) for part in of_kinds)
+    positions = max(known, *map(int, scaled))
     if length > positions:
         raise InputError(
             f"{option} {length} is beyond the model's {positions} positions: lower it, or scale RoPE with "
@@ -101,7 +131,9 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             else:
                 # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-                model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
+                model = AutoModelForCausalLM.from_pretrained(
+                    name_or_path, config=config, dtype=dtype, trust_remote_code=False
+                ).train()
         model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA, Vanilla, generate
+from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
 MODES = [
@@ -78,3 +79,43 @@ def test_the_installed_mode_is_the_same_afterwards():
 def test_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match="lengths"):
         generate(make_model(), IDS, Vanilla(), 3, lengths=lengths)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=repr)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_padded_on_either_side_by_a_mask_equal_each_row_alone(mode, side):
+    model = make_model()
+    padded, mask = torch.zeros_like(IDS), torch.zeros_like(IDS)
+    for row, length in enumerate(LENGTHS):
+        place = slice(61 - length, 61) if side == "left" else slice(0, length)
+        padded[row, place], mask[row, place] = IDS[row, :length], 1
+    got = generate(model, padded, mode, 20, attention_mask=mask)
+    assert torch.equal(got, generate(model, IDS, mode, 20, lengths=LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
+        ({"prefill_chunk_size": 0}, "prefill_chunk_size"),
+        ({"lengths": [2.5] * 6}, "lengths"),
+        ({"lengths": [[1, 2]] * 6}, "lengths"),
+        ({"attention_mask": torch.ones(6, 60)}, "one shape"),
+        ({"attention_mask": torch.zeros_like(IDS)}, "lengths"),
+        ({"attention_mask": (torch.arange(61) % 2).expand(6, -1)}, "holes"),
+        ({"attention_mask": torch.ones_like(IDS), "lengths": LENGTHS}, "not both"),
+        ({"input_ids": IDS[0]}, "input_ids"),
+        ({"input_ids": IDS[:, :0]}, "input_ids"),
+        ({"input_ids": IDS.float()}, "input_ids"),
+        ({"mode": "lrsa"}, "attention mode"),
+        ({"mode": LRSA(skip_layers=[2])}, "skip_layers"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_generated_is_one_clear_line(arguments, message):
+    model = make_model()
+    with pytest.raises(InputError, match=message) as caught:
+        generate(model, **{"input_ids": IDS, "mode": MODES[1], **arguments})
+    assert "\n" not in str(caught.value)
+    assert model.config._attn_implementation == "sdpa"

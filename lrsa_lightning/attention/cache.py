@@ -5,6 +5,7 @@ Shape suffixes: B batch, G KV heads, N tokens, T tokens held, D head size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +13,15 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+from lrsa_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from lrsa_lightning.attention.lrsa import LRSA
+
+_WAY_OUT = "Use `with mode.installed(model):` around it, and the cache that this mode makes (mode.make_cache)"
 
 
-@dataclass(frozen=True)
+@dataclass
 class CacheView:
     """How to read the keys a layer's `update` returns: [compact ; raw], for queries that are the last tokens.
 
@@ -22,16 +29,30 @@ class CacheView:
     `lrsa_view`. It does not hold them: keys that hold themselves would wait for the garbage collector, step after step.
 
     Attributes:
+        mode: the `LRSA` that must read them.
         num_keys: T.
         compact_len: keys in front that are sink or kept tokens.
         raw_start: position of the first key behind them.
         padding: int64 [B], unused keys in front of each row; None when all rows are equally long.
+        taken: whether they have been read.
     """
 
+    mode: "LRSA"
     num_keys: int
     compact_len: int
     raw_start: int
     padding: Tensor | None = None
+    taken: bool = False
+
+    def take(self, mode: "LRSA") -> None:
+        """Notes that ``mode`` reads the keys.
+
+        Raises:
+            InputError: it follows another rule than the cache.
+        """
+        if mode is not self.mode and mode.registry_key() != self.mode.registry_key():
+            raise InputError(f"this cache follows {self.mode!r}, but the model runs {mode!r}. {_WAY_OUT}")
+        self.taken = True
 
     @property
     def end(self) -> int:
@@ -69,6 +90,7 @@ class LagKVLayer(DynamicLayer):
         self.chunking: Chunking = mode.chunking(layer_idx)
         self.seen = 0
         self.prompt_lengths = list(lengths) if lengths is not None and len(set(lengths)) > 1 else None
+        self.view: CacheView | None = None
         self._ended_rows: dict[int, tuple[Tensor, Tensor]] = {}
         self._row_seen: list[int] | None = None
         self._row_padding: list[int] = []
@@ -104,7 +126,7 @@ class LagKVLayer(DynamicLayer):
         (keys, values), (self.keys, self.values), compact_len = self._compress(new, before, self.seen)
         if self.prompt_lengths is not None and self.seen >= max(self.prompt_lengths):
             self._align_rows()
-        keys.lrsa_view = CacheView(keys.shape[2], compact_len, raw_start)
+        keys.lrsa_view = self.view = CacheView(self.mode, keys.shape[2], compact_len, raw_start)
         return keys, values
 
     def _split(self, before: int, after: int) -> tuple[int, int]:
@@ -177,7 +199,7 @@ class LagKVLayer(DynamicLayer):
                 "their chunk boundaries differ"
             )
         keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
-        keys.lrsa_view = CacheView(keys.shape[2], 0, 0, self._row_padding_B)
+        keys.lrsa_view = self.view = CacheView(self.mode, keys.shape[2], 0, 0, self._row_padding_B)
         before, self._row_seen = self._row_seen, [seen + 1 for seen in self._row_seen]
         self.seen += 1
         self.keys, self.values = keys, values
@@ -207,7 +229,7 @@ class LagKVLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Empties the layer."""
-        self.keys = self.values = self._row_seen = None
+        self.keys = self.values = self._row_seen = self.view = None
         self.seen, self._ended_rows, self.is_initialized = 0, {}, False
 
     def crop(self, *_) -> None:
@@ -244,11 +266,31 @@ class LagKVCache(Cache):
             lengths: true prompt lengths of right-padded rows, for rows of unequal length.
 
         Raises:
-            ValueError: the mode cannot be exact for this model.
+            InputError: the mode cannot be exact for this model.
         """
         mode.check(config)
-        num_layers = config.get_text_config(decoder=True).num_hidden_layers
+        self._mode, self._config = mode, config.get_text_config(decoder=True)
+        num_layers = self._config.num_hidden_layers
         super().__init__(layers=[LagKVLayer(mode, layer_idx, lengths) for layer_idx in range(num_layers)])
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """`LagKVLayer.update` of a layer.
+
+        Raises:
+            InputError: the model runs another mode than the cache's, by its configuration, or since the keys returned
+                last were not read by this one.
+        """
+        installed = self._config._attn_implementation
+        # Ranks that share the mode have its key within their own; a configuration without a model names nothing.
+        is_other = layer_idx == 0 and installed is not None and self._mode.registry_key() not in installed
+        # The layer before this one; of the first, the last, which ended the call before.
+        before = self.layers[layer_idx - 1].view
+        if is_other or (before is not None and not before.taken):
+            raise InputError(
+                f"this cache follows {self._mode!r}, which is not installed in the model: another attention reads "
+                f"its keys. {_WAY_OUT}"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def cache_bytes(cache: LagKVCache | DynamicCache) -> int:

@@ -4,24 +4,27 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import inf
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lrsa_lightning.attention import fill, flex, lagkv, naive
-from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.architecture import check_architecture, length_dependent_rope
+from lrsa_lightning.attention.base import AttentionMode, text_decoder
 from lrsa_lightning.attention.block_mask import TILE
 from lrsa_lightning.attention.lagkv import Chunking
-from lrsa_lightning.attention.packing import boundaries_from_starts
+from lrsa_lightning.attention.layer_call import check_layer_call
+from lrsa_lightning.attention.rows import boundaries_told, find_rows
 from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.flops import causal_pairs
+from lrsa_lightning.ranges import ClosedUnitInterval, FiniteFloat, NonNegativeInt, PositiveInt, checked
 
 log = logging.getLogger(__name__)
 
 _EXECUTIONS = {"naive": naive.lrsa_attention, "fill": fill.lrsa_attention, "flex": flex.lrsa_attention}
-# Their frequencies depend on the length seen so far, so a cached key and a recomputed one would differ.
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 # A sink longer than any sequence: an uncompressed layer is the same rule without chunks.
 _UNCOMPRESSED = Chunking(sink_size=2**62, lag_size=1, kept=1)
 
@@ -33,17 +36,19 @@ class LRSA(AttentionMode):
     """
 
     needs_padding_mask = False
+    not_in_key = frozenset({"_reach", "_first_kv_head"})
 
+    @checked
     def __init__(
         self,
-        lag_size: int = 1024,
-        retention_ratio: float = 0.5,
-        sink_size: int = 16,
-        v_weight: float = 1.0,
-        skip_layers: Sequence[int] = (),
+        lag_size: PositiveInt = 1024,
+        retention_ratio: ClosedUnitInterval = 0.5,
+        sink_size: NonNegativeInt = 16,
+        v_weight: FiniteFloat = 1.0,
+        skip_layers: Sequence[NonNegativeInt] = (),
         scorer: ScorerName = "lagkv",
         backend: Literal["auto", "naive", "fill", "flex"] = "auto",
-        chunks_per_fill: int = 1,
+        chunks_per_fill: PositiveInt = 1,
         seed: int = 0,
     ):
         """
@@ -60,16 +65,16 @@ class LRSA(AttentionMode):
             seed: of the scorer random.
 
         Raises:
-            InputError: a size outside its range.
+            InputError: a number outside its range, a layer named twice, or sizes that keep no token of a chunk.
         """
-        if lag_size < 1:
-            raise InputError(f"LRSA: lag_size must be at least 1, got {lag_size}")
-        if not 0 <= retention_ratio <= 1:
-            raise InputError(f"LRSA: retention_ratio must lie in 0..1, got {retention_ratio}")
-        if sink_size < 0:
-            raise InputError(f"LRSA: sink_size must not be negative, got {sink_size}")
-        if chunks_per_fill < 1:
-            raise InputError(f"LRSA: chunks_per_fill must be at least 1, got {chunks_per_fill}")
+        kept = 0 if scorer == "window" else lagkv.kept_per_chunk(lag_size, retention_ratio)
+        if kept == 0 and scorer != "window":
+            raise InputError(
+                f"LRSA: retention_ratio {retention_ratio} of lag_size {lag_size} keeps no token of a chunk. Raise "
+                "either, or take scorer window, which keeps only the sink and the last chunks"
+            )
+        if len({*skip_layers}) < len(skip_layers):
+            raise InputError(f"LRSA: skip_layers {list(skip_layers)} names a layer twice")
         self.lag_size = lag_size
         self.retention_ratio = retention_ratio
         self.sink_size = sink_size
@@ -79,16 +84,13 @@ class LRSA(AttentionMode):
         self.backend = backend
         self.chunks_per_fill = chunks_per_fill
         self.seed = seed
-        kept = 0 if scorer == "window" else lagkv.kept_per_chunk(lag_size, retention_ratio)
         self._chunking = Chunking(sink_size, lag_size, kept)
+        self._reach: int | None = None
         self._first_kv_head = 0
 
     def __repr__(self) -> str:
         args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
-        return f"LRSA({args})"
-
-    def registry_key(self) -> str:
-        return repr(self)
+        return f"{type(self).__name__}({args})"
 
     def chunking(self, layer_idx: int | None = None) -> Chunking:
         """The rule's sizes in a layer; a skipped layer is all sink."""
@@ -145,40 +147,59 @@ class LRSA(AttentionMode):
 
         return LagKVCache(self, config, lengths)
 
+    def for_length(self, num_tokens: int) -> "LRSA":
+        mode = copy.copy(self)
+        mode._reach = num_tokens
+        return mode
+
+    def remark(self, num_tokens: int, num_layers: int) -> str | None:
+        if any(self.visible_pairs(num_tokens, layer) < causal_pairs(num_tokens) for layer in range(num_layers)):
+            return None
+        return (
+            f"{self!r} compresses nothing in {num_tokens} tokens: it is full attention here. It drops tokens where "
+            "texts are longer than sink_size + 2 lag_size, retention_ratio is below 1 and a layer is not in skip_layers"
+        )
+
     def check(self, config) -> None:
-        rope = getattr(config, "rope_parameters", None) or {}
-        if (rope_type := rope.get("rope_type", "default")) in _LENGTH_DEPENDENT_ROPE:
+        self._check_decoder(config.get_text_config(decoder=True))
+
+    def _check_decoder(self, config, decoder_class: type | None = None) -> None:
+        """`check`, given the configuration of the text decoder alone, and its class where it is known."""
+        if rope_type := length_dependent_rope(config):
             raise InputError(
                 f"LRSA cannot run with rope_type {rope_type!r}: its angles depend on the length seen so far, so "
                 "training, prefill and decoding would disagree. Use default, linear, yarn or llama3."
             )
-        if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
-            raise InputError("LRSA replaces full attention; this model has layers of another kind (sliding window?)")
-        if getattr(config, "attention_dropout", 0.0):
-            raise InputError("LRSA has no attention dropout: set attention_dropout to 0 in the model's config")
-        if unknown := [layer for layer in self.skip_layers if not 0 <= layer < config.num_hidden_layers]:
+        reach = self._reach or getattr(config, "max_position_embeddings", None) or inf
+        check_architecture(config, reach, decoder_class)
+        if unknown := [layer for layer in self.skip_layers if layer >= config.num_hidden_layers]:
             raise InputError(f"LRSA: skip_layers {unknown} do not exist, the model has {config.num_hidden_layers}")
 
     def install(self, model) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
 
+        decoder = text_decoder(model)
+        self._check_decoder(decoder.config, type(decoder))
         name = self.registry_key()
         AttentionInterface.register(name, self._transformers_attention)
-        AttentionMaskInterface.register(name, _boundaries_of_rows)
+        AttentionMaskInterface.register(name, find_rows)
         super().install(model)
 
     def _transformers_attention(
-        self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, **_
+        self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, **asked
     ) -> tuple[Tensor, None]:
         """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out."""
-        layer_idx = module.layer_idx
-        if (view := getattr(key, "lrsa_view", None)) is not None:
+        layer_idx, view = module.layer_idx, getattr(key, "lrsa_view", None)
+        check_layer_call(module, key.shape[2] if view is None else view.end, **asked)
+        positions, use_cache = asked.get("position_ids"), asked.get("use_cache")
+        boundaries = boundaries_told(attention_mask, module, positions, use_cache, query.shape[2])
+        if view is not None:
             out = self.attend_cached(query, key, value, view, layer_idx, scaling)
         elif query.shape[2] == key.shape[2]:
             execution = _EXECUTIONS[_resolve_backend(self.backend, query.device.type, query.shape[-1])]
-            out = execution(query, key, value, self, scaling, layer_idx=layer_idx, cu_seqlens=attention_mask)
+            out = execution(query, key, value, self, scaling, layer_idx=layer_idx, cu_seqlens=boundaries)
         else:
-            raise ValueError(
+            raise InputError(
                 "LRSA found keys of a cache that does not follow its rule. Pass "
                 "past_key_values=mode.make_cache(model.config) to the forward or to generate()."
             )
@@ -197,6 +218,7 @@ class LRSA(AttentionMode):
             layer_idx: the decoder layer.
             scale: of the logits; 1 / sqrt(D) when None.
         """
+        view.take(self)
         if view.padding is not None:
             return fill.sdpa(q_BHQD, k_BGTD, v_BGTD, view.row_mask(), scale)
         chunking, num_queries = self.chunking(layer_idx), q_BHQD.shape[2]
@@ -243,26 +265,3 @@ def _resolve_backend(backend: str, device_type: str, head_dim: int) -> str:
     kernel = "npu_fusion_attention" if device_type == "npu" else "SDPA"
     log.info("LRSA backend auto: fill (%s, chunk by chunk) on %s", kernel, device_type)
     return "fill"
-
-
-def _boundaries_of_rows(
-    *_, attention_mask: Tensor | None = None, mask_function, kv_length: int, batch_size: int, device=None, **others
-) -> list[list[int]] | None:
-    """Mask registration: the rule needs no mask, only, of packed rows, where their samples begin.
-
-    transformers finds packed rows by positions that begin anew, and says so in ``mask_function``. Right padding is
-    exact by construction.
-
-    Raises:
-        ValueError: a row is padded on the left, or in its middle.
-    """
-    if attention_mask is not None and torch.any(attention_mask[:, 1:] & ~attention_mask[:, :-1]):
-        raise ValueError(
-            "LRSA cannot be exact on left-padded rows: padding would fill the sink and shift the chunks. "
-            "Pad on the right and use lrsa_lightning.generate, or run the prompts one by one."
-        )
-    if attention_mask is not None or kv_length < 2 or others.get("q_length", kv_length) != kv_length:
-        return None
-    token = torch.arange(1, kv_length, device=device)
-    sees_previous_BN = mask_function(torch.arange(batch_size, device=device)[:, None], 0, token, token - 1)
-    return boundaries_from_starts(~sees_previous_BN.expand(batch_size, -1))

@@ -19,10 +19,12 @@ class Vanilla(AttentionMode):
         self.implementation = implementation
 
     def __repr__(self) -> str:
-        return f"Vanilla(implementation={self.implementation!r})"
+        return f"{type(self).__name__}(implementation={self.implementation!r})"
 
     def registry_key(self) -> str:
-        return self.implementation
+        # A subclass with a function of its own must not take transformers' name for it.
+        is_theirs = type(self).install is Vanilla.install
+        return self.implementation if is_theirs else super().registry_key()
 
     def context_rule(self, num_tokens: int, size: int) -> LRSA:
         """LRSA that keeps everything, in chunks small enough for an early and a late segment on each rank."""

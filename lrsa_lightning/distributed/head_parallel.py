@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from transformers import Cache
 
-from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.base import AttentionMode, set_attention
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import shared_key
@@ -68,7 +68,7 @@ class HeadParallel(AttentionMode):
         self.mode.install(model)
         AttentionInterface.register(self.registry_key(), self._transformers_attention)
         AttentionMaskInterface.register(self.registry_key(), ALL_MASK_ATTENTION_FUNCTIONS[self.mode.registry_key()])
-        model.set_attn_implementation(self.registry_key())
+        set_attention(model, self.registry_key())
 
     def attention_function(self) -> Callable:
         return self._transformers_attention

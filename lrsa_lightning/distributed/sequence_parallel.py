@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.base import AttentionMode, set_attention
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX
@@ -131,7 +131,7 @@ class ShardedAttention(ABC):
         name = f"{shared_key(self.kind, self.mode, self.group)}, {self.seq_len} tokens"
         AttentionInterface.register(name, self._transformers_attention)
         AttentionMaskInterface.register(name, lambda *_, **__: None)  # causality is the mode's own
-        model.set_attn_implementation(name)
+        set_attention(model, name)
 
     def _transformers_attention(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
         if query.shape[2] != len(self.positions) or key.shape[2] != len(self.positions):

@@ -1,5 +1,6 @@
 """The parity matrix: masked training forward == prefill in pieces == decoding, and what the cache holds."""
 
+import copy
 import gc
 import weakref
 
@@ -8,8 +9,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lrsa_lightning import LRSA, LagKVCache
+from lrsa_lightning import LRSA, LagKVCache, Vanilla, generate
 from lrsa_lightning.attention.cache import cache_bytes
+from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
 SINK, LAG = 4, 8
@@ -74,7 +76,7 @@ def test_parity(model_type, gqa, head_dim, ratio):
         LRSA(lag_size=LAG, sink_size=SINK, scorer="window"),
         LRSA(lag_size=LAG, sink_size=0, chunks_per_fill=3),
         LRSA(lag_size=1, sink_size=1, retention_ratio=1.0),
-        LRSA(lag_size=5, sink_size=3, retention_ratio=0.0),
+        LRSA(lag_size=5, sink_size=3, retention_ratio=0.3),
     ],
     ids=repr,
 )
@@ -106,13 +108,15 @@ class Watched(LRSA):
     num_tokens=st.integers(1, 90),
     sink_size=st.integers(0, 9),
     lag_size=st.integers(2, 16),
-    retention_ratio=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    retention_ratio=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
+    scorer=st.sampled_from(["lagkv", "lagkv", "lagkv", "window"]),
     chunks_per_fill=st.integers(1, 4),
     pieces=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     seed=st.integers(0, 3),
 )
 @torch.no_grad()
 def test_parity_property(num_tokens, pieces, seed, **arguments):
+    assume(arguments["scorer"] == "window" or arguments["lag_size"] * arguments["retention_ratio"] >= 1)
     model, mode = make_model(seed=seed), Watched(**arguments)
     mode.install(model)
     ids = torch.randint(0, 97, (2, num_tokens), generator=torch.Generator().manual_seed(num_tokens))
@@ -138,6 +142,70 @@ def test_a_foreign_cache_is_refused_with_the_way_out():
     LRSA(lag_size=LAG, sink_size=SINK).install(model)
     with pytest.raises(ValueError, match=r"mode\.make_cache"), torch.no_grad():
         model.generate(torch.ones(1, 30, dtype=torch.long), max_new_tokens=4, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    "installed", [None, Vanilla("eager"), LRSA(lag_size=LAG, sink_size=SINK, v_weight=0.5)], ids=str
+)
+def test_a_model_that_runs_another_mode_is_refused_before_the_first_token(installed):
+    """Its attention would read compressed keys as if they were all, without an error."""
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    if installed is not None:
+        installed.install(model)
+    ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 1, "pad_token_id": 0}
+    with pytest.raises(InputError, match=r"this cache follows LRSA\(lag_size=8.*installed\(model\)"):
+        model.generate(ids, past_key_values=mode.make_cache(model.config), **arguments)
+    cache = mode.make_cache(copy.deepcopy(model.config))  # which no longer says what the model runs
+    cache._config._attn_implementation = None
+    with pytest.raises(InputError, match="this cache follows"):
+        model.generate(ids[:, :10], past_key_values=cache, max_new_tokens=1, pad_token_id=0)
+
+
+@torch.no_grad()
+def test_another_mode_is_refused_however_late_it_comes():
+    model, mode = make_model(num_hidden_layers=1), LRSA(lag_size=LAG, sink_size=SINK)
+    ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    cache = mode.make_cache(model.config)
+    with mode.installed(model):
+        model(ids, past_key_values=cache)
+    with pytest.raises(InputError, match="not installed in the model"):
+        model(ids[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_an_equal_mode_may_read_the_cache():
+    model = make_model()
+    LRSA(lag_size=LAG, sink_size=SINK).install(model)
+    cache = LRSA(lag_size=LAG, sink_size=SINK).make_cache(model.config)
+    model(torch.zeros(1, 40, dtype=torch.long), past_key_values=cache)
+    assert cache.get_seq_length() == 40
+
+
+@torch.no_grad()
+def test_rows_of_unequal_length_hold_no_more_than_the_longest_needs():
+    """Padding that all rows have in front is dropped, after the prompts and whenever a row compresses."""
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK, retention_ratio=0.25)
+    mode.install(model)
+    lengths = [45, 27, 60]
+    cache = mode.make_cache(model.config, lengths)
+    ids = torch.randint(0, 97, (3, 60), generator=torch.Generator().manual_seed(0))
+    model(ids, past_key_values=cache)
+    for step in range(2 * LAG + 1):
+        longest = max(mode.chunking().stored_len(length + step) for length in lengths)
+        assert {layer.keys.shape[2] for layer in cache.layers} == {longest}
+        assert cache_bytes(cache) == 2 * 2 * 3 * 2 * longest * 8 * 4  # layers, k and v, rows, heads, D, float32
+        positions = torch.tensor([[length + step] for length in lengths])
+        model(ids[:, :1], past_key_values=cache, position_ids=positions)
+
+
+def test_a_step_reads_each_new_token_once():
+    """Nothing is computed again for the tokens before: of a prompt's length a decoding step knows only the cache."""
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    read = []
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].shape[1]))
+    generate(model, torch.zeros(1, 50, dtype=torch.long), mode, 6, prefill_chunk_size=20)
+    assert read == [17, 17, 16, 1, 1, 1, 1, 1]
 
 
 def test_cropping_is_refused():

@@ -1,25 +1,15 @@
 """The rule against its equations, by hand and by loops."""
 
 import math
-from statistics import stdev
 
 import pytest
 import torch
 
-from lrsa_lightning.attention.lagkv import Chunking, keep_best, score, select
+from lrsa_lightning import LRSA
+from lrsa_lightning.attention.lagkv import Chunking, keep_best, kept_per_chunk, score, select
+from tests.attention.rule_by_loops import kept_positions, score_of_chunk
 
 SINK, LAG = 2, 4
-
-
-def loop_score(z: list[list[float]], reference: list[list[float]]) -> list[float]:
-    """Equations 4-7 for one chunk in plain Python: rows are tokens, columns channels."""
-    low = [min(column) for column in zip(*reference, strict=True)]
-    high = [max(column) for column in zip(*reference, strict=True)]
-    normalised = [
-        [(x - lo) / (hi - lo) if hi > lo else 0.0 for x, lo, hi in zip(token, low, high, strict=True)] for token in z
-    ]
-    spread = [math.exp(stdev(token)) for token in normalised]
-    return [s / sum(spread) for s in spread]
 
 
 def test_score_of_two_tokens_by_hand():
@@ -40,8 +30,8 @@ def test_score_equals_the_equations():
     for chunk in range(3):
         start = SINK + chunk * LAG
         here, behind = slice(start, start + LAG), slice(start + LAG, start + 2 * LAG)
-        of_k = loop_score(k[1, 2, here].tolist(), k[1, 2, behind].tolist())
-        of_v = loop_score(v[1, 2, here].tolist(), v[1, 2, behind].tolist())
+        of_k = score_of_chunk(k[1, 2, here].tolist(), k[1, 2, behind].tolist())
+        of_v = score_of_chunk(v[1, 2, here].tolist(), v[1, 2, behind].tolist())
         expected = torch.tensor([a + 0.7 * b for a, b in zip(of_k, of_v, strict=True)])
         torch.testing.assert_close(got[1, 2, chunk], expected, rtol=1e-4, atol=1e-6)
 
@@ -130,3 +120,30 @@ def test_chunk_arithmetic(num_tokens):
         assert chunking.stored_len(num_tokens) == 3 + (complete - 1) * 2 + 5 + (num_tokens - 3 - complete * 5)
     else:
         assert chunking.stored_len(num_tokens) == num_tokens
+
+
+@pytest.mark.parametrize(
+    ("lag", "ratio", "kept"), [(15, 0.5, 7), (16, 0.5, 8), (10, 0.25, 2), (7, 0.99, 6), (3, 1.0, 3)]
+)
+def test_a_part_of_a_token_is_not_kept(lag, ratio, kept):
+    assert kept_per_chunk(lag, ratio) == kept
+    assert LRSA(lag_size=lag, retention_ratio=ratio).chunking().kept == kept
+    k = torch.randn(1, 1, 3 * lag, 4)
+    assert select(k, k, lag, 0, ratio).shape[-1] == 2 * kept
+
+
+@pytest.mark.parametrize("sink", [0, 3])
+@pytest.mark.parametrize("num_tokens", [15, 16, 19, 40])
+def test_selected_positions_are_those_of_the_loops(sink, num_tokens):
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 3, num_tokens, 6), torch.randn(2, 3, num_tokens, 6)
+    got = select(k, v, 8, sink, 0.4, v_weight=0.7)
+    for row in range(2):
+        for head in range(3):
+            kept = kept_positions(k[row, head], v[row, head], sink, 8, 0.4, 0.7)
+            assert got[row, head].tolist() == [*range(sink), *(p for chunk in kept for p in chunk)]
+
+
+def test_scores_carry_no_gradient():
+    k = torch.randn(1, 2, 3 * LAG, 8, requires_grad=True)
+    assert not score(k, k, LAG, 0).requires_grad

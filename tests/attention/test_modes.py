@@ -1,11 +1,18 @@
 """Modes inside transformers models: swap, swap back, refusals."""
 
+import logging
+import math
+
 import pytest
 import torch
+from lightning import Trainer
 
 from lrsa_lightning import LRSA, Vanilla
-from tests.conftest import make_model
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.module import LongContextModule
+from tests.conftest import TINY_MODEL, make_model
 
+KEEPING = ("lagkv", "random", "key_norm")
 IDS = torch.randint(0, 97, (2, 70), generator=torch.Generator().manual_seed(0))
 
 
@@ -95,14 +102,75 @@ def test_models_it_cannot_be_exact_for_are_refused(keys, message):
     ("arguments", "message"),
     [
         ({"lag_size": 0}, "lag_size"),
+        ({"lag_size": 2.5}, "lag_size"),
         ({"retention_ratio": 1.5}, "retention_ratio"),
+        ({"retention_ratio": math.nan}, "retention_ratio"),
         ({"sink_size": -1}, "sink_size"),
+        ({"v_weight": math.inf}, "v_weight"),
+        ({"v_weight": math.nan}, "v_weight"),
+        ({"skip_layers": [-1]}, "skip_layers"),
+        ({"skip_layers": [1, 1]}, "skip_layers"),
+        ({"scorer": "lagvk"}, "scorer"),
+        ({"backend": "flash"}, "backend"),
         ({"chunks_per_fill": 0}, "chunks_per_fill"),
+        *(({"lag_size": 3, "retention_ratio": 0.3, "scorer": s}, "keeps no token") for s in KEEPING),
+        *(({"retention_ratio": 0.0, "scorer": s}, "keeps no token") for s in KEEPING),
     ],
+    ids=str,
 )
 def test_sizes_outside_their_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         LRSA(**arguments)
+
+
+def test_the_window_keeps_nothing_at_any_ratio():
+    assert LRSA(lag_size=3, retention_ratio=0.3, scorer="window").chunking().kept == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "remarks"),
+    [
+        (LRSA(lag_size=8, sink_size=4), False),
+        (LRSA(lag_size=32, sink_size=4), False),
+        (LRSA(lag_size=33, sink_size=4), True),
+        (LRSA(lag_size=8, sink_size=84), True),
+        (LRSA(lag_size=8, sink_size=4, retention_ratio=1.0), True),
+        (LRSA(lag_size=8, sink_size=4, skip_layers=[0]), False),
+        (LRSA(lag_size=8, sink_size=4, skip_layers=[0, 1]), True),
+        (LRSA(lag_size=8, sink_size=4, scorer="window"), False),
+        (Vanilla(), False),
+    ],
+    ids=str,
+)
+def test_a_mode_that_is_full_attention_at_this_length_says_so_at_the_start(mode, remarks, caplog):
+    module = LongContextModule(mode, from_config={**TINY_MODEL, "vocab_size": 97}, seq_len=69)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with caplog.at_level(logging.WARNING, logger="lrsa_lightning"):
+        module.prepare_data()
+    assert sum("it is full attention here" in line for line in caplog.messages) == remarks
+
+
+@pytest.mark.parametrize("seq_len", [64, 65])
+def test_the_module_knows_how_far_a_sliding_window_reaches(seq_len):
+    """Of models that have one it trains those whose texts it never cuts."""
+    keys = {**TINY_MODEL, "vocab_size": 97, "model_type": "mistral", "sliding_window": 64}
+    module = LongContextModule(LRSA(lag_size=8, sink_size=4), from_config=keys, seq_len=seq_len)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    if seq_len == 65:
+        with pytest.raises(InputError, match="sliding window of 64"):
+            module.prepare_data()
+    else:
+        module.prepare_data()
+        module.setup("fit")
+        module.configure_model()
+
+
+@pytest.mark.parametrize("mode", [LRSA(lag_size=8, sink_size=4), Vanilla("eager")], ids=repr)
+def test_an_error_brings_the_earlier_mode_back(mode):
+    model = make_model()
+    with pytest.raises(RuntimeError, match="on purpose"), mode.installed(model):
+        raise RuntimeError("on purpose")
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_skip_layers_beyond_the_model_are_refused():

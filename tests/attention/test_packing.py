@@ -1,12 +1,15 @@
 """A packed row equals its samples run apart: executions, whole models, outputs and gradients."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
+from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
 LENGTHS = [[70, 3, 41], [114]]
@@ -67,3 +70,63 @@ def test_models(name, checkpointing):
             (apart[0] * weights[row, start:end]).sum().backward()
     for got, parameter in zip(gradients, model.parameters(), strict=True):
         assert (got - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-6
+
+
+POSITIONS = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in LENGTHS])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"use_cache": True},
+        {"use_cache": False, "attention_mask": torch.ones(2, 114, dtype=torch.long)},
+        {"use_cache": True, "attention_mask": torch.ones(2, 114, dtype=torch.long)},
+    ],
+    ids=["cache", "mask", "both"],
+)
+@pytest.mark.parametrize("backend", ["fill", "naive"])
+@torch.no_grad()
+def test_boundaries_that_transformers_does_not_look_for_are_refused(arguments, backend):
+    """With a mask or a cache it takes positions that begin anew for no packed row."""
+    model = make_model()
+    mode = LRSA(lag_size=8, sink_size=4, backend=backend)
+    mode.install(model)
+    ids = torch.randint(0, 97, (2, 114), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="position_ids do not rise by one"):
+        model(ids, position_ids=POSITIONS, **arguments)
+    with pytest.raises(InputError, match="position_ids do not rise by one"):
+        model(ids, position_ids=POSITIONS, past_key_values=mode.make_cache(model.config))
+
+
+@torch.no_grad()
+def test_a_row_of_one_sample_may_have_both():
+    model, mode = make_model(), LRSA(lag_size=8, sink_size=4)
+    mode.install(model)
+    ids = torch.randint(0, 97, (2, 114), generator=torch.Generator().manual_seed(0))
+    expected = model(ids, use_cache=False).logits
+    got = model(ids, position_ids=torch.arange(114)[None], attention_mask=torch.ones_like(ids)).logits
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("what", ["window", "behind", "given"])
+@torch.no_grad()
+def test_another_mask_than_causal_is_refused(what):
+    ids = torch.zeros(1, 30, dtype=torch.long)
+    model = make_model()
+    LRSA(lag_size=8, sink_size=4).install(model)
+    decoder = model.get_decoder()
+    masks = {
+        "window": lambda: create_sliding_window_causal_mask(**arguments),
+        "behind": lambda: create_causal_mask(**arguments, block_sequence_ids=torch.zeros_like(ids)),
+        "given": lambda: torch.ones(1, 1, 30, 30, dtype=torch.bool),
+    }
+    config = copy.copy(model.config)
+    config.sliding_window = 8
+    arguments = {
+        "config": config,
+        "inputs_embeds": torch.zeros(1, 30, 32),
+        "attention_mask": None,
+        "past_key_values": None,
+    }
+    with pytest.raises(InputError, match=r"masked otherwise|makes its own mask"):
+        decoder(input_ids=ids, attention_mask={"full_attention": masks[what]()}, use_cache=False)

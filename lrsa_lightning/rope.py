@@ -1,0 +1,162 @@
+"""The parameters of RoPE: which keys there are, what each scaling needs, what contradicts.
+
+transformers takes a misspelt key for one of a model it does not know, says so in its log at most, and goes on without.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+
+_ANY_TYPE = {"rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    needs: frozenset[str] = frozenset()
+    takes: frozenset[str] = frozenset()
+
+
+_ORIGINAL = "original_max_position_embeddings"
+_YARN = {_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+_SCALINGS = {
+    "default": _Scaling(),
+    "linear": _Scaling(frozenset({"factor"})),
+    "dynamic": _Scaling(frozenset({"factor"}), frozenset({_ORIGINAL, "alpha"})),
+    "yarn": _Scaling(frozenset({"factor"}), frozenset(_YARN)),
+    "longrope": _Scaling(
+        frozenset({"short_factor", "long_factor"}), frozenset({_ORIGINAL, "factor", "attention_factor"})
+    ),
+    "llama3": _Scaling(frozenset({"factor", "low_freq_factor", "high_freq_factor"}), frozenset({_ORIGINAL})),
+}
+_KNOWN = _ANY_TYPE.union(*(scaling.needs | scaling.takes for scaling in _SCALINGS.values()))
+# Lowest value, and whether it is one.
+_LOWEST = {
+    "factor": (1, True),
+    "rope_theta": (0, False),
+    "partial_rotary_factor": (0, False),
+    _ORIGINAL: (1, True),
+    "attention_factor": (0, False),
+    "beta_fast": (0, False),
+    "beta_slow": (0, False),
+    "low_freq_factor": (0, False),
+    "high_freq_factor": (0, False),
+}
+
+
+def check_rope(rope: dict[str, Any], where: str, more_keys: set[str] = frozenset(), strict: bool = True) -> None:
+    """Checks the parameters of one RoPE.
+
+    Args:
+        rope: as a configuration has them.
+        where: what the user calls them.
+        more_keys: that this model has besides.
+        strict: refuse every unknown key, not only what is nearly a known one.
+
+    Raises:
+        InputError: names the key that is unknown, missing, out of range or without meaning for this rope_type.
+    """
+    rope = {key: value for key, value in rope.items() if value is not None}
+    for key in rope.keys() - _KNOWN - more_keys - {"type"}:
+        near = get_close_matches(key, _KNOWN, n=1, cutoff=0.75)
+        if strict or near:
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_KNOWN))}"
+            raise InputError(f"{where}: unknown key {key!r}: {hint}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("type", kind) not in (kind, "mrope"):
+        raise InputError(f"{where}: rope_type {kind!r} and type {rope['type']!r} contradict each other: leave type out")
+    _check_type(rope, kind, where, strict)
+    for key, value in rope.items():
+        _check_range(key, value, where)
+
+
+def _check_type(rope: dict[str, Any], kind: str, where: str, strict: bool) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = _SCALINGS.get(kind)
+    if scaling is None:
+        of_few_models = kind in ROPE_INIT_FUNCTIONS or kind == "mrope"
+        if of_few_models or not (strict or get_close_matches(str(kind), _SCALINGS, n=1)):
+            return  # which check their own
+        raise InputError(f"{where}: unknown rope_type {kind!r}: there are {', '.join(_SCALINGS)}")
+    if missing := sorted(scaling.needs - rope.keys()):
+        raise InputError(f"{where}: rope_type {kind!r} needs {', '.join(missing)}")
+    of_others = _KNOWN - _ANY_TYPE - scaling.needs - scaling.takes
+    if strict and (useless := sorted(rope.keys() & of_others)):
+        raise InputError(
+            f"{where}: {', '.join(useless)} means nothing for rope_type {kind!r}: set rope_type, or leave it out"
+        )
+
+
+def _check_range(key: str, value: Any, where: str) -> None:
+    if key not in _LOWEST:
+        return
+    lowest, included = _LOWEST[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not is_number or value < lowest or (value == lowest and not included):
+        raise InputError(
+            f"{where}: {key} is {value!r}, but must be a number {'of at least' if included else 'above'} {lowest}"
+        )
+
+
+def check_config_rope(config, where: str) -> None:
+    """`check_rope` for a model's configuration, for which more keys may mean something.
+
+    Raises:
+        InputError: as `check_rope`.
+    """
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    of_kinds = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
+    for kind, part in of_kinds.items() or [("", rope)]:
+        check_rope(part, f"{where}: rope_parameters{kind and f' of {kind}'}", strict=False)
+
+
+def check_given(keys: dict[str, Any], where: str, more_keys: set[str]) -> None:
+    """Checks what configuration keys say about RoPE in their three places: none may contradict another.
+
+    Args:
+        keys: of a configuration.
+        where: what the user calls it.
+        more_keys: of RoPE, that this model has besides.
+
+    Raises:
+        InputError: as `check_rope`, or for two places that differ.
+    """
+    places = {name: keys[name] for name in ("rope_parameters", "rope_scaling") if keys.get(name)}
+    if len(places) == 2 and places["rope_parameters"] != places["rope_scaling"]:
+        raise InputError(f"{where}: rope_parameters and rope_scaling contradict each other: give rope_parameters alone")
+    for name, rope in places.items():
+        if not isinstance(rope, dict):
+            raise InputError(f"{where}.{name} is {rope!r}, but must hold keys such as rope_type and factor")
+        for part in [part for part in rope.values() if isinstance(part, dict)] or [rope]:
+            for key in ("rope_theta", "partial_rotary_factor"):
+                if None not in (inner := part.get(key), outer := keys.get(key)) and inner != outer:
+                    raise InputError(f"{where}: {key} is {outer}, but {inner} in {name}: give it once")
+            check_rope(part, f"{where}.{name}", more_keys)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if keys.get(key) is not None:
+            _check_range(key, keys[key], where)
+
+
+def override(config, given: dict[str, Any], where: str = "model.rope_parameters") -> None:
+    """Puts parameters in the place of a configuration's own; those of another rope_type go.
+
+    Raises:
+        InputError: as `check_rope`, or the model has no RoPE, or one for each kind of layer.
+    """
+    text = config.get_text_config(decoder=True)
+    own = getattr(text, "rope_parameters", None)
+    if not own or any(isinstance(part, dict) for part in own.values()):
+        reason = "has RoPE parameters for each kind of layer" if own else "has no RoPE"
+        raise InputError(f"{where}: {config.model_type!r} {reason}, so that these cannot replace any")
+    if "type" in given and "rope_type" not in given:
+        given = {"rope_type" if key == "type" else key: value for key, value in given.items()}
+    if given.get("rope_type", own.get("rope_type")) != own.get("rope_type"):
+        own = {key: value for key, value in own.items() if key in _ANY_TYPE}
+    rope = {**own, **given}
+    check_rope(rope, where, set(own))
+    if rope.get("rope_type") in ("yarn", "llama3", "longrope"):
+        rope.setdefault(_ORIGINAL, text.max_position_embeddings)
+    text.rope_parameters = rope

@@ -21,12 +21,14 @@ from lrsa_lightning.errors import InputError
 PositiveFiniteFloat = restricted_number_type("PositiveFiniteFloat", float, [(">", 0.0), ("<", inf)])
 NonNegativeFiniteFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0.0), ("<", inf)])
 FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -inf), ("<", inf)])
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 PositiveUnitInterval = restricted_number_type("PositiveUnitInterval", float, [(">", 0.0), ("<=", 1.0)])
 # What a moving average keeps of the past: 1 would never take up anything new.
 DecayRate = restricted_number_type("DecayRate", float, [(">=", 0.0), ("<", 1.0)])
 
 _RANGES = {
     PositiveInt: "a whole number of at least 1",
+    AtLeastTwo: "a whole number of at least 2",
     NonNegativeInt: "a whole number of at least 0",
     PositiveFiniteFloat: "a finite number above 0",
     NonNegativeFiniteFloat: "a finite number of at least 0",
@@ -39,6 +41,7 @@ _RANGES = {
 F = TypeVar("F", bound=Callable)
 
 __all__ = [
+    "AtLeastTwo",
     "ClosedUnitInterval",
     "DecayRate",
     "FiniteFloat",

@@ -57,8 +57,12 @@ def _write(output: Path, *parts) -> None:
 
 
 def _checkpoint(source: Path) -> Path:
-    if not source.is_dir() or not (source / "config.yaml").exists():
+    if not source.is_dir() or any((source / name).exists() for name in ("latest", "latest_universal")):
         return source
+    if not (source / "config.yaml").exists():
+        raise InputError(
+            f"{source} is neither a run (it has no config.yaml) nor a checkpoint: give runs/NAME or a checkpoint in it"
+        )
     last = find_last(source / "checkpoints").path
     if last is None:
         raise InputError(f"{source} has no whole checkpoint in {source / 'checkpoints'}")

@@ -25,6 +25,7 @@ from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
@@ -116,6 +117,7 @@ class LRSACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        check_choice(config.trainer.strategy)
         resolve_auto(config.trainer)
         directory = RunDirectory.of(config)
         # What is filled in below, such as a new Weights & Biases id, is each process's own.

@@ -128,6 +128,30 @@ def test_what_is_no_way_of_sharing_is_refused(strategy, given, said):
         strategy(sequence_parallel=given)
 
 
+def of_class(name: str, **arguments) -> str:
+    return json.dumps({"class_path": f"lrsa_lightning.distributed.{name}", "init_args": arguments})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sp_foo", "'sp_foo', but must be one of auto, ddp, sp_ddp, sp_deepspeed, sp_fsdp2"),
+        ("deepspeed_stage_2", "Lightning's own: take sp_deepspeed, with its stage"),
+        ('{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}', "Lightning's own: take sp_fsdp2"),
+        ('{"class_path": "nowhere.Strategy"}', "No module named 'nowhere'"),
+        (of_class("SPDeepSpeedStrategy", stage=0), "Expected a typing.Literal[1, 2, 3]. Got value: 0"),
+        (of_class("SPDeepSpeedStrategy", stag=2), "Option 'stag' is not accepted"),
+        (of_class("SPDDPStrategy", sequence_parallel={"size": 0}), 'Parser key "size"'),
+        (of_class("SPDDPStrategy", sequence_parallel={"size": 2, "kind": "ring"}), "'context']. Got value: ring"),
+        (of_class("SPDDPStrategy", sequence_parallel={"degree": 2}), "Option 'degree' is not accepted"),
+    ],
+)
+def test_what_is_wrong_with_a_strategy_is_said(arguments, in_tmp_path, given, said):
+    """The parser takes any text for a name of one."""
+    with pytest.raises(InputError, match=re.escape(said)):
+        LRSACLI([f"--{k}={v}" for k, v in {**arguments, "trainer.strategy": given}.items()], run=False)
+
+
 def test_packed_rows_are_not_shared(arguments, in_tmp_path):
     chosen = {"class_path": "lrsa_lightning.distributed.SPDDPStrategy", "init_args": {"sequence_parallel": {"size": 2}}}
     options = {**arguments, "trainer.devices": "2", "trainer.strategy": json.dumps(chosen)}

@@ -13,6 +13,7 @@ from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from lrsa_lightning.flops import DecoderFlops, StepFlops
+from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, checked
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,15 @@ class Throughput(Callback):
     step, which may compile, count in the speed; ``seconds/*`` are those since the step before.
     """
 
-    def __init__(self, window: int = 10, peak_tflops: float | None = None):
+    @checked
+    def __init__(self, window: PositiveInt = 10, peak_tflops: PositiveFiniteFloat | None = None):
         """
         Args:
             window: optimizer steps that the speed is averaged over.
             peak_tflops: of one device in the run's precision; by the device's name when None.
+
+        Raises:
+            InputError: a number lies outside its range.
         """
         self.peak_tflops = peak_tflops
         self._steps: deque[_Step] = deque(maxlen=window)

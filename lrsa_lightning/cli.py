@@ -26,6 +26,7 @@ from lrsa_lightning.callbacks import (
 from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.module import LongContextModule
@@ -124,6 +125,7 @@ class LRSACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        check_choice(config.trainer.strategy)
         resolve_auto(config.trainer)
         allow, requires = config.allow_mismatch, config.require_checkpoint
         config.allow_mismatch = config.require_checkpoint = False

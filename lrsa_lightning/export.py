@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from lrsa_lightning.checkpoint_files import find_last, make_empty, partial_of, remove
+from lrsa_lightning.checkpoint_files import find_last, make_empty, partial_of, remove, sync
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import load_checkpoint
@@ -23,28 +24,45 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
         The checkpoint taken.
 
     Raises:
-        InputError: there is no whole checkpoint, no configuration of its run, or something lies in the output folder.
+        InputError: there is no whole checkpoint, no configuration of its run, something lies in the output folder, or
+            it cannot be written.
     """
+    output = Path(os.path.abspath(output))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists: give a new --output")
     checkpoint = _checkpoint(source)
     trained = load_checkpoint(checkpoint, dtype)
     _take_generation_config(trained.model, trained.config["model"]["name_or_path"])
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
-    partial = partial_of(output)
-    make_empty(partial)
     try:
-        trained.model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        os.replace(partial, output)
-    finally:
-        remove(partial)
+        _write(output, trained.model, tokenizer)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
     return checkpoint
 
 
+def _write(output: Path, *parts) -> None:
+    """Beside its place, to which the folder moves when all of it is on the disk."""
+    partial = partial_of(output)
+    make_empty(partial)
+    try:
+        for part in parts:
+            part.save_pretrained(partial)
+        for file in (*partial.iterdir(), partial):
+            sync(file)
+        os.replace(partial, output)
+        sync(output.parent)
+    finally:
+        remove(partial)
+
+
 def _checkpoint(source: Path) -> Path:
-    if not source.is_dir() or not (source / "config.yaml").exists():
+    if not source.is_dir() or any((source / name).exists() for name in ("latest", "latest_universal")):
         return source
+    if not (source / "config.yaml").exists():
+        raise InputError(
+            f"{source} is neither a run (it has no config.yaml) nor a checkpoint: give runs/NAME or a checkpoint in it"
+        )
     last = find_last(source / "checkpoints").path
     if last is None:
         raise InputError(f"{source} has no whole checkpoint in {source / 'checkpoints'}")

@@ -4,7 +4,6 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 import logging
-import math
 from collections.abc import Callable
 from itertools import compress
 from operator import not_
@@ -16,9 +15,19 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy, check_strategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
+from lrsa_lightning.ranges import (
+    DecayRate,
+    NonNegativeFiniteFloat,
+    NonNegativeInt,
+    PositiveFiniteFloat,
+    PositiveInt,
+    SequenceLength,
+    checked,
+)
+from lrsa_lightning.schedule import warmup_cosine
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,19 +39,20 @@ class LongContextModule(lightning.LightningModule):
     The defaults are the paper's run: AdamW, lr 1.25e-5, no warm-up, cosine to 0.
     """
 
+    @checked
     def __init__(
         self,
         attention: AttentionMode,
         name_or_path: str | None = None,
         from_config: dict[str, Any] | None = None,
         rope_parameters: dict[str, Any] | None = None,
-        seq_len: int = 32768,
-        lr: float = 1.25e-5,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
-        warmup_steps: int = 0,
+        seq_len: SequenceLength = 32768,
+        lr: PositiveFiniteFloat = 1.25e-5,
+        betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
+        weight_decay: NonNegativeFiniteFloat = 0.1,
+        warmup_steps: NonNegativeInt = 0,
         gradient_checkpointing: bool = False,
-        loss_chunk_size: int = 1024,
+        loss_chunk_size: PositiveInt = 1024,
     ):
         """
         Args:
@@ -60,7 +70,8 @@ class LongContextModule(lightning.LightningModule):
             loss_chunk_size: answer tokens whose logits exist at a time.
 
         Raises:
-            InputError: not exactly one of name_or_path and from_config is given, or keys of the latter are wrong.
+            InputError: not exactly one of name_or_path and from_config is given, a number lies outside its range, or
+                keys of from_config are wrong.
         """
         super().__init__()
         if (name_or_path is None) == (from_config is None):
@@ -83,6 +94,7 @@ class LongContextModule(lightning.LightningModule):
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self._window: list[Tensor] | None = None
+        self._targets = 0  # of the optimizer step, on the richest rank: an int, read without waiting for the device
         self._seen: Tensor | None = None
         self._seen_before: Tensor | None = None
         self._loaded_seen = [0, 0]
@@ -95,13 +107,18 @@ class LongContextModule(lightning.LightningModule):
             InputError: they do not fit together.
         """
         from lrsa_lightning.pretrained import check_length, load_config
+        from lrsa_lightning.pretrained_weights import check_folder, check_quantisation
 
+        if self.name_or_path is not None:
+            check_folder(self.name_or_path)
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
+        check_quantisation(config, self.name_or_path)
         text = config.get_text_config(decoder=True)
         check_length(config, self.seq_len)
         self._attention_at_length.check(config)
         if remark := self.attention.remark(self.seq_len, text.num_hidden_layers):
             log.warning(remark)
+        check_strategy(self.trainer)
         if isinstance(self.trainer.strategy, SequenceParallelStrategy):
             self.trainer.strategy.check_sharding(self.attention, config, self.seq_len)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
@@ -183,10 +200,16 @@ class LongContextModule(lightning.LightningModule):
             align(checkpoint)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """
+        Raises:
+            InputError: no sample of the optimizer step has an answer token.
+        """
+        self._targets += batch["most_targets"]
         hidden_BND = self(batch["input_ids"], batch["position_ids"])
         share = self._share(hidden_BND, batch)
         self._add_to_window(share.detach(), self._answer_loss_sum(hidden_BND, batch), count_tokens(batch))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._check_targets()
             self._log_window()
         # Lightning divides by the accumulation steps and the strategy averages over the ranks: undo both.
         return share * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -204,6 +227,15 @@ class LongContextModule(lightning.LightningModule):
     @property
     def _counts_tokens_alike(self) -> bool:
         return getattr(self.trainer.datamodule, "loss_weighting", "token") == "token"
+
+    def _check_targets(self) -> None:
+        """Of an optimizer step, whose loss would be 0, or 0 / 0."""
+        targets, self._targets = self._targets, 0
+        if targets == 0:
+            raise InputError(
+                f"no sample of step {self.trainer.global_step + 1} has an answer token, so that there is nothing to "
+                "learn from: look at the data with scripts/inspect_data.py"
+            )
 
     def _add_to_window(self, *parts: Tensor) -> None:
         """Adds a micro-batch to what the optimizer step's earlier ones came to."""
@@ -247,8 +279,8 @@ class LongContextModule(lightning.LightningModule):
             self.log("train/grad_norm", float(norm))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        if not batch:
-            return  # there are no validation files: callbacks have their turn
+        if not batch or batch["most_targets"] == 0:
+            return  # there are no validation files: callbacks have their turn; or no answer on any rank
         share = self.answer_loss(batch) * self.trainer.world_size
         self.log("val/loss", share, prog_bar=True, sync_dist=True, batch_size=int(batch["num_tokens"]))
 
@@ -264,14 +296,7 @@ class LongContextModule(lightning.LightningModule):
         # Lightning's mixed precision refuses to clip gradients for a fused optimizer.
         fused = self.device.type in ("cuda", "npu") and "mixed" not in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
+        factor = warmup_cosine(self.warmup_steps, self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,6 +1,7 @@
 """From a hub id, a folder or configuration keys to a transformers causal decoder."""
 
 import copy
+import pickle
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from lrsa_lightning import rope
 from lrsa_lightning.checkpoint_files import fault_of, is_universal
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.pretrained_weights import check_finite, read_pretrained
+from lrsa_lightning.resume_guard import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
 
 if TYPE_CHECKING:
@@ -131,9 +134,7 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             else:
                 # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-                model = AutoModelForCausalLM.from_pretrained(
-                    name_or_path, config=config, dtype=dtype, trust_remote_code=False
-                ).train()
+                model = read_pretrained(config, name_or_path, dtype).train()
         model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
@@ -176,29 +177,47 @@ class TrainedModel:
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:
-    """The model of ``runs/<name>/checkpoints/<file or ZeRO folder>``, by the configuration in the run directory.
+    """The model of ``runs/<name>/checkpoints/<file or ZeRO folder>``, by the run's newest configuration.
 
     Args:
         checkpoint: file, or folder that ZeRO's ranks wrote.
         dtype: of the weights; as they are in the checkpoint when None, which is float32 for ZeRO.
 
     Raises:
-        InputError: there is no such checkpoint, it is torn, or no configuration lies beside it.
+        InputError: there is no such checkpoint, it is torn or not of a run, no configuration lies beside it or one of
+            another model, or a weight is not finite in the dtype.
     """
-    import yaml
     from transformers import AutoModelForCausalLM
 
-    config_path = checkpoint.absolute().parent.parent / "config.yaml"
-    for path in (checkpoint, config_path):
-        if not path.exists():
-            raise InputError(f"{path} does not exist: give a checkpoint of runs/<name>/checkpoints/")
-    run = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    run = _configuration(checkpoint)
     keys = ("name_or_path", "from_config", "rope_parameters")
     config = load_config(*(run["model"][key] for key in keys))
     state = _weights(checkpoint)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype or next(iter(state.values())).dtype)
-    model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
-    return TrainedModel(model.eval(), run, config_path.parent)
+    try:
+        model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{checkpoint} has not the weights of its run's model: {said}") from error
+    check_finite(model, str(checkpoint), "take another checkpoint or --dtype")
+    return TrainedModel(model.eval(), run, checkpoint.absolute().parent.parent)
+
+
+def _configuration(checkpoint: Path) -> dict[str, Any]:
+    """The newest of the run: a resume with --allow_mismatch may have changed the model's RoPE since the first."""
+    import yaml
+
+    directory = checkpoint.absolute().parent.parent
+    path = newest_config(directory)
+    if path is None or not checkpoint.exists():
+        missing = checkpoint if not checkpoint.exists() else directory / "config.yaml"
+        raise InputError(f"{missing} does not exist: give a checkpoint of runs/<name>/checkpoints/")
+    try:
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
+        run["model"]["name_or_path"], run["data"]["source"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no configuration of a run ({error!r})") from error
+    return run
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -211,4 +230,9 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         except ModuleNotFoundError as error:
             raise InputError(f"{checkpoint} needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'") from error
         return read_weights(checkpoint)
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except (pickle.UnpicklingError, KeyError) as error:
+        raise InputError(
+            f"{checkpoint} is no checkpoint of a run: it has no weights, or more than plain data"
+        ) from error

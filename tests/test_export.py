@@ -1,17 +1,22 @@
 """A checkpoint of one file as a Hugging Face folder; those of ZeRO are in tests/distributed."""
 
+import errno
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
+from lrsa_lightning.pretrained import load_checkpoint
 from tests.runs import callback, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -53,6 +58,25 @@ def test_another_dtype(run):
     assert same(model.state_dict(), {name: weight.bfloat16() for name, weight in weights(run).items()})
 
 
+def test_the_dtype_is_the_runs_where_none_is_asked_for(arguments):
+    callbacks = json.dumps([callback("Checkpoints")])
+    options = {"trainer.max_steps": "1", "trainer.callbacks": callbacks, "trainer.precision": "bf16-true"}
+    main(command({**arguments, **options}))
+    export(RUN, Path("exported"))
+    (file,) = Path("exported").glob("*.safetensors")
+    assert {z.dtype for z in load_file(file).values()} == {torch.bfloat16}
+    assert json.loads(Path("exported/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_values_that_a_dtype_does_not_hold_are_refused(run):
+    checkpoint = torch.load(run / "checkpoints" / "step=1.ckpt", weights_only=True)
+    checkpoint["state_dict"]["model.lm_head.weight"][0, 0] = 1e5
+    torch.save(checkpoint, run / "checkpoints" / "step=1.ckpt")
+    with pytest.raises(InputError, match=r"lm_head\.weight is NaN or infinite in float16; take another"):
+        export(run, Path("exported"), torch.float16)
+    export(run, Path("exported"), torch.bfloat16)
+
+
 def test_rope_and_generation_settings_go_along(arguments, tmp_path):
     """The run begins with a folder, whose RoPE it scales."""
     callbacks = json.dumps([callback("Checkpoints")])
@@ -68,12 +92,97 @@ def test_rope_and_generation_settings_go_along(arguments, tmp_path):
     assert model.generation_config.temperature == 0.7
 
 
+def test_the_newest_configuration_of_the_run_says_what_the_model_is(run, arguments):
+    """After a resume with another RoPE, which the user allowed."""
+    callbacks = json.dumps([callback("Checkpoints")])
+    options = {"trainer.max_steps": "2", "trainer.callbacks": callbacks, "allow_mismatch": "true", "ckpt_path": "last"}
+    rope = {"rope_type": "linear", "factor": 2.0}
+    main(command({**arguments, **options, "model.rope_parameters": json.dumps(rope)}))
+    export(run, Path("exported"))
+    assert AutoModelForCausalLM.from_pretrained("exported").config.rope_parameters.items() >= rope.items()
+
+
+class Fails:
+    """A part of a folder that raises amid its files."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def save_pretrained(self, folder: Path, **_) -> None:
+        (Path(folder) / "half").write_text("x")
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "exported cannot be written: .*No space left"),
+        (SafetensorError("I/O error: No space left on device"), "exported cannot be written: .*No space left"),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_an_export_that_fails_leaves_nothing(run, monkeypatch, error, said):
+    before = sorted(Path().iterdir())
+    monkeypatch.setattr("lrsa_lightning.export.load_tokenizer", lambda *_: Fails(error))
+    with pytest.raises(InputError if said else KeyboardInterrupt, match=said):
+        export(run, Path("exported"))
+    assert sorted(Path().iterdir()) == before
+
+
+def test_the_folder_appears_when_all_of_it_is_on_the_disk(run, monkeypatch):
+    synced, replace = [], os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        names.extend(path.name for path in Path(source).iterdir())
+        assert not Path(target).exists()
+        assert {Path(source), *Path(source).iterdir()} <= {*synced}
+        replace(source, target)
+
+    names: list[str] = []
+    monkeypatch.setattr("lrsa_lightning.export.sync", synced.append)
+    monkeypatch.setattr("lrsa_lightning.export.os.replace", watched)
+    export(run, Path("exported"))
+    assert {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors"} <= {*names}
+    assert synced[-1] == Path("exported").absolute().parent
+
+
+class TouchesAFile:
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+def test_a_checkpoint_loads_plain_data_alone(run, monkeypatch):
+    """Also where nothing has looked at it before."""
+    file = run / "checkpoints" / "step=1.ckpt"
+    torch.save({**torch.load(file, weights_only=True), "of a callback": TouchesAFile()}, file)
+    for looks in (True, False):
+        if not looks:
+            monkeypatch.setattr("lrsa_lightning.pretrained.is_whole", lambda _: True)
+        with pytest.raises(InputError, match=r"step=1\.ckpt is"):
+            load_checkpoint(file)
+    assert not Path("touched").exists()
+
+
+def test_a_checkpoint_of_another_model_is_named(run):
+    file = run / "checkpoints" / "step=1.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["state_dict"]["model.lm_head.weight"]
+    torch.save(checkpoint, file)
+    with pytest.raises(InputError, match=r"has not the weights of its run's model: .*lm_head\.weight"):
+        load_checkpoint(file)
+    torch.save({"weights": torch.ones(1)}, file)
+    with pytest.raises(InputError, match=r"step=1\.ckpt is no checkpoint of a run"):
+        load_checkpoint(file)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("nowhere", "nowhere does not exist"),
         ("runs/x/checkpoints/torn.ckpt", "torn.ckpt is torn or no checkpoint"),
         ("runs/empty", "runs/empty has no whole checkpoint"),
+        ("runs", "runs is neither a run (it has no config.yaml) nor a checkpoint"),
+        ("runs/x/checkpoints", "checkpoints is neither a run"),
         ("alone.ckpt", "config.yaml does not exist"),
     ],
 )
@@ -99,3 +208,6 @@ def test_a_folder_with_something_in_it_is_refused(run):
     with pytest.raises(InputError, match="full exists"):
         export(run, Path("full"))
     assert Path("full/mine.txt").read_text() == "x"
+    Path("empty").mkdir()
+    export(run, Path("empty"))
+    assert Path("empty/config.json").exists()

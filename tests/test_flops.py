@@ -27,10 +27,12 @@ def test_skipped_layers_and_vanilla_see_all_before_them():
     assert mode.visible_pairs(100, 0) < 5050
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
-def test_torchs_counter_finds_the_same_products(model_type):
+@pytest.mark.parametrize(
+    ("model_type", "keys"), [("qwen2", {"head_dim": 16}), ("llama", {"head_dim": 16}), ("qwen2", {})]
+)
+def test_torchs_counter_finds_the_same_products(model_type, keys):
     """Eager attention computes all N squared pairs, masked or not."""
-    model, num_tokens = make_model(model_type, head_dim=16), 24
+    model, num_tokens = make_model(model_type, **keys), 24
     Vanilla("eager").install(model)
     flops = DecoderFlops.of(model.config)
     with FlopCounterMode(display=False) as counter:

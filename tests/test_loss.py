@@ -43,6 +43,36 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time():
     assert max(rows) == 5
 
 
+def test_the_head_meets_each_answer_once_and_again_in_the_backward():
+    """And no other token: in long-context tuning answers are a percent of them."""
+    hidden, head, labels = inputs()
+    met = []
+    head.register_forward_hook(lambda module, args, output: met.append(args[0]))
+    loss = linear_cross_entropy(hidden, head, labels, 5)
+    answers = hidden[labels != IGNORE_INDEX]
+    assert torch.equal(torch.cat(met), answers)
+    met.clear()
+    loss.backward()
+    assert sum(len(z) for z in met) == len(answers)
+
+
+def test_no_logits_wait_for_the_backward():
+    hidden, head, labels = inputs()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z.shape) or z, lambda z: z):
+        linear_cross_entropy(hidden, head, labels, 5)
+    assert not [shape for shape in saved if len(shape) == 2 and shape[-1] == head.out_features]
+
+
+def test_losses_of_bfloat16_logits_are_computed_and_summed_in_float32():
+    hidden, head, labels = inputs()
+    hidden, head, weights = hidden.bfloat16(), head.bfloat16(), torch.rand(2, 30)
+    losses = cross_entropy(head(hidden).float().flatten(0, 1), labels.flatten(), reduction="none")
+    got = linear_cross_entropy(hidden, head, labels, 7, weights)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, (losses * weights.flatten()).sum(), rtol=1e-6, atol=0)
+
+
 def test_no_targets_give_zero_and_zero_gradients():
     hidden, head, labels = inputs()
     loss = linear_cross_entropy(hidden, head, torch.full_like(labels, IGNORE_INDEX))

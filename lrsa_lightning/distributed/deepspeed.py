@@ -6,32 +6,40 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import _DEEPSPEED_AVAILABLE
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from lrsa_lightning.checkpoint_files import (
-    TAG,
     WholeFiles,
     Written,
     is_universal,
     make_empty,
     partial_of,
     publish,
-    read_written,
     remove,
     saved_without,
 )
 from lrsa_lightning.disk import disk_full
+from lrsa_lightning.distributed.zero_config import (
+    check_accumulation,
+    check_compiler,
+    check_config,
+    check_precision,
+    stage_of,
+    sum_gradients_in_float32,
+)
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.plain_state import plain_checkpoint
+from lrsa_lightning.ranges import checked
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -40,28 +48,43 @@ class ZeroStrategy(DeepSpeedStrategy):
     bf16-mixed and bf16-true are the same here: weights in bf16, the optimizer's copy in float32.
     """
 
-    def __init__(self, *args, **kwargs):
+    @checked
+    def __init__(self, *args, stage: Literal[1, 2, 3] = 2, **kwargs):
         """
+        Args:
+            stage: 1 divides the optimizer's states over the ranks, 2 the gradients too, 3 the weights too.
+
         Raises:
-            InputError: DeepSpeed is not installed.
+            InputError: DeepSpeed is not installed, or its configuration says what a setting of the run says.
         """
         if not _DEEPSPEED_AVAILABLE:
             raise InputError("the strategy sp_deepspeed needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'")
         # DeepSpeed chooses its device when it is first imported, by what is installed rather than by what is there.
         os.environ.setdefault("DS_ACCELERATOR", _device_type())
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, stage=stage, **kwargs)
+        check_config(self.config)
+
+    def _load_config(self, config: str | Path | dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            # A copy, as the settings of the run are added to it: the user may give a dictionary to two strategies.
+            return deepcopy(super()._load_config(config))
+        except (MisconfigurationException, OSError, ValueError) as error:
+            raise InputError(f"the strategy's DeepSpeed config {config} cannot be read: {error}") from error
 
     def setup_environment(self) -> None:
         """Goes past Lightning's refusal of all but CUDA.
 
         Raises:
-            InputError: DeepSpeed has been set up for another device.
+            InputError: DeepSpeed has been set up for another device, or this one lacks what the configuration needs.
         """
         import deepspeed
 
         device = self.root_device.type
         if (chosen := deepspeed.get_accelerator().device_name()) != device:
             raise InputError(f"DeepSpeed runs on {chosen}, the trainer on {device}: set DS_ACCELERATOR={device}")
+        has_fp16 = deepspeed.get_accelerator().is_fp16_supported()
+        check_precision(self.config, self.precision_plugin.precision, has_fp16)
+        check_compiler(self.config)
         if device == "cpu":
             # DeepSpeed tells processes apart by device index, which CPUs do not have.
             self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
@@ -78,10 +101,21 @@ class ZeroStrategy(DeepSpeedStrategy):
         """For DeepSpeed's throughput alone; Lightning's would make the data loader once more to learn it."""
         return getattr(self.lightning_module.trainer.datamodule, "micro_batch_size", 1)
 
+    def check_accumulation(self, micro_batches: int) -> None:
+        """
+        Args:
+            micro_batches: of an optimizer step on one rank.
+
+        Raises:
+            InputError: their gradients would be added up in 16 bits without the user's wish.
+        """
+        check_accumulation(self.config, self.precision_plugin.precision, micro_batches)
+
     def _format_config(self) -> None:
-        # Gradients of bf16 weights are summed over the ranks in float32: sums in bf16 depend on how many there are.
-        self.config.setdefault("communication_data_type", "fp32")
+        sum_gradients_in_float32(self.config)
         super()._format_config()
+        if self.lightning_module is not None and self.lightning_module.trainer.training:
+            self.check_accumulation(self.config["gradient_accumulation_steps"])
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
@@ -194,7 +228,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def _stage(self) -> int:
-        return self.config.get("zero_optimization", {}).get("stage", 0)
+        return stage_of(self.config)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads tensors and plain data only, whatever ``weights_only`` says.
@@ -202,11 +236,17 @@ class ZeroStrategy(DeepSpeedStrategy):
         Raises:
             InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
         """
-        from lrsa_lightning.distributed.zero_files import read_client_state, read_weights, safe_loading
+        from lrsa_lightning.distributed.zero_files import (
+            check_folder,
+            check_resumable,
+            read_client_state,
+            read_weights,
+            safe_loading,
+        )
 
         path = Path(checkpoint_path)
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        self._check(path, fits)
+        check_resumable(path, self._stage, self.world_size) if fits else check_folder(path)
         if self.zero_stage_3 and not fits:
             # DeepSpeed fails without an optimizer, whose shards the weights are taken from.
             self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
@@ -215,26 +255,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         mends = is_universal(path) and self.zero_stage_3
         with safe_loading(), _groups_apart(self.deepspeed_engine.optimizer.optimizer) if mends else nullcontext():
             return super().load_checkpoint(path, weights_only)
-
-    def _check(self, path: Path, fits: bool) -> None:
-        if not path.is_dir():
-            raise InputError(f"{path} is not of a run with ZeRO: resume it with the strategy that wrote it")
-        written = read_written(path)
-        of_stage_3 = any((path / TAG).glob("zero_pp_rank_*_model_states.pt"))
-        if fits and is_universal(path) and of_stage_3 != self.zero_stage_3:
-            stages = "ZeRO-3" if of_stage_3 else "ZeRO-1 or 2"
-            raise InputError(f"{path} is of {stages}, the strategy's stage is {self._stage}: set it so")
-        if written is None or is_universal(path) or not fits:
-            return
-        if written.stage != self._stage:
-            raise InputError(f"{path} is of ZeRO-{written.stage}, the strategy's stage is {self._stage}: set it so")
-        if written.world_size != self.world_size:
-            universal = path.with_suffix(".universal")
-            raise InputError(
-                f"{path} was written by {written.world_size} processes, and this run has {self.world_size}. Run\n"
-                f"  python -m deepspeed.checkpoint.ds_to_universal --input_folder {path / TAG} "
-                f"--output_folder {universal / TAG}\n  and resume with --ckpt_path {universal}"
-            )
 
 
 # Where DeepSpeed's optimizers see that gradients overflow: ZeRO-1 and 2 in the first two, ZeRO-3 in the last.

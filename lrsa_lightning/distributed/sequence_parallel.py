@@ -5,9 +5,10 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, n tokens on this rank.
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lrsa_lightning.attention.base import AttentionMode, set_attention
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX
+from lrsa_lightning.ranges import PositiveInt, checked
 
 log = logging.getLogger(__name__)
 
@@ -33,24 +35,30 @@ class SequenceParallel:
         zigzag: of context, an early and a late part of the sequence on each rank, so that all work as long.
     """
 
-    size: int = 1
+    size: PositiveInt = 1
     kind: Kind = "auto"
     zigzag: bool = True
 
-    def __post_init__(self) -> None:
-        """
+    @classmethod
+    def of(cls, given: "SequenceParallel | Mapping[str, Any] | None") -> "SequenceParallel":
+        """What a strategy was given: a choice, a mapping of its fields, or None for no sharing.
+
         Raises:
-            InputError: a kind that does not exist.
+            InputError: it is neither, a field does not exist, or its value lies outside its range.
         """
-        if self.kind not in get_args(Kind):
-            raise InputError(f"sequence_parallel.kind {self.kind!r}: expected one of {', '.join(get_args(Kind))}")
+        if given is None or isinstance(given, cls):
+            return given or cls()
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or not given.keys() <= {*names}:
+            raise InputError(f"sequence_parallel is {given!r}, but must be a mapping of {', '.join(names)}")
+        return cls(**given)
 
     def check_world(self, world_size: int) -> None:
         """
         Raises:
             InputError: the ranks cannot be dealt to groups of this size.
         """
-        if self.size < 1 or world_size % self.size:
+        if world_size % self.size:
             legal = [size for size in range(1, world_size + 1) if world_size % size == 0]
             raise InputError(
                 f"sequence_parallel.size {self.size} does not divide the {world_size} processes of this run "
@@ -86,6 +94,10 @@ class SequenceParallel:
                 log.info("sequence parallelism over %d ranks: %s", group.size, sharded.describe())
             return sharded
         raise InputError(f"sequence_parallel.size {group.size} is not possible here. " + "; ".join(refusals))
+
+
+# A dataclass writes its __init__ itself.
+SequenceParallel.__init__ = checked(SequenceParallel.__init__)
 
 
 class ShardedAttention(ABC):

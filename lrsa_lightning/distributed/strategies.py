@@ -1,16 +1,19 @@
 """Lightning's strategies for several devices, in which groups of ranks may share sequences."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.data.datamodule import LongContextDataModule
+from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.errors import InputError
 
 
 class SequenceParallelStrategy:
@@ -29,12 +32,11 @@ class SequenceParallelStrategy:
             sequence_parallel: how ranks share sequences, or a mapping of its fields; not at all when None.
 
         Raises:
-            InputError: a kind that does not exist.
+            InputError: a size or kind that does not exist.
         """
         super().__init__(*args, **kwargs)
-        if isinstance(sequence_parallel, Mapping):  # not in the annotation: the command checks a mapping by the fields
-            sequence_parallel = SequenceParallel(**sequence_parallel)
-        self.sequence_parallel = sequence_parallel or SequenceParallel()
+        # A mapping is not in the annotation: the command checks one by the fields.
+        self.sequence_parallel = SequenceParallel.of(sequence_parallel)
 
     def setup_environment(self) -> None:
         """Refuses an illegal degree as soon as the number of processes is known."""
@@ -73,6 +75,37 @@ class SequenceParallelStrategy:
             group = self.sequence_group
             self.sharding = self.sequence_parallel.shard(mode, model.config, seq_len, group)
             self.sharding.install(model)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses strategies that train something else than the run says, before anything is read.
+
+    Raises:
+        InputError: Lightning's own where there is one of ours, or settings that ZeRO cannot follow.
+    """
+    strategy = trainer.strategy
+    for theirs, ours, name in (
+        (DeepSpeedStrategy, ZeroStrategy, "sp_deepspeed"),
+        (ModelParallelStrategy, SPModelParallelStrategy, "sp_fsdp2"),
+    ):
+        if isinstance(strategy, theirs) and not isinstance(strategy, ours):
+            raise InputError(f"trainer.strategy is Lightning's own {type(strategy).__name__}: take {name}")
+    if not isinstance(strategy, ZeroStrategy):
+        return
+    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+        raise InputError(
+            "DeepSpeed clips by the norm alone: set trainer.gradient_clip_algorithm to norm, or leave it out"
+        )
+    if trainer.training:
+        strategy.check_accumulation(_micro_batches(trainer))
+
+
+def _micro_batches(trainer: Trainer) -> int:
+    """Of an optimizer step on one rank: the datamodule tells the trainer when its samples are prepared, not before."""
+    data = trainer.datamodule
+    if not isinstance(data, LongContextDataModule):
+        return trainer.accumulate_grad_batches
+    return accumulation_steps(data.global_batch_size, data.micro_batch_size, trainer.strategy.data_parallel_size)
 
 
 class SPDDPStrategy(SequenceParallelStrategy, DDPStrategy):

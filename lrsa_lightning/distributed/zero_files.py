@@ -20,8 +20,9 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, distributed
 
-from lrsa_lightning.checkpoint_files import TAG, write_whole
+from lrsa_lightning.checkpoint_files import TAG, is_universal, read_written, write_whole
 from lrsa_lightning.disk import disk_full
+from lrsa_lightning.errors import InputError
 
 # checkpoint_faults.ZERO_CLASSES names the same without DeepSpeed.
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
@@ -105,3 +106,37 @@ def read_client_state(folder: Path) -> dict[str, Any]:
     file = min((folder / TAG).glob("*_model_states.pt"))
     with safe_loading():
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+
+
+def check_folder(path: Path) -> None:
+    """
+    Raises:
+        InputError: the checkpoint is of another strategy.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not of a run with ZeRO: resume it with the strategy that wrote it")
+
+
+def check_resumable(path: Path, stage: int, world_size: int) -> None:
+    """
+    Raises:
+        InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
+    """
+    check_folder(path)
+    if is_universal(path):
+        of_stage_3 = any((path / TAG).glob("zero_pp_rank_*_model_states.pt"))
+        if of_stage_3 != (stage == 3):
+            stages = "ZeRO-3" if of_stage_3 else "ZeRO-1 or 2"
+            raise InputError(f"{path} is of {stages}, the strategy's stage is {stage}: set it so")
+        return
+    if (written := read_written(path)) is None:
+        return
+    if written.stage != stage:
+        raise InputError(f"{path} is of ZeRO-{written.stage}, the strategy's stage is {stage}: set it so")
+    if written.world_size != world_size:
+        universal = path.with_suffix(".universal")
+        raise InputError(
+            f"{path} was written by {written.world_size} processes, and this run has {world_size}. Run\n"
+            f"  python -m deepspeed.checkpoint.ds_to_universal --input_folder {path / TAG} "
+            f"--output_folder {universal / TAG}\n  and resume with --ckpt_path {universal}"
+        )

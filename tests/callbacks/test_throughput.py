@@ -9,11 +9,12 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 
-from lrsa_lightning import LRSA
-from lrsa_lightning.callbacks import RulerEval
+from lrsa_lightning import LRSA, AttentionMode, Vanilla
+from lrsa_lightning.callbacks import RulerEval, Throughput
 from lrsa_lightning.callbacks.throughput import StepProfiler, _peak_flops, lengths_of
 from lrsa_lightning.cli import main
 from lrsa_lightning.data.dataset import LongContextDataset
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.flops import DecoderFlops
 from lrsa_lightning.module import LongContextModule
 from tests.conftest import TINY_MODEL
@@ -82,6 +83,56 @@ def test_each_part_is_charged_with_its_own_time(arguments, train_file, monkeypat
     assert [row["throughput/seconds/data"] for row in rows] == [1] * 6
     assert [row["throughput/seconds/evaluation"] // 100 for row in rows] == [0, 10, 0, 11, 0, 10]
     assert [row["throughput/seconds/checkpoints"] for row in rows] == [0, 0, 0, 0, 10000, 0]
+
+
+def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: AttentionMode) -> dict[str, float]:
+    """What is logged at the last of three steps, the first of which was slow.
+
+    Each is of one row on this device, which others may share, and of 300 tokens on all, 8 of them learned.
+    """
+    throughput, logged = Throughput(peak_tflops=0.5), {}
+    sharding = SimpleNamespace(seq_len=160, group=SimpleNamespace(size=shared_by)) if shared_by > 1 else None
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), sharding=sharding)
+    trainer = SimpleNamespace(
+        strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices, datamodule=None
+    )
+    model = SimpleNamespace(config=SimpleNamespace(**TINY_MODEL, vocab_size=97))
+    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0))
+    throughput.on_train_start(trainer, module)
+    laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
+    throughput._clock = SimpleNamespace(lap=lambda: next(laps))
+    throughput.log_dict = logged.update
+    batch = {"position_ids": torch.arange(160 // shared_by).unsqueeze(0)}
+    for step in range(3):
+        trainer.global_step, module.seen_tokens = step + 1, (300 * (step + 1), 8 * (step + 1))
+        throughput.on_train_batch_end(trainer, module, None, batch, step)
+    return logged
+
+
+def test_the_speed_is_that_of_training_alone():
+    """Three seconds of a step are training's; 97 of evaluation are not."""
+    logged = speed({"compute": 2.0, "evaluation": 97.0, "other": 1.0}, 4, 1, Vanilla())
+    assert logged["throughput/tokens_per_second"] == 100
+    assert logged["throughput/tokens_per_second_per_device"] == 25
+    assert logged["throughput/seconds/evaluation"] == 97
+
+
+@pytest.mark.parametrize(("devices", "shared_by"), [(1, 1), (4, 1), (2, 2), (8, 4)])
+def test_a_device_is_charged_with_its_part_of_the_rows(devices, shared_by):
+    """8 learned tokens are those of all rows, which devices // shared_by groups of devices have one of each."""
+    mode, config = LRSA(16, 0.5, 4), SimpleNamespace(**TINY_MODEL, vocab_size=97)
+    of_row = DecoderFlops.of(config).training({160: 1}, 8 * shared_by // devices, mode)
+    logged = speed({"compute": 3.0}, devices, shared_by, mode)
+    assert logged["throughput/tflops_per_device"] == pytest.approx(of_row.real / shared_by / 3e12)
+    assert logged["throughput/mfu"] == pytest.approx(of_row.real / shared_by / 1.5e12)
+    assert logged["throughput/mfu_dense"] == pytest.approx(of_row.dense / shared_by / 1.5e12)
+    assert of_row.dense > of_row.real
+
+
+@pytest.mark.parametrize("arguments", [{"window": 0}, {"window": 2.5}, {"peak_tflops": 0.0}, {"peak_tflops": -1.0}])
+def test_numbers_outside_their_range_are_refused(arguments):
+    with pytest.raises(InputError, match=f"Throughput.{next(iter(arguments))} is"):
+        Throughput(**arguments)
 
 
 def test_packed_samples_are_sequences_of_their_own():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_mode_without_a_chunked_rule_is_left_to_ulysses():
     assert shard(Outside(), 2).kind == "ulysses"
 
 
-@pytest.mark.parametrize(("size", "world"), [(2, 3), (0, 2), (4, 2)])
+@pytest.mark.parametrize(("size", "world"), [(2, 3), (4, 2)])
 def test_degrees_divide_the_processes(size, world):
     with pytest.raises(
         InputError, match=rf"size {size} does not divide the {world} processes .* one of \[1, {world}\]"
@@ -107,8 +108,48 @@ def test_strategies_are_chosen_by_name_and_by_class_path(arguments, in_tmp_path,
 def test_in_python_a_mapping_will_do(strategy):
     chosen = strategy(sequence_parallel={"size": 2, "kind": "context"})
     assert chosen.sequence_parallel == SequenceParallel(2, "context")
-    with pytest.raises(InputError, match=r"sequence_parallel\.kind 'ring': expected one of auto, ulysses, context"):
-        strategy(sequence_parallel={"size": 2, "kind": "ring"})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"size": 2, "kind": "ring"},
+            "SequenceParallel.kind is 'ring', but must be one of 'auto', 'ulysses', 'context'",
+        ),
+        ({"size": 0}, "SequenceParallel.size is 0, but must be a whole number of at least 1"),
+        ({"degree": 2}, "sequence_parallel is {'degree': 2}, but must be a mapping of size, kind, zigzag"),
+        (2, "sequence_parallel is 2, but must be a mapping"),
+    ],
+)
+@pytest.mark.parametrize("strategy", STRATEGIES.values())
+def test_what_is_no_way_of_sharing_is_refused(strategy, given, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        strategy(sequence_parallel=given)
+
+
+def of_class(name: str, **arguments) -> str:
+    return json.dumps({"class_path": f"lrsa_lightning.distributed.{name}", "init_args": arguments})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sp_foo", "'sp_foo', but must be one of auto, ddp, sp_ddp, sp_deepspeed, sp_fsdp2"),
+        ("deepspeed_stage_2", "Lightning's own: take sp_deepspeed, with its stage"),
+        ('{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}', "Lightning's own: take sp_fsdp2"),
+        ('{"class_path": "nowhere.Strategy"}', "No module named 'nowhere'"),
+        (of_class("SPDeepSpeedStrategy", stage=0), "Expected a typing.Literal[1, 2, 3]. Got value: 0"),
+        (of_class("SPDeepSpeedStrategy", stag=2), "Option 'stag' is not accepted"),
+        (of_class("SPDDPStrategy", sequence_parallel={"size": 0}), 'Parser key "size"'),
+        (of_class("SPDDPStrategy", sequence_parallel={"size": 2, "kind": "ring"}), "'context']. Got value: ring"),
+        (of_class("SPDDPStrategy", sequence_parallel={"degree": 2}), "Option 'degree' is not accepted"),
+    ],
+)
+def test_what_is_wrong_with_a_strategy_is_said(arguments, in_tmp_path, given, said):
+    """The parser takes any text for a name of one."""
+    with pytest.raises(InputError, match=re.escape(said)):
+        LRSACLI([f"--{k}={v}" for k, v in {**arguments, "trainer.strategy": given}.items()], run=False)
 
 
 def test_packed_rows_are_not_shared(arguments, in_tmp_path):

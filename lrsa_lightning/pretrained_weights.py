@@ -1,0 +1,162 @@
+"""Pretrained weights: all of a model's, as they were saved, or a refusal that names what does not fit."""
+
+import json
+import pickle
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lrsa_lightning.errors import InputError
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def check_folder(name_or_path: str) -> None:
+    """Looks at the files of a folder, whose weights stay on the disk; does nothing for a hub id.
+
+    Raises:
+        InputError: weights are missing, cut short or no floating-point numbers of 16 bits or more, or the folder holds
+            an adapter.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"model.name_or_path {name_or_path} is a PEFT adapter: merge it into its model (merge_and_unload, "
+            "save_pretrained) and give that folder"
+        )
+    if (folder / "config.json").exists():  # without it, the configuration's error says more
+        for file in _weight_files(folder):
+            _check_file(file)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or index.exists():
+        names = [single.name] if single.exists() else {*_weight_map(index).values()}
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = [*folder.glob("pytorch_model*.bin")] or [single]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise InputError(f"model.name_or_path {folder} lacks the weights of {_listed(missing)}: copy the folder again")
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index} is no index of weights ({error!r}): copy the folder again") from error
+
+
+def _check_file(file: Path) -> None:
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(file, "pt") as weights:
+            dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118  no mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read ({error}): copy the file again") from error
+    if others := {name: dtype for name, dtype in dtypes.items() if dtype not in _FLOATS}:
+        name, dtype = next(iter(others.items()))
+        raise InputError(f"{file}: {name} is of type {dtype}. Give weights in float32, bfloat16 or float16")
+
+
+def check_quantisation(config, name_or_path: str) -> None:
+    """
+    Raises:
+        InputError: the weights of this configuration are quantised.
+    """
+    if (given := getattr(config, "quantization_config", None)) is not None:
+        method = given.get("quant_method") if isinstance(given, dict) else type(given).__name__
+        raise InputError(
+            f"model.name_or_path {name_or_path} is quantised ({method}): give the weights it was made from"
+        )
+
+
+def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
+    """A causal decoder with the weights of a folder or hub id, in evaluation mode, on the CPU.
+
+    transformers fills what it does not find with random numbers, and says so in a warning alone.
+
+    Raises:
+        InputError: weights cannot be read, or are not exactly those of the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_folder(name_or_path)
+    check_quantisation(config, name_or_path)
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    try:
+        with _without_warnings():
+            model, info = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(f"the weights of model.name_or_path {name_or_path} cannot be read: {said}") from error
+    _check_complete(info, name_or_path)
+    _tie(model, name_or_path)
+    check_finite(model, f"model.name_or_path {name_or_path}", "take another trainer.precision or model")
+    return model
+
+
+def check_finite(model, whose: str, way_out: str) -> None:
+    """
+    Raises:
+        InputError: a weight is NaN or infinite, from the start or in the model's dtype, as beyond 65504 in float16.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"{whose}: {name} is NaN or infinite in {str(parameter.dtype)[6:]}; {way_out}")
+
+
+def _check_complete(info: dict[str, Collection], name_or_path: str) -> None:
+    faults = []
+    if missing := info["missing_keys"]:
+        faults.append(f"lack {_listed(missing)}")
+    if unexpected := info["unexpected_keys"]:
+        faults.append(f"have {_listed(unexpected)}, for which the model has no place")
+    for name, saved, wanted in info["mismatched_keys"]:
+        faults.append(f"have {name} in shape {[*saved]}, not {[*wanted]}")
+    if faults:
+        raise InputError(
+            f"the weights of model.name_or_path {name_or_path} are not those of its config.json: they "
+            f"{', '.join(faults[:3])}. Give the folder of a whole causal language model"
+        )
+
+
+def _tie(model, name_or_path: str) -> None:
+    """transformers leaves a head untied that lies in the files too, though the configuration ties it."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or head.weight is embedding.weight:
+        return
+    if not torch.equal(head.weight, embedding.weight):
+        raise InputError(
+            f"model.name_or_path {name_or_path}: config.json ties the head to the embedding, but its weights are "
+            "others: set tie_word_embeddings to false in config.json"
+        )
+    head.weight = embedding.weight
+
+
+def _listed(names: Collection[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers reports at length what the error then says in a line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

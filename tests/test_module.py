@@ -1,0 +1,243 @@
+"""The module in real runs of the command, against plain references."""
+
+import json
+import math
+
+import pytest
+import torch
+from lightning import Callback
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from lrsa_lightning import Vanilla
+from lrsa_lightning.cli import main
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.module import LongContextModule
+from tests.conftest import TINY_MODEL
+from tests.runs import command, metrics
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+
+class Keeper(Callback):
+    """Keeps what a run of this process goes through.
+
+    Attributes:
+        batches: micro-batches, in order.
+        weights: before the first step and after each, float64.
+        gradients: of each step, before clipping, float64.
+        groups: the optimizer's, as they are made.
+        windows: what is carried from a micro-batch to the next.
+        forwards: of the first layer, in each micro-batch with its backward.
+    """
+
+    def __init__(self):
+        Keeper.seen = self
+        self.batches, self.weights, self.gradients, self.windows, self.forwards = [], [], [], [], []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        optimizer = trainer.optimizers[0]
+        self.kind = type(optimizer)
+        self.groups = [{**group, "params": [*group["params"]]} for group in optimizer.param_groups]
+        self.model = pl_module.model
+        self.weights.append(double(pl_module))
+        self.model.get_decoder().layers[0].input_layernorm.register_forward_hook(self._count)
+
+    def _count(self, *_) -> None:
+        self.forwards[-1] += 1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.forwards.append(0)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.gradients.append({name: p.grad.double() for name, p in pl_module.named_parameters()})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.batches.append(batch)
+        self.windows.append(pl_module._window)
+        if pl_module._window is None:
+            self.weights.append(double(pl_module))
+
+
+def double(module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().double() for name, p in module.named_parameters()}
+
+
+@pytest.fixture
+def run(arguments):
+    """Runs with these options, and what was kept of it."""
+
+    def make(**options: str) -> Keeper:
+        changed = {key.replace("__", "."): value for key, value in options.items()}
+        keeper = json.dumps([{"class_path": "tests.test_module.Keeper"}])
+        base = {k: v for k, v in arguments.items() if not k.startswith("model.attention.")}
+        main(command({**base, "model.attention": "Vanilla", "trainer.callbacks": keeper, **changed}))
+        return Keeper.seen
+
+    return make
+
+
+def reference_loss(model, batches: list[dict], by_sample: bool) -> torch.Tensor:
+    """The mean over answer tokens, or over samples of their means, from transformers' full logits."""
+    losses = []
+    for batch in batches:
+        for ids, labels, length in zip(batch["input_ids"], batch["labels"], batch["lengths"], strict=True):
+            logits = model(input_ids=ids[:length].unsqueeze(0)).logits[0]
+            losses.append(cross_entropy(logits, labels[:length], ignore_index=-100, reduction="none"))
+    of_answers = [loss[loss != 0] for loss in losses]
+    return torch.stack([z.mean() for z in of_answers]).mean() if by_sample else torch.cat(of_answers).mean()
+
+
+@pytest.mark.parametrize(("micro", "weighting"), [(4, "token"), (2, "token"), (1, "token"), (1, "sample")])
+def test_loss_and_gradient_are_those_of_the_whole_batch(run, arguments, micro, weighting):
+    """Unlike AdamW, the gradients show a factor, be it of the accumulation."""
+    keeper = run(trainer__max_steps="1", data__micro_batch_size=str(micro), data__loss_weighting=weighting)
+    assert len(keeper.batches) == 4 // micro
+    model = AutoModelForCausalLM.from_config(keeper.model.config, attn_implementation="eager")
+    model.load_state_dict({name.removeprefix("model."): z for name, z in keeper.weights[0].items()})
+    loss = reference_loss(model, keeper.batches, weighting == "sample")
+    loss.backward()
+    (row,) = metrics()
+    assert row["train/loss"] == pytest.approx(loss.item(), rel=1e-6)
+    answer_loss = reference_loss(model, keeper.batches, by_sample=False)
+    assert row["train/answer_loss"] == pytest.approx(answer_loss.item(), rel=1e-6)
+    expected = {f"model.{name}": p.grad.double() for name, p in model.named_parameters()}
+    for name, gradient in keeper.gradients[0].items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    norm = math.sqrt(sum(float(z.square().sum()) for z in expected.values()))
+    assert row["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_steps_are_those_of_adamw(run):
+    """Loshchilov and Hutter's (arXiv 1711.05101), written out, on clipped gradients; vectors do not decay."""
+    lr, (first, second), decay, clip = 0.01, (0.7, 0.8), 0.3, 0.5
+    options = {"model__betas": "[0.7, 0.8]", "model__weight_decay": "0.3", "model__warmup_steps": "2"}
+    keeper = run(**options, trainer__gradient_clip_val="0.5", trainer__max_steps="4")
+    rates, norms = ([row[name] for row in metrics()] for name in ("train/lr", "train/grad_norm"))
+    assert rates == pytest.approx([lr / 2, lr, lr, lr / 2])
+    assert min(norms) > clip
+    for name, weight in keeper.weights[0].items():
+        mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
+        for step, rate in enumerate(rates, start=1):
+            gradient = keeper.gradients[step - 1][name] * clip / norms[step - 1]
+            mean = first * mean + (1 - first) * gradient
+            square = second * square + (1 - second) * gradient**2
+            unbiased = (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + 1e-8)
+            weight = weight * (1 - rate * (decay if weight.ndim > 1 else 0)) - rate * unbiased
+            torch.testing.assert_close(keeper.weights[step][name], weight, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_each_weight_is_in_one_group_and_vectors_do_not_decay(run):
+    keeper = run(trainer__max_steps="1")
+    matrices, vectors = keeper.groups
+    assert keeper.kind is torch.optim.AdamW
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0)
+    assert {p.ndim for p in matrices["params"]} == {2}
+    assert {p.ndim for p in vectors["params"]} == {1}
+    assert [group["betas"] for group in keeper.groups] == [(0.9, 0.95)] * 2
+    in_groups = sorted(id(p) for group in keeper.groups for p in group["params"])
+    assert in_groups == sorted(id(p) for p in keeper.model.parameters())
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_learning_rate_of_each_step(run, warmup):
+    """Over the end of an epoch of six steps, of two micro-batches each."""
+    run(model__warmup_steps=str(warmup), trainer__max_steps="8")
+    rising = [0.01 * (i + 1) / warmup for i in range(warmup)]
+    left = 8 - warmup
+    falling = [0.01 * (1 + math.cos(math.pi * i / left)) / 2 for i in range(left)]
+    assert [row["train/lr"] for row in metrics()] == pytest.approx(rising + falling, rel=1e-6)
+
+
+def test_a_warmup_as_long_as_the_run_is_said(run, caplog):
+    run(model__warmup_steps="2", trainer__max_steps="2")
+    assert "model.warmup_steps 2: the run ends after 2, before model.lr falls" in caplog.text
+
+
+def test_a_run_without_an_end_keeps_the_peak_and_says_so(run, caplog):
+    run(trainer__max_steps="-1", trainer__max_epochs="-1", trainer__max_time="00:00:00:01")
+    assert {round(row["train/lr"], 6) for row in metrics()} == {0.01}
+    assert "the run has no number of steps: model.lr stays at its peak" in caplog.text
+
+
+@pytest.mark.parametrize(("option", "forwards"), [("true", 2), ("false", 1)])
+def test_layers_are_computed_again_in_the_backward_where_asked(run, option, forwards):
+    keeper = run(model__gradient_checkpointing=option, trainer__max_steps="1")
+    assert keeper.model.is_gradient_checkpointing == (option == "true")
+    assert keeper.forwards == [forwards] * 2
+
+
+def test_nothing_between_micro_batches_holds_a_graph(run):
+    keeper = run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting="sample")
+    carried = [part for window in keeper.windows if window is not None for part in window]
+    assert len(carried) == 2 * 3 * 3
+    assert all(part.grad_fn is None and not part.requires_grad for part in carried)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a device: a number read from a tensor."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weighting", ["token", "sample"])
+def test_the_host_never_waits_in_a_step(run, monkeypatch, weighting):
+    """But in transformers' forward, which reads from the positions whether a row is packed."""
+    waits, training_step, forward = Waits(), LongContextModule.training_step, LongContextModule.forward
+
+    def watched(self, batch, batch_idx):
+        with waits:
+            return training_step(self, batch, batch_idx)
+
+    def unwatched(self, *inputs):
+        before = waits.number
+        hidden = forward(self, *inputs)
+        waits.number = before
+        return hidden
+
+    monkeypatch.setattr(LongContextModule, "training_step", watched)
+    monkeypatch.setattr(LongContextModule, "forward", unwatched)
+    run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting=weighting)
+    assert waits.number == 0
+
+
+def test_a_step_without_an_answer_is_refused(run, monkeypatch):
+    """Its loss would be 0 / 0."""
+    training_step = LongContextModule.training_step
+
+    def without_answers(self, batch, batch_idx):
+        if batch_idx in (2, 3):  # the second step; of the first, one micro-batch has answers
+            batch = {**batch, "labels": torch.full_like(batch["labels"], -100), "most_targets": 0}
+            batch["num_tokens"] = torch.zeros_like(batch["num_tokens"])
+        return training_step(self, {**batch, "most_targets": 0} if batch_idx == 1 else batch, batch_idx)
+
+    monkeypatch.setattr(LongContextModule, "training_step", without_answers)
+    with pytest.raises(SystemExit):
+        run()
+    assert [row["step"] for row in metrics()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("weight_decay", -0.1),
+        ("warmup_steps", -1),
+        ("warmup_steps", 1.5),
+        ("loss_chunk_size", 0),
+        ("seq_len", 1),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(argument, value):
+    with pytest.raises(InputError, match=f"LongContextModule.{argument} is .*, but must be"):
+        LongContextModule(Vanilla(), from_config=TINY_MODEL, **{argument: value})

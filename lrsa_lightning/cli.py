@@ -1,17 +1,12 @@
 """The command `lrsa`: LightningCLI with our module and datamodule, a run directory and a checkpoint policy."""
 
 import logging
-import sys
-import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.cli import LightningCLI
 
 from lrsa_lightning.callbacks import (
     EndTogether,
@@ -22,42 +17,23 @@ from lrsa_lightning.callbacks import (
     StopOnSignal,
 )
 from lrsa_lightning.callbacks.save_config import dump
-from lrsa_lightning.callbacks.stop_on_signal import Stopped
+from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.input_boundary import FirstStep, reading, report_input_errors
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
 from lrsa_lightning.resume_guard import ResumeGuard
 from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.trainer import RangedTrainer
 
 log = logging.getLogger(__name__)
-# Calls of functions that are deprecated in the newest releases alone, and a datamodule without validation files.
-_NOISE = (
-    "'set_vital' is deprecated",
-    ".*LeafSpec.* is deprecated",
-    r"\s*``(instantiate_classes|enable_path)``",
-    r"\s*By default only one JsonargparseDeprecationWarning",
-    "Total length of `list` across ranks is zero",
-)
-
-
-class Parser(LightningArgumentParser):
-    """Prints an error alone, without the pages of usage, and names the attention modes there are."""
-
-    def print_usage(self, file=None) -> None:
-        if file is not sys.stderr:
-            super().print_usage(file)
-
-    def error(self, message: str, ex: Exception | None = None):
-        if "model.attention" in message:
-            message += "\n  Attention modes: LRSA, Vanilla, the class_path of your own; files: configs/attention/*.yaml"
-        super().error(message, ex)
 
 
 class LRSACLI(LightningCLI):
-    """`lrsa {fit,validate,test} --config FILE ...`; see configs/ for files and README for examples."""
+    """`lrsa {fit,validate} --config FILE ...`; see configs/ for files and README for examples."""
 
     _checkpoint: Path | None = None
 
@@ -74,8 +50,9 @@ class LRSACLI(LightningCLI):
             LongContextDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=RangedTrainer,
             seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-            parser_kwargs={"parser_mode": "omegaconf+", **parser_kwargs},
+            parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
             parser_class=Parser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -108,7 +85,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate", "test")}
+        return {name: commands[name] for name in ("fit", "validate")}
 
     def _parse_ckpt_path(self) -> None:
         """Overrides Lightning's, which lets a checkpoint's hyperparameters win over the command line."""
@@ -135,10 +112,15 @@ class LRSACLI(LightningCLI):
             # A checkpoint of another run is compared with that one's configuration.
             ResumeGuard(directory.of_checkpoint(self._checkpoint)).check(dump(self._parser("fit"), config), allow)
 
+    def instantiate_classes(self) -> None:
+        with reading("the configuration"):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        with reading("trainer"):
+            trainer = super().instantiate_trainer(**kwargs)
         resumes = self._checkpoint is not None
-        trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
+        trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             asked = dump(self._parser(self.subcommand), self._asked)
@@ -174,38 +156,10 @@ def check_found(config, checkpoint: Path | None, subcommand: str) -> None:
         log.warning("--ckpt_path %s: there is no checkpoint yet, the run starts from the beginning", config.ckpt_path)
 
 
-def report_input_errors(command: Callable) -> Callable:
-    """A command whose `InputError` is one line on stderr and exit status 2."""
-
-    @wraps(command)
-    def reporting(*args, **kwargs):
-        _quieten()
-        try:
-            return command(*args, **kwargs)
-        except InputError as error:
-            print(f"lrsa: error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except Stopped as stopped:
-            if rank_zero_only.rank == 0:  # the others have stopped for the same reason
-                print(f"lrsa: {stopped}", file=sys.stderr)
-            raise
-
-    return reporting
-
-
 @report_input_errors
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script."""
     LRSACLI(args)
-
-
-def _quieten() -> None:
-    """Our own log lines on, others' advertisements and deprecations off."""
-    logging.basicConfig(format="%(name)s: %(message)s")
-    logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ from lrsa_lightning.callbacks import (
     StepProgress,
     StopOnSignal,
 )
+from lrsa_lightning.callbacks.first_step import FirstStep
 from lrsa_lightning.callbacks.save_config import dump
 from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import FirstStep, reading, report_input_errors
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard

@@ -12,8 +12,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lrsa_lightning.config_files import ConfigFiles
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import input_error, reading, refuse
+from lrsa_lightning.input_boundary import refuse
+from lrsa_lightning.library_errors import input_error, reading
 from lrsa_lightning.parser_errors import Complaint, read_error
+from lrsa_lightning.ranges import is_range, option, range_of
 from lrsa_lightning.yaml_text import check_yaml
 
 PARSER_MODE = "omegaconf+"
@@ -101,7 +103,7 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a script, whose errors are one line. See `ranges.option` for numbers."""
+    """argparse's parser for a script, whose errors are one line, and whose numbers may be types of `ranges`."""
 
     def __init__(self, description: str):
         """
@@ -110,5 +112,13 @@ class ScriptParser(argparse.ArgumentParser):
         """
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def add_argument(self, *names, **keys) -> argparse.Action:
+        """argparse's, which also takes the types of `ranges`: the option's help and error say the range."""
+        kind = keys.get("type")
+        if is_range(kind):
+            words = f"{kind.__name__}: {range_of(kind.__name__)}"
+            keys |= {"type": option(kind), "help": f"{keys['help']} ({words})" if "help" in keys else words}
+        return super().add_argument(*names, **keys)
+
     def error(self, message: str) -> NoReturn:
-        refuse(str(read_error(message)))
+        refuse(message.removeprefix("argument ").replace(": is ", " is ", 1))

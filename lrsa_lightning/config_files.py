@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.yaml_text import check_yaml, load_yaml, read_text
+from lrsa_lightning.yaml_text import check_yaml, read_mapping, read_text
 
 _SUFFIXES = (".yaml", ".yml")
 _ATTENTION = "attention"
 _CONFIG = "config"
 _PARTS = ("model", "data", "trainer")
 _EXPECTED = {
-    _CONFIG: "the keys of `lrsa fit --help`, as in configs/experiment/*.yaml",
-    _ATTENTION: "class_path and init_args of an attention mode, as in configs/attention/*.yaml",
+    _CONFIG: "a configuration, as configs/experiment/*.yaml",
+    _ATTENTION: "an attention mode, as configs/attention/*.yaml",
 }
 
 
@@ -50,26 +50,18 @@ class ConfigFiles:
         return self._places.get(found)
 
     def _read(self, path: Path, prefix: str, kind: str, named_by: str, outer: tuple[Path, ...]) -> None:
-        where = str(path)
         path = path.expanduser()
         _check_file(path, kind, named_by)
         if path.resolve() in outer:
-            raise InputError(f"{where} ({named_by}) names itself: files must not go round in a circle")
-        text = read_text(path)
-        content = load_yaml(text, where)
-        if not isinstance(content, dict):
-            is_empty = content is None
-            raise InputError(
-                f"{where} ({named_by}) {'is empty' if is_empty else 'holds no keys and values'}: expected "
-                f"{_EXPECTED[kind]}"
-            )
+            raise InputError(f"{path} ({named_by}) names itself: files must not go round in a circle")
+        content = read_mapping(path, _EXPECTED[kind])
         for key in _PARTS if kind == _CONFIG and not prefix else ():
             if not isinstance(content.get(key, {}), dict | str):
-                raise InputError(f"{where} ({named_by}): {key} holds no keys and values: expected {_EXPECTED[kind]}")
-        for key, line in check_yaml(text, where).items():
-            self._places[prefix + key] = f"{where}, line {line}"
+                raise InputError(f"{path} ({named_by}): {key} holds no keys and values: expected {_EXPECTED[kind]}")
+        for key, line in check_yaml(read_text(path), str(path)).items():
+            self._places[prefix + key] = f"{path}, line {line}"
         for key, value in _strings(content):
-            self._follow(prefix + key, value, path.parent, f"{where}: {key}", (*outer, path.resolve()))
+            self._follow(prefix + key, value, path.parent, f"{path}: {key}", (*outer, path.resolve()))
 
     def _follow(self, key: str, value: str, folder: Path, named_by: str, outer: tuple[Path, ...]) -> None:
         """Reads the file that a value names, if it names one that the parser would read."""
@@ -91,9 +83,9 @@ class ConfigFiles:
 
 def _check_file(path: Path, kind: str, named_by: str) -> None:
     if path.is_dir():
-        raise InputError(f"{path} ({named_by}) is a folder: expected a YAML file with {_EXPECTED[kind]}")
+        raise InputError(f"{path} ({named_by}) is a folder: expected {_EXPECTED[kind]}")
     if not path.exists():
-        raise InputError(f"{path} ({named_by}) does not exist: give a YAML file with {_EXPECTED[kind]}")
+        raise InputError(f"{path} ({named_by}) does not exist: expected {_EXPECTED[kind]}")
 
 
 def _kind(key: str) -> str | None:

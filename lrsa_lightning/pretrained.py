@@ -1,5 +1,6 @@
 """From a hub id, a folder or configuration keys to a transformers causal decoder."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,18 @@ import torch
 
 from lrsa_lightning.checkpoint_files import is_universal, is_whole
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.hub import before_loading
+from lrsa_lightning.library_errors import reading
+from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
 # Read by the modelling code, though not every configuration class declares it.
 _UNDECLARED = {"head_dim"}
+_WAY_OUT = "give a hub id that this machine can reach, or a folder with config.json; code in it (auto_map) is not run"
+_WAY_OUT_OF_WEIGHTS = "give a folder whose *.safetensors are whole and fit its config.json"
 
 
 def load_config(
@@ -32,13 +39,13 @@ def load_config(
     from transformers import AutoConfig
 
     if name_or_path is not None:
-        try:
-            config = AutoConfig.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"model.name_or_path {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} "
-                "Give a hub id that this machine can reach or a folder with config.json."
-            ) from error
+        if Path(name_or_path).is_file():
+            raise InputError(f"model.name_or_path {name_or_path!r} is a file: give the folder that it lies in")
+        before_loading(name_or_path)
+        with reading(f"model.name_or_path {name_or_path!r} cannot be loaded", _WAY_OUT):
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        if getattr(config, "auto_map", None):
+            log.warning("model.name_or_path %s: its own code (auto_map) is not run", name_or_path)
     else:
         config = _config_from_keys(dict(from_config))
     if rope_parameters:
@@ -93,14 +100,17 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     if device.type == "meta":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
         with torch.device("cpu"):
             if name_or_path is None:
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
             else:
-                # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-                model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype).train()
+                with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
+                    model = AutoModelForCausalLM.from_pretrained(
+                        name_or_path, config=config, dtype=dtype, trust_remote_code=False
+                    )
+                model.train()  # transformers gives it in evaluation mode, where gradient checkpointing does nothing
         model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
@@ -149,18 +159,19 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
     Raises:
         InputError: there is no such checkpoint, it is torn, or no configuration lies beside it.
     """
-    import yaml
     from transformers import AutoModelForCausalLM
 
     config_path = checkpoint.absolute().parent.parent / "config.yaml"
     for path in (checkpoint, config_path):
         if not path.exists():
             raise InputError(f"{path} does not exist: give a checkpoint of runs/<name>/checkpoints/")
-    run = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    run = read_mapping(config_path, "the configuration of a run")
     keys = ("name_or_path", "from_config", "rope_parameters")
     config = load_config(*(run["model"][key] for key in keys))
     state = _weights(checkpoint)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype or next(iter(state.values())).dtype)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=dtype or next(iter(state.values())).dtype, trust_remote_code=False
+    )
     model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
     return TrainedModel(model.eval(), run)
 

@@ -60,6 +60,7 @@ __all__ = [
     "PositiveInt",
     "PositiveUnitInterval",
     "checked",
+    "is_range",
     "option",
     "range_of",
 ]
@@ -90,6 +91,11 @@ def checked(init: F) -> F:
 def range_of(name: str) -> str:
     """What a type of this name takes, in words; the name itself where it is none of these types."""
     return next((words for kind, words in (_RANGES | _TEXTS).items() if kind.__name__ == name), name)
+
+
+def is_range(kind: Any) -> bool:
+    """Whether it is one of the numbers of this module."""
+    return kind in _RANGES
 
 
 def option(kind: Any) -> Callable[[str], int | float]:

@@ -13,13 +13,23 @@ _MOST_NODES = 100_000
 _MOST_LEVELS = 100
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a file.
+def read_mapping(path: Path, expected: str) -> dict[str, Any]:
+    """The keys and values of a file.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the error.
 
     Raises:
-        InputError: it cannot be read or is no YAML that `load_yaml` takes; names the file.
+        InputError: it cannot be read, holds anything else, or is refused by `load_yaml`; names the file.
     """
-    return load_yaml(read_text(path), str(path))
+    try:
+        content = load_yaml(read_text(path), str(path))
+    except InputError as error:
+        raise InputError(f"{error}; expected {expected}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} {'is empty' if content is None else 'holds no keys and values'}: expected {expected}")
+    return content
 
 
 def read_text(path: Path) -> str:
@@ -31,10 +41,10 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): expected a YAML file") from error
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): expected a YAML file; save it as UTF-8"
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
         ) from error
 
 
@@ -85,7 +95,9 @@ def _described(error: Exception, text: str) -> str:
         return ": " + " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
     is_tab = "".join(text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1] == "\t"
     problem = "a tab, where YAML takes spaces alone" if is_tab else error.problem
-    return f", line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    begun = getattr(error, "context_mark", None)
+    within = f" (in what begins in line {begun.line + 1})" if begun is not None and begun.line < mark.line else ""
+    return f": line {mark.line + 1}, column {mark.column + 1}: {problem}{within}"
 
 
 class _Walk:

@@ -5,7 +5,6 @@ data where that was not done.
 Usage: python scripts/inspect_data.py --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,16 +12,18 @@ from prepare_data import DataCLI
 from rich.console import Console
 
 from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
 from lrsa_lightning.data.tokenization import LongTokenizer
+from lrsa_lightning.ranges import NonNegativeInt
 
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Prints the summary and a sample, and draws the histograms."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("data_lengths.png"), help="the histograms' file")
-    parser.add_argument("--sample", type=int, default=0, help="number of the prepared sample that is printed")
+    parser.add_argument("--sample", type=NonNegativeInt, default=0, help="number of the sample that is printed")
     options, further = parser.parse_known_args(arguments)
     module = DataCLI(further, run=False).datamodule
     module.prepare_data()

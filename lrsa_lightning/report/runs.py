@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrsa_lightning.callbacks.metrics_file import read_metric
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.results import CellName, CellScore, Record, cell_scores, read_records
+from lrsa_lightning.yaml_text import read_mapping
 
 _METRICS, _RESULTS, _CONFIG = "metrics.jsonl", "results.jsonl", "config.yaml"
 _CHECK = re.compile(r"step-(\d+)\.jsonl")
@@ -101,7 +100,7 @@ def _split(argument: str) -> tuple[str, Path]:
 def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of eval_ruler.py")
-    config = _parsed(path / _CONFIG) if (path / _CONFIG).exists() else {}
+    config = read_mapping(path / _CONFIG, "the configuration of `lrsa fit`") if (path / _CONFIG).exists() else {}
     if (path / _RESULTS).exists():
         step, records = None, _read(path / _RESULTS, read_records, _record)
     else:
@@ -160,13 +159,3 @@ def _metrics_row(line: bytes) -> tuple[int, float | None]:
     """metrics with their step as one JSON object"""
     row = json.loads(line)
     return row["step"], row.get("train/loss")
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; expected the configuration of `lrsa fit`") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected the configuration of `lrsa fit`, as keys and values")
-    return config

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.yaml_text import read_mapping
 
 METHODS = ("grid", "random")
 
@@ -46,7 +45,7 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
     Raises:
         InputError: it is not there, lacks a part, or needs W&B's server.
     """
-    content = _parsed(path)
+    content = read_mapping(path, "a sweep file, as configs/sweeps/*.yaml")
     for key, kind in (("program", str), ("parameters", dict), ("command", list)):
         if not isinstance(content.get(key), kind) or not content[key]:
             raise InputError(f"{path} has no {key!r}: give program, method, parameters and command as W&B's sweeps do")
@@ -69,20 +68,6 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
         metric.get("goal") == "maximize",
         content.get("run_cap"),
     )
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): give a sweep file, configs/sweeps/*.yaml"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; expected a sweep file") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a sweep file, as keys and values")
-    return content
 
 
 def _described(path: Path, name: str, value: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import subprocess
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from lrsa_lightning.callbacks.first_step import has_begun
+
 _GRACE_S = 10
 
 
@@ -22,7 +24,8 @@ class EndTogether(Callback):
             return
         for process in launcher.procs:
             try:
-                process.wait(_GRACE_S)  # most errors are all processes' own, and each tells its own
+                # Most errors are all processes' own. Behind the first step each saves and tells its own.
+                process.wait(_GRACE_S if has_begun() else 0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

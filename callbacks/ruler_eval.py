@@ -160,7 +160,7 @@ class RulerEval(Callback):
         """Whether a run that is resumed was scored on these samples: one name in its curves means one thing."""
         from lrsa_lightning.ruler.evaluation import other_samples
 
-        folder = self.records_path(trainer, 0).parent
+        folder = RulerEval.records_path(trainer, 0).parent
         reason = other_samples(folder, samples) if trainer.is_global_zero else None
         if reason := trainer.strategy.broadcast(reason):
             raise InputError(

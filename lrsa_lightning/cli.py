@@ -1,18 +1,13 @@
 """The command `lrsa`: LightningCLI with our module and datamodule, a run directory and a checkpoint policy."""
 
 import logging
-import sys
-import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.cli import LightningCLI
 
 from lrsa_lightning.callbacks import (
     EndTogether,
@@ -23,12 +18,15 @@ from lrsa_lightning.callbacks import (
     StepProgress,
     StopOnSignal,
 )
-from lrsa_lightning.callbacks.stop_on_signal import Stopped
+from lrsa_lightning.callbacks.first_step import FirstStep
+from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.finished_run import FinishedRun
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
@@ -37,33 +35,13 @@ from lrsa_lightning.run_claim import RunClaim, told_to_further_processes
 from lrsa_lightning.run_directory import RunDirectory, first_of_all
 from lrsa_lightning.saved_config import contents, dump
 from lrsa_lightning.secret_values import Secrets
+from lrsa_lightning.trainer import RangedTrainer
 
 log = logging.getLogger(__name__)
-# Calls of functions that are deprecated in the newest releases alone, and a datamodule without validation files.
-_NOISE = (
-    "'set_vital' is deprecated",
-    ".*LeafSpec.* is deprecated",
-    r"\s*``(instantiate_classes|enable_path)``",
-    r"\s*By default only one JsonargparseDeprecationWarning",
-    "Total length of `list` across ranks is zero",
-)
-
-
-class Parser(LightningArgumentParser):
-    """Prints an error alone, without the pages of usage, and names the attention modes there are."""
-
-    def print_usage(self, file=None) -> None:
-        if file is not sys.stderr:
-            super().print_usage(file)
-
-    def error(self, message: str, ex: Exception | None = None):
-        if "model.attention" in message:
-            message += "\n  Attention modes: LRSA, Vanilla, the class_path of your own; files: configs/attention/*.yaml"
-        super().error(message, ex)
 
 
 class LRSACLI(LightningCLI):
-    """`lrsa {fit,validate,test} --config FILE ...`; see configs/ for files and README for examples."""
+    """`lrsa {fit,validate} --config FILE ...`; see configs/ for files and README for examples."""
 
     _checkpoint: Path | None = None
     _claim: RunClaim | None = None
@@ -83,8 +61,9 @@ class LRSACLI(LightningCLI):
                 LongContextDataModule,
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
+                trainer_class=RangedTrainer,
                 seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-                parser_kwargs={"parser_mode": "omegaconf+", **parser_kwargs},
+                parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -117,7 +96,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate", "test")}
+        return {name: commands[name] for name in ("fit", "validate")}
 
     def _parse_ckpt_path(self) -> None:
         """Overrides Lightning's, which lets a checkpoint's hyperparameters win over the command line."""
@@ -165,13 +144,18 @@ class LRSACLI(LightningCLI):
         parser = self._parser("fit")
         return contents(parser, parser.get_defaults())
 
+    def instantiate_classes(self) -> None:
+        with reading("the configuration"):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        with reading("trainer"):
+            trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
             self.datamodule.resumes_from = self._checkpoint
             self.datamodule.allow_changed_files = self._allows_mismatch
         resumes = self._checkpoint is not None
-        trainer.callbacks[:0] = [StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
+        trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
         if self._claim is not None:
             trainer.callbacks.insert(0, RunBegins(self._claim.start))
         trainer.callbacks.append(EndTogether())
@@ -223,38 +207,10 @@ def check_found(config, checkpoint: Path | None, subcommand: str, requires: bool
         log.warning("--ckpt_path %s: there is no checkpoint yet, the run starts from the beginning", config.ckpt_path)
 
 
-def report_input_errors(command: Callable) -> Callable:
-    """A command whose `InputError` is one line on stderr and exit status 2."""
-
-    @wraps(command)
-    def reporting(*args, **kwargs):
-        _quieten()
-        try:
-            return command(*args, **kwargs)
-        except InputError as error:
-            print(f"lrsa: error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except Stopped as stopped:
-            if rank_zero_only.rank == 0:  # the others have stopped for the same reason
-                print(f"lrsa: {stopped}", file=sys.stderr)
-            raise
-
-    return reporting
-
-
 @report_input_errors
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script."""
     LRSACLI(args)
-
-
-def _quieten() -> None:
-    """Our own log lines on, others' advertisements and deprecations off."""
-    logging.basicConfig(format="%(name)s: %(message)s")
-    logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
 
 
 if __name__ == "__main__":

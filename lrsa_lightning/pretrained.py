@@ -1,6 +1,7 @@
 """From a hub id, a folder or configuration keys to a transformers causal decoder."""
 
 import copy
+import logging
 import pickle
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,18 +13,24 @@ import torch
 from lrsa_lightning import rope
 from lrsa_lightning.checkpoint_files import fault_of, is_universal
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.hub import before_loading
+from lrsa_lightning.library_errors import reading
 from lrsa_lightning.pretrained_weights import check_finite, read_pretrained
 from lrsa_lightning.resume_guard import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
 # Read by the modelling code, though not every configuration class declares it.
 _UNDECLARED = {"head_dim"}
 # In config.json files that older versions of transformers wrote; it reads them still, into keys of other names.
 _OLD_NAMES = {"torch_dtype", "use_mrope"}
 _OLD_ROPE_NAMES = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+_WAY_OUT = "give a hub id that this machine can reach, or a folder with config.json; code in it (auto_map) is not run"
+_WAY_OUT_OF_WEIGHTS = "give a folder whose *.safetensors are whole and fit its config.json"
 
 
 def load_config(
@@ -42,13 +49,13 @@ def load_config(
     from transformers import AutoConfig
 
     if name_or_path is not None:
-        try:
+        if Path(name_or_path).is_file():
+            raise InputError(f"model.name_or_path {name_or_path!r} is a file: give the folder that it lies in")
+        before_loading(name_or_path)
+        with reading(f"model.name_or_path {name_or_path!r} cannot be loaded", _WAY_OUT):
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        except Exception as error:  # whatever a configuration class raises
-            raise InputError(
-                f"model.name_or_path {name_or_path!r} cannot be loaded: {_one_line(error)} "
-                "Give a hub id that this machine can reach or a folder with config.json."
-            ) from error
+        if getattr(config, "auto_map", None):
+            log.warning("model.name_or_path %s: its own code (auto_map) is not run", name_or_path)
         rope.check_config_rope(config, f"model.name_or_path {name_or_path!r}")
     else:
         config = _config_from_keys(copy.deepcopy(from_config))  # transformers writes into it
@@ -127,14 +134,15 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     if device.type == "meta":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     else:
         with torch.device("cpu"):
             if name_or_path is None:
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
             else:
-                # transformers gives it in evaluation mode, in which gradient checkpointing does nothing.
-                model = read_pretrained(config, name_or_path, dtype).train()
+                with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
+                    model = read_pretrained(config, name_or_path, dtype)
+                model.train()  # transformers gives it in evaluation mode, where gradient checkpointing does nothing
         model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
@@ -193,7 +201,8 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
     keys = ("name_or_path", "from_config", "rope_parameters")
     config = load_config(*(run["model"][key] for key in keys))
     state = _weights(checkpoint)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype or next(iter(state.values())).dtype)
+    dtype = dtype or next(iter(state.values())).dtype
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     try:
         model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
     except RuntimeError as error:
@@ -205,17 +214,15 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
 
 def _configuration(checkpoint: Path) -> dict[str, Any]:
     """The newest of the run: a resume with --allow_mismatch may have changed the model's RoPE since the first."""
-    import yaml
-
     directory = checkpoint.absolute().parent.parent
     path = newest_config(directory)
     if path is None or not checkpoint.exists():
         missing = checkpoint if not checkpoint.exists() else directory / "config.yaml"
         raise InputError(f"{missing} does not exist: give a checkpoint of runs/<name>/checkpoints/")
+    run = read_mapping(path, "the configuration of a run")
     try:
-        run = yaml.safe_load(path.read_text(encoding="utf-8"))
         run["model"]["name_or_path"], run["data"]["source"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} is no configuration of a run ({error!r})") from error
     return run
 

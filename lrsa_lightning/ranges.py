@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from math import inf
@@ -14,6 +15,7 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveInt,
     restricted_number_type,
+    restricted_string_type,
 )
 
 from lrsa_lightning.errors import InputError
@@ -29,6 +31,8 @@ DecayRate = restricted_number_type("DecayRate", float, [(">=", 0.0), ("<", 1.0)]
 SequenceLength = restricted_number_type("SequenceLength", int, (">=", 2))
 # Each copy of a sample is prepared and stored.
 MixtureWeight = restricted_number_type("MixtureWeight", float, [(">=", 0.0), ("<=", 1000.0)])
+# Also short of where the time left at a run's pace would pass what Python can hold.
+CountOrEndless = restricted_number_type("CountOrEndless", int, [(">=", -1), ("<", 2**31)])
 
 _RANGES = {
     PositiveInt: "a whole number of at least 1",
@@ -42,12 +46,19 @@ _RANGES = {
     DecayRate: "a number of at least 0 and below 1",
     SequenceLength: "a whole number of at least 2",
     MixtureWeight: "a number from 0 to 1000",
+    CountOrEndless: "a whole number from -1 (no limit) to 2147483647",
 }
+Devices = restricted_string_type("Devices", r"(?!0$)(auto|-1|\d+(,\d+)*,?)")
+Duration = restricted_string_type("Duration", r"\d+:\d+:\d+:\d+")
+_TEXTS = {Devices: "auto, -1 for all, or numbers as in 0,1", Duration: "a time as days:hours:minutes:seconds"}
 F = TypeVar("F", bound=Callable)
 
 __all__ = [
     "ClosedUnitInterval",
+    "CountOrEndless",
     "DecayRate",
+    "Devices",
+    "Duration",
     "FiniteFloat",
     "MixtureWeight",
     "NonNegativeFiniteFloat",
@@ -58,6 +69,9 @@ __all__ = [
     "PositiveUnitInterval",
     "SequenceLength",
     "checked",
+    "is_range",
+    "option",
+    "range_of",
 ]
 
 
@@ -85,11 +99,39 @@ def checked(init: F) -> F:
     return checking
 
 
+def range_of(name: str) -> str:
+    """What a type of this name takes, in words; the name itself where it is none of these types."""
+    return next((words for kind, words in (_RANGES | _TEXTS).items() if kind.__name__ == name), name)
+
+
+def is_range(kind: Any) -> bool:
+    """Whether it is one of the numbers of this module."""
+    return kind in _RANGES
+
+
+def option(kind: Any) -> Callable[[str], int | float]:
+    """One of these types as the `type` of an argparse option, whose error then names the option and says the range.
+
+    Args:
+        kind: the type.
+    """
+
+    def convert(text: str) -> int | float:
+        try:
+            return _number((float if issubclass(kind, float) else int)(text), kind, "")
+        except ValueError as error:
+            raise ArgumentTypeError(f"is {text!r}, but must be {_RANGES[kind]}") from error
+
+    return convert
+
+
 def _plain(value: Any, hint: Any, name: str) -> Any:
     """The value with plain numbers in it, if the annotation allows it."""
     origin, members = get_origin(hint), get_args(hint)
     if hint in _RANGES:
         return _number(value, hint, name)
+    if hint in _TEXTS:
+        return _text(value, hint, name)
     if origin is Literal and value not in members:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, members))}")
     if origin in (Union, types.UnionType):
@@ -116,13 +158,20 @@ def _number(value: Any, hint: Any, name: str) -> int | float:
         raise InputError(f"{name} is {value!r}, but must be {_RANGES[hint]}") from error
 
 
+def _text(value: Any, hint: Any, name: str) -> str:
+    try:
+        return str(hint(value))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} is {value!r}, but must be {_TEXTS[hint]}") from error
+
+
 def _member(value: Any, members: tuple, name: str) -> Any:
     """Of a union, by the first member that takes the value; where none does, the first one's refusal."""
     if value is None and type(None) in members:
         return None
     refusals = []
     for member in members:
-        if isinstance(member, type) and member not in _RANGES and not isinstance(value, member):
+        if isinstance(member, type) and member not in _RANGES | _TEXTS and not isinstance(value, member):
             continue
         try:
             return _plain(value, member, name)

@@ -11,6 +11,7 @@ import yaml
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.saved_config import with_absolute_paths
+from lrsa_lightning.yaml_text import read_mapping
 
 GUARDED = ("seed_everything", "model", "data")
 _FREE = re.compile(
@@ -52,7 +53,7 @@ class ResumeGuard:
         """
         if self.saved is None or allow:
             return
-        saved = yaml.safe_dump(with_absolute_paths(yaml.safe_load(self.saved.read_text(encoding="utf-8"))))
+        saved = yaml.safe_dump(with_absolute_paths(read_mapping(self.saved, "the configuration of a run")))
         changes = compare(saved, asked, dict(leaves(defaults or {})) | _attention_defaults(yaml.safe_load(asked)))
         guarded = {key: change for key, change in changes.items() if is_guarded(key)}
         if guarded:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yaml
-
 from lrsa_lightning.checkpoint_files import BEST, fault_of, find_last
 from lrsa_lightning.disk import check_writable
 from lrsa_lightning.errors import InputError
@@ -17,6 +15,7 @@ from lrsa_lightning.path_names import checked_name
 from lrsa_lightning.run_claim import RUN_NAME
 from lrsa_lightning.run_start import is_start
 from lrsa_lightning.saved_config import own_config
+from lrsa_lightning.yaml_text import read_mapping
 
 log = logging.getLogger(__name__)
 WANDB_ID = "wandb_id"
@@ -51,7 +50,7 @@ class RunDirectory:
     @classmethod
     def _that_holds(cls, own: Path, config) -> "RunDirectory | None":
         """The directory of a saved configuration, unless the command line says another."""
-        saved = yaml.safe_load(own.read_text(encoding="utf-8"))
+        saved = read_mapping(own, "the configuration of a run")
         runs_dir, run_name = saved.get("runs_dir"), saved.get("run_name")
         folder = own.parent if own.parent.name not in ("", "..") else own.absolute().parent
         found = cls(folder)

@@ -5,7 +5,6 @@ several batches of back-to-back calls, as in a training step, where the host run
 Usage: python scripts/bench_attention.py [--lengths 8192 32768 131072] [--ratios 0.5 0.25]
 """
 
-import argparse
 import re
 import statistics
 import time
@@ -21,6 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv
 from lrsa_lightning.attention.block_mask import StaticMask, block_mask, causal_over_sparse_tiles
+from lrsa_lightning.command_line import ScriptParser
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
 
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
 
@@ -155,10 +157,11 @@ def print_versions() -> None:
     print(f"{torch.cuda.get_device_name()}; {packages}")
 
 
+@report_input_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25])
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25])
     parser.add_argument("--rows", default="", help="regular expression of the rows to measure; all by default")
     options = parser.parse_args()
     if not torch.cuda.is_available():

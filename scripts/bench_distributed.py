@@ -9,7 +9,6 @@ the same for all rows of one attention, up to bf16's rounding.
 Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536 131072] [--strategy zero2]
 """
 
-import argparse
 import atexit
 import gc
 import os
@@ -30,8 +29,11 @@ from torch.utils.data import DataLoader
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Qwen2Config
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
+from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
 from lrsa_lightning.versions import versions
 
 MODEL = {
@@ -168,16 +170,17 @@ def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, Seque
     return alone + ulysses + context
 
 
+@report_input_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[65536, 131072], help="tokens of a sequence")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="retention ratios of LRSA")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[65536, 131072], help="tokens of a sequence")
+    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5], help="of LRSA")
     parser.add_argument("--strategy", choices=STRATEGIES, default="zero2", help="how weights and states are divided")
     parser.add_argument(
         "--rows", default="", help="only those whose name, as in 'LRSA r=0.5 1, alone', has this pattern"
     )
-    parser.add_argument("--layers", type=int, default=28, help="decoder layers; fewer take less time")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of each row, two of them to warm up")
+    parser.add_argument("--layers", type=PositiveInt, default=28, help="decoder layers; fewer take less time")
+    parser.add_argument("--steps", type=PositiveInt, default=5, help="steps of each row, two of them to warm up")
     options = parser.parse_args()
     options.weights = random_weights(options.layers)
     options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"

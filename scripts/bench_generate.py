@@ -5,7 +5,6 @@ a cache that keeps everything. Then the model through `generate`: milliseconds a
 Usage: python scripts/bench_generate.py [--lengths 32768 131072] [--ratios 0.5 0.25]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
+from lrsa_lightning.command_line import ScriptParser
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
 
 LAYERS, HIDDEN, MLP, VOCABULARY = 28, 1536, 8960, 151936
 
@@ -124,11 +126,12 @@ def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> No
         print(f"| {name} | {prefill:.2f} | {step:.1f} | {busy:.2f} | {sizes} |", flush=True)
 
 
+@report_input_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32768, 131072])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25])
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[32768, 131072])
+    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25])
+    parser.add_argument("--new-tokens", type=PositiveInt, default=64)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")

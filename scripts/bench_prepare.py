@@ -4,7 +4,6 @@ The text is made here: documents of English and Chinese words, a tenth of them C
 Usage: python scripts/bench_prepare.py --tokenizer Qwen/Qwen2.5-1.5B [--megabytes 200] [--workers 2]
 """
 
-import argparse
 import multiprocessing
 import os
 import random
@@ -12,13 +11,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.encoder import SampleEncoder
 from lrsa_lightning.data.prepared import prepare
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.template import make_template
+from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt
 from lrsa_lightning.ruler.words import random_words
 
 SEQ_LEN = 32768
@@ -46,15 +47,16 @@ def count_tokens(text: str) -> int:
     return len(_tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+@report_input_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="hub id or folder")
-    parser.add_argument("--megabytes", type=float, default=200)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--megabytes", type=PositiveFiniteFloat, default=200)
+    parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count())
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     global _tokenizer
-    _tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    _tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
     samples = make_samples(options.megabytes)
     template = make_template("base", _tokenizer)
 

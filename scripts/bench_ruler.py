@@ -5,7 +5,6 @@ all of its 128 new tokens: the slowest case. Prints samples a second and where t
 Usage: python scripts/bench_ruler.py [--lengths 4096 32768] [--num_samples 32] [--batch_sizes 8 32] [--pieces 4096]
 """
 
-import argparse
 import tempfile
 import time
 from itertools import product
@@ -16,8 +15,11 @@ from bench_attention import print_versions
 from bench_generate import shape
 from transformers import AutoModelForCausalLM
 
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.demo import make_demo_data
 from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.ranges import PositiveInt
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 
@@ -53,12 +55,13 @@ def report(model, tokenizer, length: int, num_samples: int, batch_size: int, pie
         )
 
 
+@report_input_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768])
-    parser.add_argument("--num_samples", type=int, default=32)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--pieces", type=int, nargs="+", default=[4096, 32768], help="prompt tokens a forward pass")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[4096, 32768])
+    parser.add_argument("--num_samples", type=PositiveInt, default=32)
+    parser.add_argument("--batch_sizes", type=PositiveInt, nargs="+", default=[8, 32])
+    parser.add_argument("--pieces", type=PositiveInt, nargs="+", default=[4096, 32768], help="prompt tokens a forward")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")

@@ -4,7 +4,6 @@ Makes a small long-document QA set in LongAlign's format and a tokenizer, checks
 Needs no hub and no account. Usage: python scripts/demo.py [--runs_dir DIR] [further arguments of `lrsa fit`]
 """
 
-import argparse
 import json
 import os
 import sys
@@ -12,6 +11,8 @@ import time
 from pathlib import Path
 
 from lrsa_lightning.cli import main as lrsa
+from lrsa_lightning.command_line import ScriptParser
+from lrsa_lightning.input_boundary import report_input_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("configs") / "demo.yaml"
@@ -48,9 +49,10 @@ def report(run: Path) -> str:
     )
 
 
+@report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Runs the demo in the repository's root."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--runs_dir", default="runs", help="folder of the run's directory")
     options, further = parser.parse_known_args(arguments)
     os.chdir(ROOT)

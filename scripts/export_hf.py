@@ -6,17 +6,17 @@ Usage: python scripts/export_hf.py runs/NAME --output exported
        python scripts/export_hf.py runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.command_line import ScriptParser
 
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Exports, and prints from where to where."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="the checkpoint's when not given")

@@ -13,18 +13,18 @@ from prepare_data import DataCLI
 from rich.console import Console
 
 from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
 from lrsa_lightning.data.tokenization import LongTokenizer
+from lrsa_lightning.ranges import NonNegativeInt
 
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Prints the summary and a sample, and draws the histograms."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=_picture, default=Path("data_lengths.png"), help="the histograms' file")
-    parser.add_argument("--sample", type=int, default=0, help="number of the prepared sample that is printed")
+    parser.add_argument("--sample", type=NonNegativeInt, default=0, help="number of the prepared sample to print")
     options, further = parser.parse_known_args(arguments)
     module = DataCLI(further, run=False).datamodule
     module.prepare_data()

@@ -14,20 +14,22 @@ import sys
 from pathlib import Path
 
 from lrsa_lightning.cli import report_input_errors
+from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 from lrsa_lightning.sweep import SweepRunner, conclude, make_cells, make_slots, read_sweep
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="configs/sweeps/*.yaml, or your own")
     parser.add_argument("--runs_dir", type=Path, help="folder of the cells' run directories; runs/<sweep> otherwise")
-    parser.add_argument("--cell", type=int, metavar="K", help="this one alone, counted from 1")
+    parser.add_argument("--cell", type=PositiveInt, metavar="K", help="this one alone, counted from 1")
     parser.add_argument("--list", action="store_true", help="print the cells and their commands, run nothing")
     parser.add_argument("--method", choices=["grid", "random"], help="instead of the file's")
-    parser.add_argument("--count", type=int, metavar="N", help="at most so many cells; the file's run_cap otherwise")
-    parser.add_argument("--seed", type=int, default=0, help="of a random search")
-    parser.add_argument("--jobs", type=int, metavar="N", help="cells at a time, which share the devices equally")
+    parser.add_argument("--count", type=PositiveInt, metavar="N", help="most cells; the file's run_cap otherwise")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of a random search")
+    parser.add_argument("--jobs", type=PositiveInt, metavar="N", help="cells at a time, which share the devices")
     return parser.parse_args(arguments)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.hub import before_loading
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -79,6 +80,7 @@ def _named(path: Path) -> Iterator[None]:
 def _hub_rows(name: str) -> Iterator[PlacedRow]:
     import datasets
 
+    before_loading(name)
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # datasets raises whatever its network and file layers raise

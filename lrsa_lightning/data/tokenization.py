@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.hub import before_loading
+from lrsa_lightning.library_errors import reading
 
 # Long enough that a piece's own cost counts for nothing, short enough that no tokenizer slows down on it.
 _PIECE = 8192
@@ -19,6 +21,7 @@ _LINES = (r"(?<=\n)(?=[^\W\d_])", r"(?<=\S\n)(?=[^\W\d_])")
 _WORDS, _FULL_STOPS = r"|(?<=[^\W\d_])(?=。| [^\W\d_])", r"|(?<=[^\W\d_])(?=。)"
 _SAFE_PLACES = tuple(re.compile(lines + _WORDS) for lines in _LINES)
 _SAFE_WITH_SEVERAL_WORDS = tuple(re.compile(lines + _FULL_STOPS) for lines in _LINES)
+_WAY_OUT = "give a hub id that this machine can reach, or a folder with tokenizer.json; code in it is not run"
 _PROBE = "One line, two words.\nAnd 3 more:\nDon't\n\nstop here \nnow\r\nnew\n一行中文。\n第二行。还有“引号”。\n" * 2
 
 
@@ -38,12 +41,12 @@ def load_tokenizer(name: str, option: str):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    try:
+    before_loading(name)
+    with reading(f"{option} {name!r} cannot be loaded", _WAY_OUT):
         declared = get_tokenizer_config(name).get("tokenizer_class")
         is_generic = declared in ("PreTrainedTokenizerFast", "TokenizersBackend")  # the same, before and since 5.0
-        tokenizer = (PreTrainedTokenizerFast if is_generic else AutoTokenizer).from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option} {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        kind = PreTrainedTokenizerFast if is_generic else AutoTokenizer
+        tokenizer = kind.from_pretrained(name, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise InputError(f"{option} {name!r} has no fast version (tokenizer.json), which preparing data needs")
     # From a folder without a tokenizer's files transformers 5 makes one without a vocabulary.

@@ -40,8 +40,10 @@ def resolve_auto(trainer: Any) -> None:
     if trainer.accelerator == "auto" and NPUAccelerator.is_available():
         trainer.accelerator = "npu"
     given = getattr(trainer.accelerator, "class_path", trainer.accelerator)
-    if isinstance(given, str) and given.rpartition(".")[2] in ("npu", "NPUAccelerator") and trainer.strategy == "auto":
+    if isinstance(given, str) and given.rpartition(".")[2] in ("npu", "NPUAccelerator"):
         accelerator = NPUAccelerator()
+        if trainer.strategy != "auto":
+            return
         count = accelerator.auto_device_count() if trainer.devices == "auto" else trainer.devices
         is_single = len(accelerator.parse_devices(count)) == 1 and trainer.num_nodes == 1
         trainer.strategy = SingleNPUStrategy.strategy_name if is_single else NPUDDPStrategy.strategy_name

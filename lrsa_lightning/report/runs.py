@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.records import record_of
 from lrsa_lightning.ruler.results import CellName, CellScore, Record, cell_scores, read_records
+from lrsa_lightning.yaml_text import read_mapping
 
 _METRICS, _RESULTS, _CONFIG, _SETTINGS = "metrics.jsonl", "results.jsonl", "config.yaml", "settings.json"
 # What a budget means at a length.
@@ -133,7 +132,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of eval_ruler.py")
-    config = _parsed(path / _CONFIG) if (path / _CONFIG).exists() else {}
+    config = read_mapping(path / _CONFIG, "the configuration of `lrsa fit`") if (path / _CONFIG).exists() else {}
     if (path / _RESULTS).exists():
         step, records = None, _read(path / _RESULTS, read_records, _record)
     else:
@@ -219,13 +218,3 @@ def _settings(path: Path) -> dict[str, Any]:
         return _mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}; expected the settings of eval_ruler.py") from error
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; expected the configuration of `lrsa fit`") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected the configuration of `lrsa fit`, as keys and values")
-    return config

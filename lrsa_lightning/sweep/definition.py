@@ -5,11 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.path_names import made_name
 from lrsa_lightning.sweep.parameter import check_parameter
+from lrsa_lightning.yaml_text import read_mapping
 
 METHODS, GOALS = ("grid", "random"), ("minimize", "maximize")
 _READ = ("program", "method", "metric", "parameters", "command", "run_cap")
@@ -50,7 +49,7 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
     Raises:
         InputError: it is not there, lacks a part, or needs W&B's server.
     """
-    content = _parsed(path)
+    content = read_mapping(path, "a sweep file, as configs/sweeps/*.yaml")
     for key, kind in (("program", str), ("parameters", dict), ("command", list)):
         if not isinstance(content.get(key), kind) or not content[key]:
             raise InputError(f"{path} has no {key!r}: give program, method, parameters and command as W&B's sweeps do")
@@ -105,20 +104,6 @@ def _run_cap(path: Path, run_cap: Any) -> int | None:
     if run_cap is None or (isinstance(run_cap, int) and not isinstance(run_cap, bool) and run_cap > 0):
         return run_cap
     raise InputError(f"{path}: run_cap is {run_cap!r}, expected a whole number of at least 1")
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): give a sweep file, configs/sweeps/*.yaml"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; expected a sweep file") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a sweep file, as keys and values")
-    return content
 
 
 def _described(path: Path, name: Any, value: Any) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""The YAML files that a command line names: checked before the parser reads them, and asked where a key was given."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.yaml_text import check_yaml, read_mapping, read_text
+
+_SUFFIXES = (".yaml", ".yml")
+_ATTENTION = "attention"
+_CONFIG = "config"
+_PARTS = ("model", "data", "trainer")
+_EXPECTED = {
+    _CONFIG: "a configuration, as configs/experiment/*.yaml",
+    _ATTENTION: "an attention mode, as configs/attention/*.yaml",
+}
+
+
+class ConfigFiles:
+    """Which keys the files of a command line give, and where."""
+
+    def __init__(self, arguments: Sequence[str]):
+        """
+        Args:
+            arguments: of the command.
+
+        Raises:
+            InputError: a file is missing, unreadable, empty, malformed or no mapping, gives a key twice, or names
+                itself; says which file.
+        """
+        self._places: dict[str, str] = {}
+        for key, value in _options(arguments):
+            if _kind(key) == _CONFIG:
+                if value and not value.lstrip().startswith("{"):
+                    self._read(Path(value), "", _CONFIG, f"--{key}", ())
+            else:
+                self._forget(key)
+                self._follow(key, value, Path(), f"--{key}", ())
+
+    def place_of(self, key: str, *inner: str) -> str | None:
+        """The file and line that gave a key, the last of all files; None where the command line did.
+
+        Args:
+            key: dotted.
+            *inner: names of keys below it, of which the first one found is the place.
+        """
+        below = {name.rpartition(".")[2]: name for name in self._places if name.startswith(f"{key}.")}
+        found = next((below[name] for name in inner if name in below), key)
+        return self._places.get(found)
+
+    def _read(self, path: Path, prefix: str, kind: str, named_by: str, outer: tuple[Path, ...]) -> None:
+        path = path.expanduser()
+        _check_file(path, kind, named_by)
+        if path.resolve() in outer:
+            raise InputError(f"{path} ({named_by}) names itself: files must not go round in a circle")
+        content = read_mapping(path, _EXPECTED[kind])
+        for key in _PARTS if kind == _CONFIG and not prefix else ():
+            if not isinstance(content.get(key, {}), dict | str):
+                raise InputError(f"{path} ({named_by}): {key} holds no keys and values: expected {_EXPECTED[kind]}")
+        for key, line in check_yaml(read_text(path), str(path)).items():
+            self._places[prefix + key] = f"{path}, line {line}"
+        for key, value in _strings(content):
+            self._follow(prefix + key, value, path.parent, f"{path}: {key}", (*outer, path.resolve()))
+
+    def _follow(self, key: str, value: str, folder: Path, named_by: str, outer: tuple[Path, ...]) -> None:
+        """Reads the file that a value names, if it names one that the parser would read."""
+        kind = _kind(key)
+        names_yaml = value.endswith(_SUFFIXES) and "\n" not in value
+        path = folder / Path(value).expanduser() if "\n" not in value else folder
+        if kind == _ATTENTION and (names_yaml or "/" in value or path.is_file()):
+            self._read(path, f"{key}.", kind, named_by, outer)
+            self._places[key] = str(path)
+        elif kind == "part" and names_yaml and path.is_file():
+            self._read(path, f"{key}.", _CONFIG, named_by, outer)
+        elif kind == _CONFIG and path.is_file():
+            self._read(path, "", kind, named_by, outer)
+
+    def _forget(self, key: str) -> None:
+        for name in [name for name in self._places if name == key or name.startswith(f"{key}.")]:
+            del self._places[name]
+
+
+def _check_file(path: Path, kind: str, named_by: str) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} ({named_by}) is a folder: expected {_EXPECTED[kind]}")
+    if not path.exists():
+        raise InputError(f"{path} ({named_by}) does not exist: expected {_EXPECTED[kind]}")
+
+
+def _kind(key: str) -> str | None:
+    """What a file that this key names holds: `config`, `attention`, `part` of a config; None for all else."""
+    name = key.rpartition(".")[2]
+    if name == _ATTENTION or key == _CONFIG:
+        return name
+    return "part" if key in _PARTS else None
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Key and value of each option, in both spellings."""
+    rest = iter([*arguments, ""])
+    word = next(rest)
+    for following in rest:
+        if word.startswith("--"):
+            key, is_joined, value = word[2:].partition("=")
+            yield key.rstrip("+"), value if is_joined else following
+        word = following
+
+
+def _strings(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys whose values are strings, within mappings."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _strings(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value

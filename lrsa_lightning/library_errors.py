@@ -1,0 +1,94 @@
+"""Which errors of libraries tell of a mistake of the user's, and what they say in a line."""
+
+import json
+import lzma
+import pickle
+import re
+import sys
+import traceback
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lrsa_lightning.errors import InputError
+
+DEBUG = "LRSA_DEBUG"
+# What they raise on their own account, they raise for what the user gave them.
+_LIBRARY = re.compile(
+    r"(datasets|deepspeed|fsspec|httpcore2?|httpx2?|huggingface_hub|jinja2|jsonargparse|lightning|lightning_fabric"
+    r"|omegaconf|peft|pyarrow|pydantic|pydantic_core|requests|safetensors|safetensors_rust|tokenizers|transformers"
+    r"|urllib3|wandb|yaml)(\.|$)"
+)
+# Of the standard library, about a file: missing, unreadable, cut short, of another kind.
+_OF_FILES = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+_LONGEST = 600
+
+
+@contextmanager
+def reading(what: str, way_out: str = f"{DEBUG}=1 shows where") -> Iterator[None]:
+    """Around a library's work on what the user gave: any error that the library raises there is the user's mistake.
+
+    Args:
+        what: the key and its value, or the file.
+        way_out: what to do about it.
+
+    Raises:
+        InputError: in its place; says what was being read.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not (is_users_mistake(error) or _of_library(error)):
+            raise
+        raise InputError(f"{what}: {describe(error)} ({way_out})") from error
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that an error is, or that a library has wrapped into its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def is_users_mistake(error: Exception) -> bool:
+    """Whether it tells of a mistake of the user's wherever it was raised, by its class and where that was.
+
+    Such are errors about files, those of a class that a library has made for it, and a library's plain ValueError and
+    missing modules. A TypeError, a KeyError or the like is not: it may as well tell of a wrong call.
+    """
+    if isinstance(error, _OF_FILES) or any(_LIBRARY.match(base.__module__) for base in type(error).__mro__):
+        return True
+    return isinstance(error, ValueError | ModuleNotFoundError) and _of_library(error)
+
+
+def describe(error: Exception) -> str:
+    """What it says, in one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    first = (str(error).splitlines() or [""])[0].rstrip()
+    text = first if first.endswith(".") else " ".join(str(error).split())  # behind a whole sentence comes advice
+    if not text or isinstance(error, KeyError | AttributeError | TypeError):
+        text = f"{type(error).__name__} {text}".rstrip()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _of_library(error: Exception) -> bool:
+    """Whether one of the libraries raised it, through the standard library or torch or by itself.
+
+    A call of a library with arguments that it does not take is raised by the caller, and so is ours.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
+            return _LIBRARY.match(module) is not None
+    return False

@@ -1,0 +1,89 @@
+"""jsonargparse's errors, which list all that each member of a union has to say, as one line."""
+
+import re
+import textwrap
+from dataclasses import dataclass, replace
+
+from lrsa_lightning.ranges import range_of
+
+_KEY = re.compile(r'(?:Parser key|argument) "?(?:--)?([\w.+-]+)"?(?: element \d+)?:[ \n]?(.*)', re.DOTALL)
+_CLASS = re.compile(r"Problem with given class_path '([^']*)':[ \n]?(.*)", re.DOTALL)
+_UNION = "Does not validate against any of the Union subtypes"
+_PATH = re.compile(r"- Expected a path but .* either not accessible or invalid\n- (.*)", re.DOTALL)
+_RANGE = re.compile(r"Not of type (\w+): (?:(.*?) ?does not conform|.*?: '(.*)'$|(.*))")
+_KIND = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?", re.DOTALL)
+_NAME = re.compile(r"Expected a dot import path string: (.*)")
+_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*?))?(?:\n|$)")
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'str'>": "a text",
+    "<class 'bool'>": "true or false",
+    "<class 'NoneType'>": "null",
+    "<class 'list'>": "a list",
+    "<class 'dict'>": "keys and values",
+    "<class 'collections.abc.Iterable'>": "a list",
+    "<class 'collections.abc.Sequence'>": "a list",
+}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What the parser has against a value.
+
+    Attributes:
+        keys: dotted names and classes, from the outermost on, down to what is wrong.
+        value: as it was given, if the parser says.
+        kinds: what it might have been.
+        reason: instead of these.
+    """
+
+    keys: tuple[str, ...] = ()
+    value: str = ""
+    kinds: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        where = ": ".join([*self.keys[:1], ".".join(self.keys[1:])]).removesuffix(": ")
+        if self.reason:
+            return f"{where}: {self.reason}" if where else self.reason
+        return f"{where} is {self.value}, but must be {' or '.join(dict.fromkeys(self.kinds))}"
+
+
+def read_error(message: str) -> Complaint:
+    """The complaint behind a message of the parser."""
+    text = textwrap.dedent(message).strip()
+    if found := _KEY.fullmatch(text):
+        return _within(found[1], found[2])
+    if found := _CLASS.fullmatch(text):
+        return _within(found[1].rpartition(".")[2], found[2])
+    if found := _PATH.fullmatch(text):
+        return read_error(found[1])
+    if _UNION in text.partition("\n")[0]:
+        return _of_union(text)
+    if found := _RANGE.match(text):
+        value = next((given for given in found.groups()[1:] if given), "")
+        return Complaint(value=value, kinds=(range_of(found[1]),))
+    if found := _NAME.fullmatch(text):
+        return Complaint(reason=f"there is no class {found[1]}")
+    if found := _KIND.fullmatch(text):
+        kind = found[1].removeprefix("typing.Literal")
+        return Complaint(value=found[2] or "", kinds=(_KINDS.get(kind, f"one of {kind}" if kind[0] == "[" else kind),))
+    if found := _SUBCLASS.match(text):
+        return Complaint(value=found[2] or "", kinds=(f"the class_path of a {found[1]}, with its init_args",))
+    return Complaint(reason=" ".join(text.split()))
+
+
+def _within(key: str, text: str) -> Complaint:
+    inner = read_error(text)
+    return replace(inner, keys=(key, *inner.keys))
+
+
+def _of_union(text: str) -> Complaint:
+    """Of the members the one that got furthest; of all that only expect something else what they expect."""
+    _, _, listed = text.partition("Errors:\n")
+    listed, _, value = listed.rpartition("\nGiven value: ")
+    listed = listed.rpartition("\nGiven value type: ")[0]
+    found = [read_error(member) for member in re.split(r"^- ", textwrap.dedent(listed), flags=re.MULTILINE)[1:]]
+    first = next((one for one in found if one.keys), None) or next((one for one in found if one.reason), None)
+    return first or Complaint(value=value, kinds=tuple(kind for one in found for kind in one.kinds))

@@ -1,0 +1,63 @@
+"""Lightning's Trainer, whose numbers carry their range."""
+
+from datetime import timedelta
+from typing import Any
+
+from lightning import Trainer
+
+from lrsa_lightning.ranges import (
+    ClosedUnitInterval,
+    CountOrEndless,
+    Devices,
+    Duration,
+    NonNegativeFiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveUnitInterval,
+    checked,
+)
+
+
+class RangedTrainer(Trainer):
+    """Refuses what Lightning takes without a word, or for whose value it fails later, and nothing is meant by."""
+
+    @checked
+    def __init__(
+        self,
+        *,
+        devices: PositiveInt | Devices | list[NonNegativeInt] = "auto",
+        num_nodes: PositiveInt = 1,
+        max_steps: CountOrEndless = -1,
+        min_steps: NonNegativeInt | None = None,
+        max_epochs: CountOrEndless | None = None,
+        min_epochs: NonNegativeInt | None = None,
+        limit_train_batches: PositiveInt | PositiveUnitInterval | None = None,
+        limit_val_batches: NonNegativeInt | ClosedUnitInterval | None = None,
+        val_check_interval: PositiveInt | PositiveUnitInterval | Duration | timedelta | dict[str, Any] | None = None,
+        check_val_every_n_epoch: PositiveInt | None = 1,
+        num_sanity_val_steps: CountOrEndless | None = None,
+        log_every_n_steps: PositiveInt | None = None,
+        accumulate_grad_batches: PositiveInt = 1,
+        gradient_clip_val: NonNegativeFiniteFloat | None = None,
+        **further,
+    ):
+        """
+        Args:
+            devices: how many, or which; -1 and auto take all.
+            num_nodes: hosts.
+            max_steps: optimizer steps; -1 for no limit, 0 to train nothing.
+            min_steps: optimizer steps before an early stop.
+            max_epochs: passes over the data; -1 for no limit.
+            min_epochs: passes over the data before an early stop.
+            limit_train_batches: micro-batches of an epoch, or their share.
+            limit_val_batches: micro-batches of a validation, or their share; 0 for no validation.
+            val_check_interval: micro-batches between validations, a share of an epoch, or a time.
+            check_val_every_n_epoch: epochs between validations; null counts micro-batches across epochs.
+            num_sanity_val_steps: micro-batches validated before the first step; -1 for all.
+            log_every_n_steps: optimizer steps between logged ones.
+            accumulate_grad_batches: follows from data.global_batch_size; leave it out.
+            gradient_clip_val: greatest norm of the gradient; 0 and null do not clip.
+            **further: Lightning's own.
+        """
+        own = {name: value for name, value in locals().items() if name not in ("self", "further", "__class__")}
+        super().__init__(**own, **further)

@@ -50,9 +50,11 @@ def test_a_finished_run_says_so_and_nothing_else_happens(fit):
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, limit):
+def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, train_file, limit):
+    """And a validation that was made before it is not made again."""
     ruler = callback("RulerEval", **RULER)
-    options = {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
+    options = {"data.val_files": str(train_file)}
+    options |= {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
     fit(ruler, run_name="whole", **options)
     heed = ruler_eval.heed_signals
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -85,6 +86,8 @@ class Checkpoints(Checkpoint):
         self._folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
+        if stage == "fit":
+            self._monitor.check_data(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes what writes that were cut short left behind.
@@ -92,14 +95,8 @@ class Checkpoints(Checkpoint):
         Raises:
             InputError: the state of a callback or the datamodule could not be loaded again from a checkpoint.
         """
-        owners = {f"callbacks[{callback.state_key!r}]": callback for callback in trainer.callbacks}
-        if trainer.datamodule is not None:
-            owners[type(trainer.datamodule).__qualname__] = trainer.datamodule
-        for name, owner in owners.items():
-            state = {}
-            with suppress(Exception):  # made up as training runs: then it is looked at when it is written
-                state = owner.state_dict()
-            check_plain(state, name)
+        for name, part in _kept(trainer):
+            check_plain(part, name)
         if trainer.is_global_zero:
             for partial in self._folder.glob(f".*{PARTIAL}"):
                 remove(partial)
@@ -237,6 +234,20 @@ class Checkpoints(Checkpoint):
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step={step}.ckpt"
+
+
+def _kept(trainer: Trainer) -> Iterator[tuple[str, dict]]:
+    """What a checkpoint will hold of callbacks, module and datamodule, as far as there is any before the first step."""
+    modules = [module for module in (trainer.lightning_module, trainer.datamodule) if module is not None]
+    for module in modules:
+        yield "hyper_parameters", dict(module.hparams)
+    owners = {f"callbacks[{callback.state_key!r}]": callback for callback in trainer.callbacks}
+    owners |= {type(module).__qualname__: module for module in modules[1:]}
+    for name, owner in owners.items():
+        state = {}
+        with suppress(Exception):  # made up as training runs: then it is looked at when it is written
+            state = owner.state_dict()
+        yield name, state
 
 
 def _to_be_logged(trainer: Trainer) -> dict[str, float]:

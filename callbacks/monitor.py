@@ -23,6 +23,14 @@ class Monitor:
         self._name = name
         self._was_logged = self._was_said = False
 
+    def check_data(self, trainer: Trainer) -> None:
+        """
+        Raises:
+            InputError: it is the validation's, and nothing is validated.
+        """
+        if self._name == "val/loss" and not getattr(trainer.datamodule, "val_files", True):
+            raise InputError("Checkpoints.monitor val/loss will not be logged, for data.val_files is empty: give some")
+
     def check_start(self, trainer: Trainer) -> None:
         """
         Raises:

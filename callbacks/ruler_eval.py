@@ -175,10 +175,10 @@ class RulerEval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if step > 0 and self._was_checked(trainer, step):
-            self._checked_step = step
-        elif step % self.every_n_steps == 0:
+        due = step == 0 or (step % self.every_n_steps == 0 and not self._was_checked(trainer, step))
+        if due:
             self._check(trainer, pl_module, at_end=step == 0)
+        self._checked_step = step
 
     @classmethod
     def _was_checked(cls, trainer: Trainer, step: int) -> bool:

@@ -9,8 +9,10 @@ from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks import RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
-from lrsa_lightning.checkpoint_files import is_universal, read_index
+from lrsa_lightning.checkpoint_faults import read_index
+from lrsa_lightning.checkpoint_files import read_written
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +35,7 @@ class FinishedRun:
     @classmethod
     def of_checkpoint(cls, path: Path | None, trainer: Trainer) -> "FinishedRun | None":
         """The run of a checkpoint, if there is no step left for the trainer."""
-        if path is None or is_universal(path):
-            return None
-        checkpoint = _read(path)
+        checkpoint = _read(path, trainer) if path is not None else None
         if checkpoint is None or "loops" not in checkpoint:
             return None
         for name, limit, done in (
@@ -98,9 +98,12 @@ class _OfStep(Callback):
         self.log("step", float(self._step - 1), sync_dist=True)
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
+    """What a checkpoint holds; None for a folder that the strategy will refuse, or take for a run of its own."""
     if not path.is_dir():
         return read_index(path)
+    if not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None:
+        return None
     from lrsa_lightning.distributed.zero_files import read_client_state
 
     return read_client_state(path)

@@ -11,6 +11,7 @@ import pytest
 from lrsa_lightning.callbacks import ruler_eval
 from lrsa_lightning.cli import main
 from tests.interruptions import interruption
+from tests.processes import on_lines
 from tests.runs import callback, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -49,9 +50,11 @@ def test_a_finished_run_says_so_and_nothing_else_happens(fit):
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, limit):
+def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, train_file, limit):
+    """And a validation that was made before it is not made again."""
     ruler = callback("RulerEval", **RULER)
-    options = {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
+    options = {"data.val_files": str(train_file)}
+    options |= {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
     fit(ruler, run_name="whole", **options)
     heed = ruler_eval.heed_signals
 
@@ -99,3 +102,26 @@ def test_a_validation_that_was_not_due_is_none_to_make_up(fit, train_file):
     assert [step for step, _ in before] == [3]
     assert fit(ckpt_path="last", **options) == (0, True)
     assert scores() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sp_fsdp2", "sp_deepspeed"])
+def test_processes_make_it_up_together(arguments, train_file, strategy):
+    ruler = callback("RulerEval", **RULER | {"num_samples": 2})
+    entries = json.dumps([ruler, callback("Checkpoints", every_n_steps=100)])
+    options = {**arguments, "data.micro_batch_size": "1", "trainer.max_steps": "2", "trainer.callbacks": entries}
+    options |= {"data.val_files": str(train_file), "trainer.val_check_interval": "4", "trainer.devices": "2"}
+    options |= {"trainer.strategy": strategy, "ckpt_path": "last"}
+    assert [process.status for process in on_lines([command(options)] * 2)] == [0, 0]
+    whole = {key: value for row in metrics() if row["step"] == 1 for key, value in row.items()}
+    (Path("runs/x/ruler") / "step-000002.jsonl").unlink()
+    rows = [row for row in metrics() if not any(key.startswith(("ruler", "val")) for key in row) or row["step"] == 0]
+    Path("runs/x/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        ended = on_lines([command(options)] * 2)
+        assert [process.status for process in ended] == [0, 0], ended[0].err
+        assert "runs/x is finished: step 2 is its last" in ended[0].err
+        again = {key: value for row in metrics() if row["step"] == 1 for key, value in row.items()}
+        assert again["val/loss"] == pytest.approx(whole["val/loss"], abs=1e-4)
+        assert again.keys() >= {key for key in whole if key.startswith("ruler")}
+        assert len([row for row in metrics() if "val/loss" in row]) == 1

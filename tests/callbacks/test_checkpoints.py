@@ -109,6 +109,7 @@ def test_a_callback_may_keep_what_has_a_plain_form(fit, caplog):
     fit(interruption("Keeps", what="numpy"), every_n_steps=2, options={"trainer.max_steps": "2"})
     assert torch.load(FOLDER / "last.ckpt", weights_only=True)["callbacks"]["Keeps"]["best"]["score"] == 0.5
     assert "callbacks['Keeps']['best']['file'], a PosixPath, is kept in checkpoints as text" in caplog.text
+    assert "`weights_only` was not set" not in caplog.text
     fit(interruption("Keeps", what="numpy"), every_n_steps=2, options={"ckpt_path": "last"})
     loaded = Keeps.loaded["best"]
     assert (loaded["score"], loaded["file"], loaded["curve"].tolist()) == (0.5, "a/b", [0.0, 1.0, 2.0])
@@ -228,7 +229,7 @@ def measured(monitor: str, fit, step: int = 2, **settings) -> None:
     fit(interruption("Measure", values={str(step): 50.0}), every_n_steps=2, monitor=monitor, **settings)
 
 
-@pytest.mark.parametrize(("monitor", "when"), [("ruler/subset_maen", 2), ("no/such", 2), ("val/loss", None)])
+@pytest.mark.parametrize(("monitor", "when"), [("ruler/subset_maen", 2), ("no/such", 2), ("val/los", None)])
 def test_a_monitor_that_no_metric_matches_is_said_at_once_and_at_the_end(fit, caplog, monitor, when):
     measured(monitor, fit)
     said = [record.getMessage() for record in caplog.records if "Checkpoints.monitor" in record.getMessage()]
@@ -236,6 +237,12 @@ def test_a_monitor_that_no_metric_matches_is_said_at_once_and_at_the_end(fit, ca
     assert all("train/loss" in text or "ruler/subset_mean" in text for text in said)
     assert ["until it is logged" in text for text in said] == ([True, False] if when else [False])
     assert "no checkpoint was kept as the best" in said[-1]
+
+
+def test_the_validations_loss_is_no_monitor_without_validation_files(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit(monitor="val/loss")
+    assert "Checkpoints.monitor val/loss will not be logged, for data.val_files is empty" in capsys.readouterr().err
 
 
 def test_a_monitor_that_is_logged_late_is_no_fault(fit, caplog):

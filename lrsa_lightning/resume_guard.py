@@ -93,7 +93,8 @@ def compare(saved: str, asked: str, defaults: Mapping[str, Any] | None = None) -
         asked: the later one.
         defaults: values of keys that the earlier one may lack, dotted.
     """
-    before, after = (dict(leaves(yaml.safe_load(text))) for text in (saved, asked))
+    # An empty mapping says nothing that its keys in the other text do not.
+    before, after = ({k: v for k, v in leaves(yaml.safe_load(text)) if v != {}} for text in (saved, asked))
     keys = [*before, *(key for key in after if key not in before)]
     before |= {key: value for key, value in (defaults or {}).items() if key in after and key not in before}
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

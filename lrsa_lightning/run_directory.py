@@ -147,6 +147,8 @@ class RunDirectory:
         arguments.id = _sweep_run_id() or arguments.id or self._saved_wandb_id() or secrets.token_hex(4)
         # With the same id a resumed run goes on where it was: the logger's own default is resume="allow".
         arguments.offline = arguments.offline or not _wandb_login()
+        # wandb's own process, which all runs of this one share, stays in the folder that the first one began in.
+        arguments.save_dir = str(self.path.absolute())
 
     def _saved_wandb_id(self) -> str | None:
         file = self.path / WANDB_ID

@@ -160,14 +160,18 @@ class FailsAlone(Callback):
 
 
 class FailsAtOnce(Callback):
-    """Raises in the micro-batch that follows a step."""
+    """Raises in a micro-batch, counted from 0, of those that follow a step."""
 
-    def __init__(self, step: int = 0):
+    def __init__(self, step: int = 0, batch: int = 0):
         self.step = step
+        self.batch = batch
+        self._seen = 0
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
         if trainer.global_step == self.step:
-            raise RuntimeError("the device fell off the bus")
+            if self._seen == self.batch:
+                raise RuntimeError("the device fell off the bus")
+            self._seen += 1
 
 
 class KillAt(Callback):

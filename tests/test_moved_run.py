@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from lrsa_lightning.cli import main
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
+from lrsa_lightning.resume_guard import ResumeGuard
 from tests.runs import EACH_STEP, callback, command, losses, refusal
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -105,6 +107,18 @@ def test_a_new_key_that_is_not_at_its_default_is_a_difference(two_steps, capsys)
     error = refusal(capsys, command({**two_steps, **options}))
     assert "data.template: base -> chatml" in error
     assert "model.attention.init_args.v_weight: 1.0 -> 0.5" in error
+
+
+def test_an_attentions_new_argument_has_its_class_as_its_default(tmp_path):
+    def vanilla(**arguments) -> str:
+        attention = {"class_path": "lrsa_lightning.attention.Vanilla", "init_args": arguments}
+        return yaml.safe_dump({"model": {"attention": attention, "lr": 1.0}})
+
+    (tmp_path / "config.yaml").write_text(vanilla())
+    guard = ResumeGuard(tmp_path)
+    guard.check(vanilla(implementation="sdpa"), allow=False)
+    with pytest.raises(InputError, match="implementation: sdpa -> eager"):
+        guard.check(vanilla(implementation="eager"), allow=False)
 
 
 def test_an_older_runs_folders_move_with_it(two_steps, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """A run's directory: one process writes there, under a name that is one part of a path."""
 
 import fcntl
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from lrsa_lightning.callbacks import SaveConfig
 from lrsa_lightning.cli import LRSACLI, main
 from lrsa_lightning.run_claim import told_to_further_processes
 from lrsa_lightning.run_directory import first_of_all
-from lrsa_lightning.run_start import RunStart
+from lrsa_lightning.run_start import RunStart, is_start
+from tests.interruptions import interruption
 from tests.runs import command, everything, losses, refusal
 from tests.test_folder_lock import hold
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
+ROOT = Path(__file__).parent.parent
 RUN = Path("runs/x")
 
 
@@ -61,6 +65,7 @@ def test_a_run_holds_its_directory_from_its_first_file_until_it_ends(arguments, 
         ({}, True),
         ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
         ({"RANK": "8", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"RANK": "8"}, False),
         ({"SLURM_PROCID": "0"}, True),
         ({"SLURM_PROCID": "3"}, False),
         ({"SLURM_PROCID": "0", "LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
@@ -115,3 +120,26 @@ def test_processes_of_further_devices_are_told_the_name_and_nobody_else(argument
         assert "LRSA_RUN_NAME" not in os.environ
     assert told == ["x"]
     assert sys.argv == ["lrsa", "--token=abc"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("callbacks", [[], [interruption("FailsAtOnce")]], ids=["ends", "fails"])
+def test_the_processes_that_lightning_starts_are_of_one_run(arguments, callbacks):
+    """Which has no name on the command line; and no start that fails leaves anything of it, whoever fails first."""
+    del arguments["run_name"]
+    arguments |= {"trainer.devices": "2", "trainer.strategy": "ddp", "trainer.max_steps": "2"}
+    arguments |= {"data.micro_batch_size": "1", "trainer.callbacks": json.dumps(callbacks)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "lrsa_lightning.cli", *command(arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert (ended.returncode == 0) == (callbacks == []), ended.stderr
+    found = [path.name for path in Path("runs").iterdir() if path.name != ".locks"]
+    if callbacks:  # the first process may be killed because the other one ended
+        assert all(is_start(Path("runs", name)) for name in found)
+    else:
+        (name,) = found
+        assert list(losses(name)) == [0, 1]

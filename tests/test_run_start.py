@@ -93,7 +93,11 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(two_steps):
     resume = {**two_steps, "ckpt_path": "last", "trainer.max_steps": "3"}
     failing = {"seed_everything": "7", "allow_mismatch": "true"}
     with pytest.raises(RuntimeError):
-        main(command({**resume, **failing, "trainer.callbacks": json.dumps([interruption("FailsAtOnce", step=2)])}))
+        main(
+            command(
+                {**resume, **failing, "trainer.callbacks": json.dumps([interruption("FailsAtOnce", step=2, batch=1)])}
+            )
+        )
     assert everything(RUN) == before
     main(command(resume))
     assert list(losses()) == [0, 1, 2]
@@ -102,7 +106,15 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(two_steps):
 def test_a_start_from_anothers_checkpoint_that_fails_leaves_nothing(two_steps):
     failing = {"run_name": "y", "ckpt_path": "runs/x/checkpoints/last.ckpt", "trainer.max_steps": "3"}
     with pytest.raises(RuntimeError):
-        main(command({**two_steps, **failing, "trainer.callbacks": json.dumps([interruption("FailsAtOnce", step=2)])}))
+        main(
+            command(
+                {
+                    **two_steps,
+                    **failing,
+                    "trainer.callbacks": json.dumps([interruption("FailsAtOnce", step=2, batch=1)]),
+                }
+            )
+        )
     assert not Path("runs/y").exists()
 
 

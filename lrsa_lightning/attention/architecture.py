@@ -158,7 +158,7 @@ def _trace(key: _Key) -> list[LayerCall]:
                 return _run(key.decoder_class, copy.deepcopy(key.config))
         except Exception as error:  # whatever a library's or a user's model raises
             refusal = error
-    reason = f"it cannot be traced ({type(refusal).__name__}: {str(refusal).splitlines()[0]})"
+    reason = f"it cannot be traced ({type(refusal).__name__}: {' '.join(str(refusal).split())[:200]})"
     raise _refusal(key.config, reason) from refusal
 
 

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ranges import PositiveInt, checked
 
 if TYPE_CHECKING:
     from lrsa_lightning.attention.lrsa import LRSA
@@ -258,7 +259,8 @@ class LagKVCache(Cache):
     After N tokens a layer holds `Chunking.stored_len(N)` of them, a layer in `skip_layers` all.
     """
 
-    def __init__(self, mode, config, lengths: Sequence[int] | None = None):
+    @checked
+    def __init__(self, mode, config, lengths: Sequence[PositiveInt] | None = None):
         """
         Args:
             mode: the `LRSA` whose rule it follows.
@@ -266,7 +268,7 @@ class LagKVCache(Cache):
             lengths: true prompt lengths of right-padded rows, for rows of unequal length.
 
         Raises:
-            InputError: the mode cannot be exact for this model.
+            InputError: the mode cannot be exact for this model, or a length is below 1.
         """
         mode.check(config)
         self._mode, self._config = mode, config.get_text_config(decoder=True)

@@ -1,10 +1,12 @@
 """Full causal attention, the baseline."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.block_mask import TILE
 from lrsa_lightning.attention.lrsa import LRSA
+from lrsa_lightning.errors import InputError
 
 
 class Vanilla(AttentionMode):
@@ -25,6 +27,17 @@ class Vanilla(AttentionMode):
         # A subclass with a function of its own must not take transformers' name for it.
         is_theirs = type(self).install is Vanilla.install
         return self.implementation if is_theirs else super().registry_key()
+
+    def check(self, config) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+        if self.implementation not in known and "/" not in self.implementation:  # a kernel of the hub has one
+            near = get_close_matches(self.implementation, known, n=1) or ["sdpa"]
+            raise InputError(
+                f"Vanilla: transformers has no attention implementation {self.implementation!r}: "
+                f"did you mean {near[0]}?"
+            )
 
     def context_rule(self, num_tokens: int, size: int) -> LRSA:
         """LRSA that keeps everything, in chunks small enough for an early and a late segment on each rank."""

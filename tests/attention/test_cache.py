@@ -208,6 +208,12 @@ def test_a_step_reads_each_new_token_once():
     assert read == [17, 17, 16, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("lengths", [[3, 0], [3, -1], [3, 2.5]], ids=str)
+def test_lengths_below_one_are_refused(lengths):
+    with pytest.raises(InputError, match="lengths"):
+        LRSA().make_cache(make_model().config, lengths)
+
+
 def test_cropping_is_refused():
     cache = LagKVCache(LRSA(), make_model().config)
     with pytest.raises(ValueError, match="cropped"):

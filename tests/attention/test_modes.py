@@ -123,6 +123,11 @@ def test_sizes_outside_their_range_are_refused(arguments, message):
         LRSA(**arguments)
 
 
+def test_an_implementation_that_transformers_does_not_have_is_refused():
+    with pytest.raises(InputError, match="'spda': did you mean sdpa"):
+        Vanilla("spda").check(make_model().config)
+
+
 def test_the_window_keeps_nothing_at_any_ratio():
     assert LRSA(lag_size=3, retention_ratio=0.3, scorer="window").chunking().kept == 0
 

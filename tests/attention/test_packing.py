@@ -1,14 +1,14 @@
 """A packed row equals its samples run apart: executions, whole models, outputs and gradients."""
 
-import copy
 from itertools import pairwise
 
 import pytest
 import torch
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import and_masks, causal_mask_function, or_masks, sliding_window_overlay
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
+from lrsa_lightning.attention.rows import find_rows
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
@@ -108,25 +108,27 @@ def test_a_row_of_one_sample_may_have_both():
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("what", ["window", "behind", "given"])
+OTHERS = {
+    "window": and_masks(causal_mask_function, sliding_window_overlay(8)),
+    "last_token": and_masks(causal_mask_function, lambda batch, head, query, key: (query < 29) | (key > 20)),
+    "behind": or_masks(causal_mask_function, lambda batch, head, query, key: (query < 5) & (key < 5)),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
 @torch.no_grad()
 def test_another_mask_than_causal_is_refused(what):
-    ids = torch.zeros(1, 30, dtype=torch.long)
     model = make_model()
     LRSA(lag_size=8, sink_size=4).install(model)
-    decoder = model.get_decoder()
-    masks = {
-        "window": lambda: create_sliding_window_causal_mask(**arguments),
-        "behind": lambda: create_causal_mask(**arguments, block_sequence_ids=torch.zeros_like(ids)),
-        "given": lambda: torch.ones(1, 1, 30, 30, dtype=torch.bool),
-    }
-    config = copy.copy(model.config)
-    config.sliding_window = 8
-    arguments = {
-        "config": config,
-        "inputs_embeds": torch.zeros(1, 30, 32),
-        "attention_mask": None,
-        "past_key_values": None,
-    }
-    with pytest.raises(InputError, match=r"masked otherwise|makes its own mask"):
-        decoder(input_ids=ids, attention_mask={"full_attention": masks[what]()}, use_cache=False)
+    rows = find_rows(mask_function=OTHERS[what], kv_length=30, q_length=30, batch_size=1)
+    ids = torch.zeros(1, 30, dtype=torch.long)
+    with pytest.raises(InputError, match="masked otherwise"):
+        model.get_decoder()(input_ids=ids, attention_mask={"full_attention": rows}, use_cache=False)
+
+
+@torch.no_grad()
+def test_a_mask_of_the_users_own_is_refused():
+    model = make_model()
+    LRSA(lag_size=8, sink_size=4).install(model)
+    with pytest.raises(InputError, match="makes its own mask"):
+        model(torch.zeros(1, 30, dtype=torch.long), attention_mask=torch.ones(1, 1, 30, 30, dtype=torch.bool))

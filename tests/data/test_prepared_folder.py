@@ -145,6 +145,7 @@ def test_after_a_kill_the_next_one_prepares_at_once_and_nothing_is_left(tmp_path
     assert [path.name[:3] for path in folder.parent.iterdir()] == [".a-"]
     after = start(folder, tmp_path / "after", 0)
     after.join(15)
+    after.kill()
     assert after.exitcode == 0
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
 

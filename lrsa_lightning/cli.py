@@ -89,7 +89,8 @@ class LRSACLI(LightningCLI):
             default=False,
             help="Resume although attention, model, data, sequence length or seed are not those of the run.",
         )
-        parser.link_arguments("data.seq_len", "model.seq_len")
+        # Plain: the parser's own type of one key has no place in a configuration under another.
+        parser.link_arguments("data.seq_len", "model.seq_len", compute_fn=int)
         parser.link_arguments("model.name_or_path", "data.model_name_or_path")
         parser.link_arguments("seed_everything", "data.seed")
 

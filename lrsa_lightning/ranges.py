@@ -24,11 +24,10 @@ from lrsa_lightning.errors import InputError
 PositiveFiniteFloat = restricted_number_type("PositiveFiniteFloat", float, [(">", 0.0), ("<", inf)])
 NonNegativeFiniteFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0.0), ("<", inf)])
 FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -inf), ("<", inf)])
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 PositiveUnitInterval = restricted_number_type("PositiveUnitInterval", float, [(">", 0.0), ("<=", 1.0)])
 # What a moving average keeps of the past: 1 would never take up anything new.
 DecayRate = restricted_number_type("DecayRate", float, [(">=", 0.0), ("<", 1.0)])
-# The last token of a row is a target only.
-SequenceLength = restricted_number_type("SequenceLength", int, (">=", 2))
 # Each copy of a sample is prepared and stored.
 MixtureWeight = restricted_number_type("MixtureWeight", float, [(">=", 0.0), ("<=", 1000.0)])
 # Also short of where the time left at a run's pace would pass what Python can hold.
@@ -36,6 +35,7 @@ CountOrEndless = restricted_number_type("CountOrEndless", int, [(">=", -1), ("<"
 
 _RANGES = {
     PositiveInt: "a whole number of at least 1",
+    AtLeastTwo: "a whole number of at least 2",
     NonNegativeInt: "a whole number of at least 0",
     PositiveFiniteFloat: "a finite number above 0",
     NonNegativeFiniteFloat: "a finite number of at least 0",
@@ -44,7 +44,6 @@ _RANGES = {
     OpenUnitInterval: "a number between 0 and 1",
     PositiveUnitInterval: "a number above 0, at most 1",
     DecayRate: "a number of at least 0 and below 1",
-    SequenceLength: "a whole number of at least 2",
     MixtureWeight: "a number from 0 to 1000",
     CountOrEndless: "a whole number from -1 (no limit) to 2147483647",
 }
@@ -54,6 +53,7 @@ _TEXTS = {Devices: "auto, -1 for all, or numbers as in 0,1", Duration: "a time a
 F = TypeVar("F", bound=Callable)
 
 __all__ = [
+    "AtLeastTwo",
     "ClosedUnitInterval",
     "CountOrEndless",
     "DecayRate",
@@ -67,7 +67,6 @@ __all__ = [
     "PositiveFiniteFloat",
     "PositiveInt",
     "PositiveUnitInterval",
-    "SequenceLength",
     "checked",
     "is_range",
     "option",

@@ -23,7 +23,7 @@ from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples, content_in
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ranges import MixtureWeight, NonNegativeInt, PositiveInt, SequenceLength, checked
+from lrsa_lightning.ranges import AtLeastTwo, MixtureWeight, NonNegativeInt, PositiveInt, checked
 
 
 class LongContextDataModule(lightning.LightningDataModule):
@@ -48,7 +48,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         mixture: dict[str, MixtureWeight] | None = None,
         tokenizer: str | None = None,
         template: TemplateName = "base",
-        seq_len: SequenceLength = 32768,
+        seq_len: AtLeastTwo = 32768,
         global_batch_size: PositiveInt = 16,
         micro_batch_size: PositiveInt = 1,
         extend: bool = True,

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -134,19 +135,23 @@ def start(folder: Path, begun: Path, seconds: float) -> multiprocessing.Process:
     return process
 
 
-def test_after_a_kill_the_next_one_prepares_at_once_and_nothing_is_left(tmp_path):
-    """Also of the killed one's workers, which had inherited its lock."""
+def test_after_a_kill_the_workers_end_and_the_next_one_prepares_at_once_and_clears(tmp_path):
     folder = tmp_path / "prepared" / "a"
-    killed = start(folder, tmp_path / "begun", 60)
+    at_end, held_by_all = os.pipe()
+    killed = start(folder, tmp_path / "begun", 1)
+    os.close(held_by_all)
     wait_until((tmp_path / "begun").exists)
     killed.kill()
     killed.join()
     assert not folder.exists()
     assert [path.name[:3] for path in folder.parent.iterdir()] == [".a-"]
-    begun = time.monotonic()
-    assert len(prepare(folder, SAMPLES, encode)) == 20
-    assert time.monotonic() - begun < 20
+    after = start(folder, tmp_path / "after", 0)
+    after.join(15)
+    after.kill()
+    assert after.exitcode == 0
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
+    assert select.select([at_end], [], [], 15)[0], "a worker goes on without its parent"
+    os.close(at_end)
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):

@@ -75,6 +75,8 @@ def test_folders_without_results_and_equal_names_are_refused(make_run, tmp_path)
     folder = make_run("x", SCORED)
     with pytest.raises(InputError, match=r"two inputs are called 'x'.*LABEL="):
         read_runs([str(folder), f"x={folder}"])
+    with pytest.raises(InputError, match=r"two inputs are called 'a:b'"):  # their pictures would have one name
+        read_runs([f"a b={folder}", f"a:b={folder}"])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """RULER amid training, through the command: what is measured when, and what it leaves alone."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from lrsa_lightning.callbacks import ruler_eval as module
 from lrsa_lightning.cli import main
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.results import read_records
+from lrsa_lightning.ruler.store import SampleStore
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -95,6 +98,30 @@ def test_a_resume_with_other_samples_is_refused(fit, arguments, capsys, options,
     assert f"runs/x/ruler/step-000000.jsonl holds scores of niah_single_1 at length 512: {reason}" in line
     assert records.read_bytes() == before
     fit(generation="never", tasks=["niah_multikey_2"])  # another cell has another name in the curves
+
+
+def test_every_option_reaches_the_samples_and_the_evaluator(fit, monkeypatch, tokenizer):
+    made = {}
+
+    def make_evaluator(*args, **kwargs):
+        made.update(signature(RulerEvaluator).bind(*args, **kwargs).arguments)
+        return RulerEvaluator(*args, **kwargs)
+
+    def make_store(folder, tokenizer, settings):
+        made["settings"] = settings
+        return in_cache(folder, tokenizer, settings)
+
+    in_cache = SampleStore.in_cache
+    monkeypatch.setattr("lrsa_lightning.ruler.evaluator.RulerEvaluator", make_evaluator)
+    monkeypatch.setattr(SampleStore, "in_cache", make_store)
+    sizes = {"lag_divisor": 20, "sink_size": 3, "batch_size": 5, "prefill_chunk_size": 99}
+    of_samples = {"seed": 5, "template": "chatml", "official_compat": True}
+    fit(**sizes, **of_samples, budgets=[1.0, 0.3], lengths=[700], num_samples=2, generation="never", every_n_steps=100)
+    assert {key: made[key] for key in sizes} == sizes
+    assert made["budgets"] == [1.0, 0.3]
+    assert [*made["end_tokens"]] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert {key: getattr(made["settings"], key) for key in of_samples} == of_samples
+    assert {place: len(rows) for place, rows in made["samples"].items()} == {("niah_single_1", 700): 2}
 
 
 def test_a_default_length_without_meaning_for_a_budget_is_left_out(fit, caplog):

@@ -72,6 +72,39 @@ def test_the_notes_say_what_is_missing_or_differs(report):
     ]
 
 
+def test_the_notes_say_which_columns_and_cells_are_not_there(make_run, tmp_path):
+    everywhere = {"vt": [1.0], "qa_1": [1.0], "qa_2": [0.0]}
+    a = [*records(everywhere), *records(everywhere, 8192), *records({"cwe": [1.0]}, 16384)]
+    b = [*records(everywhere), *records({"vt": [1.0]}, 8192), *records(everywhere, budget="r0.5")]
+    c = [*records({"vt": [1.0]}), *records({"vt": [1.0]}, 8192), *records({"fwe": [1.0]}, 16384)]
+    folders = [make_run(name, own, [1.0], DATA) for name, own in zip("abc", ({1: a}, {1: b}, {1: c}), strict=True)]
+    assert write_report(read_runs(list(map(str, folders))), tmp_path / "out").notes == [
+        "Not in the means of 4K, 8K, because not every run was scored on them under each of its budgets: qa_1, qa_2.",
+        "Not in the means of 16K, because not every run was scored on them under each of its budgets: cwe, fwe. There "
+        "is no column for 16K.",
+        "b was not scored at 8K (2x), so it has no average.",
+        "Figure 3 lacks c: no QA task was scored.",
+    ]
+
+
+def test_the_page_says_what_was_compared(make_run, tmp_path):
+    attention = {"class_path": "lrsa_lightning.attention.LRSA", "init_args": {"lag_size": 64}}
+    own = [*records({"vt": [1.0, 0.0]}), *records({"qa_1": [1.0]}, 8192, budget="r0.5")]
+    folder = make_run("x", {3: own}, [3.0], DATA | {"model": {"attention": attention}})
+    page = write_report(read_runs([str(folder)]), tmp_path / "out").files[-1].read_text(encoding="utf-8")
+    row = re.search(r"What was compared.*?<tbody>\s*<tr>(.*?)</tr>", page, re.DOTALL)[1]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row) == [
+        "x",
+        str(folder),
+        "3",
+        "LRSA(lag_size=64)",
+        "2 tasks (vt, qa_1)",
+        "4K, 8K",
+        "1x, 2x",
+        "1 to 2",
+    ]
+
+
 def test_a_later_report_leaves_nothing_of_an_earlier_one(report, make_run, tmp_path):
     later = write_report(read_runs([str(make_run("only", losses=[1.0, float("nan")]))]), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fig2_loss.png", "report.html"]

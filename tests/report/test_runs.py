@@ -75,6 +75,8 @@ def test_folders_without_results_and_equal_names_are_refused(make_run, tmp_path)
     folder = make_run("x", SCORED)
     with pytest.raises(InputError, match=r"two inputs are called 'x'.*LABEL="):
         read_runs([str(folder), f"x={folder}"])
+    with pytest.raises(InputError, match=r"two inputs are called 'a:b'"):  # their pictures would have one name
+        read_runs([f"a b={folder}", f"a:b={folder}"])
 
 
 @pytest.mark.parametrize(
@@ -156,3 +158,15 @@ def test_cache_sizes_are_those_of_the_callback_or_of_the_evaluation(make_run):
         {"lag_divisor": 8, "sink_size": 16},
         {"lag_divisor": 4, "sink_size": 2},
     ]
+
+
+@pytest.mark.parametrize("key", ["micro_batch_size", "num_workers", "prepare_workers", "cache_dir", "val_files"])
+def test_what_changes_no_sample_is_not_what_a_run_learned_from(make_run, key):
+    config = {"seed_everything": 1, "data": {key: 1, "seq_len": 2}, "trainer": {"max_steps": 3, "max_epochs": 4}}
+    (run,) = read_runs([str(make_run("x", {3: SCORED}, [1.0], config | {"run_name": "x"}))])
+    assert run.learned_from == {
+        "data.seq_len": 2,
+        "trainer.max_steps": 3,
+        "trainer.max_epochs": 4,
+        "seed_everything": 1,
+    }

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.command import _source_hashes
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
-from lrsa_lightning.ruler.evaluator import Share
+from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
 from lrsa_lightning.ruler.fingerprint import fingerprint
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.samples import SampleSettings
@@ -147,6 +148,37 @@ def test_other_settings_of_the_samples_are_refused(evaluate, tmp_path):
     assert "other settings (samples differ)" in evaluate(seed=1)
     assert "other settings (samples differ)" in evaluate(template="chatml")
     assert "other settings (lag_divisor differ)" in evaluate(lag_divisor=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bfloat16"}, "(dtype, weights differ)"),
+        ({"sink_size": 4}, "(sink_size differ)"),
+        ({"generation": "true"}, "(generation differ)"),
+        ({"generation": "true", "teacher_forcing": "false"}, "(generation, teacher_forcing differ)"),
+        ({"attention": "Vanilla"}, "(attention differ)"),
+    ],
+)
+def test_other_measures_are_refused(evaluate, options, message):
+    evaluate()
+    assert f"eval holds results of other settings {message}" in evaluate(**options)
+
+
+def test_the_evaluator_gets_the_commands_options(evaluate, monkeypatch, tokenizer):
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(signature(RulerEvaluator).bind(*args, **kwargs).arguments)
+        return RulerEvaluator(*args, **kwargs)
+
+    monkeypatch.setattr("lrsa_lightning.ruler.command.RulerEvaluator", make)
+    sizes = {"lag_divisor": 20, "sink_size": 3, "batch_size": 5, "prefill_chunk_size": 99}
+    evaluate(**sizes, budgets="1 0.3", template="chatml", num_samples=1)
+    (given,) = made
+    assert {key: given[key] for key in sizes} == sizes
+    assert given["budgets"] == [1, 0.3]
+    assert [*given["end_tokens"]] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_samples_of_a_file_that_changed_are_refused(evaluate, tmp_path):

@@ -143,6 +143,18 @@ def test_heat_map_by_depth(tmp_path):
     assert draw_depths([record(0)], tmp_path / "none.png") is None
 
 
+def test_the_heat_map_shows_depth_downwards_on_a_scale_from_0_to_100(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: drawn.append(figure))
+    draw_depths([record(0, hits=[True, False]), record(1, hits=[False, False])], tmp_path / "x.png")
+    axes = drawn[0].axes[0]
+    (image,) = axes.images
+    assert image.get_clim() == (0, 100)
+    assert [row[0] for row in image.get_array().filled(-1).tolist()] == [50.0, *[-1] * 8, 0.0]
+    assert [label.get_text() for label in axes.get_yticklabels()][::9] == ["0-10%", "90-100%"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4096\nr1"]
+
+
 def test_a_needle_at_the_very_end_lies_in_the_last_tenth():
     found = [Record("vt-0", "vt", 4096, "r1", 0.9, ["a", "b"], [0.0, 1.0], score=1.0, hits=[False, True])]
     assert depth_scores(found)[4096, "r1"] == [0.0, *[None] * 8, 100.0]

@@ -113,6 +113,14 @@ def test_only_status_0_is_finished(outcome, runs, make_sweep, status, said):
     assert ("*" in line) == (status == 0)
 
 
+def test_the_best_is_that_of_the_finished_cells(outcome, runs, make_sweep):
+    outcome(parameters := {"mode": {"values": ["a", "b", "c"]}})
+    sweep = read_sweep(make_sweep(parameters))
+    results = [Result(cell, status) for cell, status in zip(make_cells(sweep), (0, 0, 1), strict=True)]
+    lines = conclude(sweep, runs, results).table.splitlines()
+    assert [line.split()[0] for line in lines if "*" in line] == ["mode-b"]
+
+
 @pytest.mark.parametrize("goal", ["maximize", "minimize"])
 def test_a_value_that_is_no_number_is_never_the_best(outcome, runs, goal):
     def change():

@@ -15,7 +15,7 @@ from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from tests.conftest import TINY_MODEL
-from tests.runs import command, metrics
+from tests.runs import checkpoints, command, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -241,3 +241,11 @@ def test_a_step_without_an_answer_is_refused(run, monkeypatch):
 def test_numbers_outside_their_range_are_refused(argument, value):
     with pytest.raises(InputError, match=f"LongContextModule.{argument} is .*, but must be"):
         LongContextModule(Vanilla(), from_config=TINY_MODEL, **{argument: value})
+
+
+def test_tokens_are_counted_over_a_resume(arguments):
+    main(command({**arguments, "trainer.max_steps": "4", "trainer.callbacks": checkpoints(2)}))
+    checkpoint = "runs/x/checkpoints/step=2.ckpt"
+    main(command({**arguments, "trainer.max_steps": "4", "run_name": "y", "ckpt_path": checkpoint}))
+    for name in ("train/tokens", "train/answer_tokens"):
+        assert [row[name] for row in metrics("y")] == [row[name] for row in metrics("x")[2:]]

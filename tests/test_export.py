@@ -66,6 +66,8 @@ def test_the_dtype_is_the_runs_where_none_is_asked_for(arguments):
     (file,) = Path("exported").glob("*.safetensors")
     assert {z.dtype for z in load_file(file).values()} == {torch.bfloat16}
     assert json.loads(Path("exported/config.json").read_text())["dtype"] == "bfloat16"
+    trained = load_checkpoint(RUN / "checkpoints" / "last.ckpt")
+    assert (trained.model.dtype, trained.model.training) == (torch.bfloat16, False)
 
 
 def test_values_that_a_dtype_does_not_hold_are_refused(run):

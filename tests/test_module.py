@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
 from tests.conftest import TINY_MODEL
-from tests.runs import command, metrics
+from tests.runs import checkpoints, command, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -29,12 +30,14 @@ class Keeper(Callback):
         gradients: of each step, before clipping, float64.
         groups: the optimizer's, as they are made.
         windows: what is carried from a micro-batch to the next.
+        logits: rows of each call of the head.
         forwards: of the first layer, in each micro-batch with its backward.
     """
 
     def __init__(self):
         Keeper.seen = self
         self.batches, self.weights, self.gradients, self.windows, self.forwards = [], [], [], [], []
+        self.logits = []
 
     def on_train_start(self, trainer, pl_module) -> None:
         optimizer = trainer.optimizers[0]
@@ -42,6 +45,7 @@ class Keeper(Callback):
         self.groups = [{**group, "params": [*group["params"]]} for group in optimizer.param_groups]
         self.model = pl_module.model
         self.weights.append(double(pl_module))
+        self.model.lm_head.register_forward_hook(lambda head, inputs, output: self.logits.append(len(output)))
         self.model.get_decoder().layers[0].input_layernorm.register_forward_hook(self._count)
 
     def _count(self, *_) -> None:
@@ -241,3 +245,23 @@ def test_a_step_without_an_answer_is_refused(run, monkeypatch):
 def test_numbers_outside_their_range_are_refused(argument, value):
     with pytest.raises(InputError, match=f"LongContextModule.{argument} is .*, but must be"):
         LongContextModule(Vanilla(), from_config=TINY_MODEL, **{argument: value})
+
+
+def test_tokens_are_counted_over_a_resume(arguments):
+    """Also beyond what float32 can count."""
+    main(command({**arguments, "trainer.max_steps": "4", "trainer.callbacks": checkpoints(2)}))
+    names = ("train/tokens", "train/answer_tokens")
+    _, second, *later = ([int(row[name]) for name in names] for row in metrics("x"))
+    file = Path("runs/x/checkpoints/step=2.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint["seen_tokens"] == second
+    torch.save({**checkpoint, "seen_tokens": [2**25 + second[0], 2**26 + second[1]]}, file)
+    main(command({**arguments, "trainer.max_steps": "4", "run_name": "y", "ckpt_path": str(file)}))
+    found = [[row[name] for name in names] for row in metrics("y")]
+    assert found == [[2**25 + tokens, 2**26 + answers] for tokens, answers in later]
+    assert later[-1][1] < later[-1][0]
+
+
+def test_no_more_logits_exist_at_a_time_than_asked_for(run):
+    keeper = run(trainer__max_steps="1", model__loss_chunk_size="3", data__micro_batch_size="4")
+    assert max(keeper.logits) == 3

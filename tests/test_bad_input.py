@@ -1,6 +1,5 @@
 """Wrong inputs of every part: one line that names the key or the file, exit status 2, and nothing left behind."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -9,37 +8,12 @@ import pytest
 
 from lrsa_lightning.cli import main
 from tests.conftest import make_model
+from tests.refusals import BOMB, cases, refused, write
 from tests.runs import callback, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def refused(capsys, call, *said: str) -> None:
-    """Whether a command ends with status 2 and one line, of which the further ones are indented, that says this."""
-    with pytest.raises(SystemExit) as caught:
-        call()
-    error = capsys.readouterr().err
-    lines = error.splitlines()
-    assert caught.value.code == 2, error
-    assert [line for line in lines if not line.startswith(" ")] == lines[:1], error
-    assert lines[0].startswith("lrsa: error: "), error
-    assert not [words for words in said if words not in error], error
-    assert not Path("runs").exists()
-
-
-def cases(table: list) -> pytest.MarkDecorator:
-    """Parametrises by a table of what is wrong and what is said; ids are short."""
-    ids = [
-        f"{number}-{''.join(c for c in str(row[0]) if c.isalnum() or c in '._-')[:40]}"
-        for number, row in enumerate(table)
-    ]
-    return pytest.mark.parametrize(("wrong", "said"), [(row[0], row[1:]) for row in table], ids=ids)
-
-
-BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
-)
 CONFIGS = [
     ("model:\n  lr: 1e-3\n  lr: 1e-4\n", "x.yaml, line 3: key lr was given in line 2 already"),
     ("model.lr: 1e-3\nmodel:\n  lr: 1e-4\n", "x.yaml, line 3", "given in line 1 already"),
@@ -92,7 +66,10 @@ OPTIONS = [
     ({"model.attention": "LSRA"}, "model.attention: there is no class LSRA\n  Attention modes"),
     ({"config": "absent.yaml"}, "absent.yaml (--config) does not exist"),
     ({"config": "."}, "(--config) is a folder"),
-    ({"config": "{model: {lr: 1, lr: 2}}"}, "key lr was given in line 1 already"),
+    ({"config": "{model: {lr: 1, lr: 2}}"}, "--config, line 1: key lr was given in line 1 already"),
+    ({"config": "model:\n  lr: 1\n  lr: 2"}, "--config, line 3: key lr was given in line 2 already"),
+    ({"config": "x" * 300}, "(--config) cannot be read (File name too long)"),
+    ({"model.attention": "{class_path: LRSA, init_args: {lag_size: 16, lag_size: 32}}"}, "key lag_size was given"),
     ({"trainer.callbacks": "{a: 1, a: 2}"}, "value {a: 1, a: 2}, line 1: key a was given in line 1 already"),
     ({"model.from_config": "{hidden_size: 32, hidden_size: 64}"}, "key hidden_size was given"),
     ({"trainer.gradient_clip_val": "-1"}, "trainer.gradient_clip_val is -1, but must be a finite number of at least 0"),
@@ -149,13 +126,13 @@ OPTIONS = [
 
 @cases(CONFIGS)
 def test_configs(arguments, capsys, wrong, said):
-    _write("x.yaml", wrong)
+    write("x.yaml", wrong)
     refused(capsys, lambda: main([*command(arguments), "--config=x.yaml"]), *said)
 
 
 @cases(ATTENTIONS)
 def test_attention_files(arguments, capsys, wrong, said):
-    _write("x.yaml", wrong)
+    write("x.yaml", wrong)
     plain = {key: value for key, value in arguments.items() if not key.startswith("model.attention")}
     refused(capsys, lambda: main(command({**plain, "model.attention": "x.yaml"})), *said)
 
@@ -203,7 +180,7 @@ MODELS = [
 def test_model_folders(arguments, capsys, model_dir, wrong, said):
     shutil.copytree(model_dir, "model")
     config = json.loads(Path("model/config.json").read_text())
-    _write("model/config.json", json.dumps(config | wrong) if isinstance(wrong, dict) else wrong)
+    write("model/config.json", json.dumps(config | wrong) if isinstance(wrong, dict) else wrong)
     chosen = {**arguments, "model.from_config": "null", "model.name_or_path": "model"}
     refused(capsys, lambda: main(command(chosen)), "model.name_or_path 'model' cannot be loaded", *said)
 
@@ -225,53 +202,9 @@ TOKENIZERS = [
 def test_tokenizer_folders(arguments, capsys, tokenizer_dir, wrong, said):
     shutil.copytree(tokenizer_dir, "own")
     for name, text in wrong.items():
-        _write(f"own/{name}", text)
+        write(f"own/{name}", text)
     call = command({**arguments, "data.tokenizer": "own"})
     refused(capsys, lambda: main(call), "data.tokenizer 'own' cannot be loaded", *said)
-
-
-SWEEP = "program: lrsa\nmethod: grid\nparameters: {a: {value: 1}}\ncommand: [lrsa, '${args}']\n"
-SWEEPS = [
-    (SWEEP + "method: random\n", "x.yaml, line 5: key method was given in line 2 already"),
-    (BOMB, "x.yaml, line 5", "more than 100000 values"),
-    ("", "x.yaml is empty: expected a sweep file"),
-    ("- 1\n", "x.yaml holds no keys and values: expected a sweep file"),
-    ("{", "x.yaml: line 2", "expected a sweep file"),
-    (b"\xff", "x.yaml is not UTF-8 text"),
-]
-
-
-@cases(SWEEPS)
-def test_sweep_files(capsys, monkeypatch, wrong, said):
-    _write("x.yaml", wrong)
-    refused(capsys, lambda: _script(monkeypatch, "sweep_local")(["x.yaml"]), *said)
-
-
-COMMANDS = [
-    (["sweep_local", "absent.yaml"], "absent.yaml cannot be read (No such file or directory)"),
-    (["sweep_local", "x.yaml", "--jobs", "-1"], "--jobs is '-1', but must be a whole number of at least 1"),
-    (["sweep_local", "x.yaml", "--count", "0"], "--count is '0'"),
-    (["sweep_local", "x.yaml", "--seed", "-1"], "--seed is '-1', but must be a whole number of at least 0"),
-    (["sweep_local", "x.yaml", "--cell", "two"], "--cell is 'two'"),
-    (["sweep_local"], "the following arguments are required: SWEEP.yaml"),
-    (["report", "absent"], "absent"),
-    (["report", "absent", "--step", "-1"], "--step is '-1'"),
-    (["export_hf", "absent.ckpt", "--output", "out"], "absent.ckpt"),
-    (["export_hf", "absent.ckpt", "--output", "out", "--dtype", "int3"], "--dtype: invalid choice: 'int3'"),
-    (["inspect_data", "--sample", "-1"], "--sample is '-1'"),
-    (["inspect_data", "--data.seq_len", "long"], "data.seq_len is long"),
-    (["prepare_data", "--config", "absent.yaml"], "absent.yaml (--config) does not exist"),
-    (["eval_ruler"], "give exactly one of --model and --checkpoint"),
-    (["eval_ruler", "--model", "x", "--attention", "absent.yaml"], "absent.yaml (--attention) does not exist"),
-    (["eval_ruler", "--checkpoint", "absent.ckpt", "--skip_missing"], "absent.ckpt does not exist"),
-    (["eval_ruler", "--predictions", "absent.jsonl"], "absent"),
-]
-
-
-@cases(COMMANDS)
-def test_scripts(capsys, monkeypatch, wrong, said):
-    name, *arguments = wrong
-    refused(capsys, lambda: _script(monkeypatch, name)(arguments), *said)
 
 
 # Refused when the branches of the other parts are in: move each to its table above.
@@ -294,13 +227,3 @@ PENDING = [
     # `trainer.val_check_interval` of 100000; an empty data file, one that is no gzip, no JSON, no parquet
     # scripts: `--lengths 0`, `--budgets 1.5`, `--batch_size 0` of eval_ruler, `--lengths -4` and none of make_ruler
 ]
-
-
-def _script(monkeypatch, name: str):
-    """The main function of a script, which imports those beside it."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module(name).main
-
-
-def _write(name: str, content: str | bytes) -> None:
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -181,3 +182,13 @@ def test_a_library_s_bare_error_is_the_user_s_only_where_it_reads_what_was_given
         report_input_errors(builds)()
     with pytest.raises(InputError, match="the model: KeyError 'nope'"), reading("the model"):
         builds()
+
+
+def test_advice_that_helps_nobody_is_left_out():
+    lines = (
+        "The 'train_dataloader' does not have many workers which may be a bottleneck. Consider increasing it.",
+        "Precision bf16-mixed is not supported by the model summary.  Estimated model size in MB will not be accurate.",
+    )
+    with warnings.catch_warnings(record=True) as heard:
+        report_input_errors(lambda: [warnings.warn(line, stacklevel=1) for line in (*lines, "of ours")])()
+    assert [str(warning.message) for warning in heard] == ["of ours"]

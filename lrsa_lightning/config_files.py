@@ -32,7 +32,9 @@ class ConfigFiles:
         self._places: dict[str, str] = {}
         for key, value in _options(arguments):
             if _kind(key) == _CONFIG:
-                if value and not value.lstrip().startswith("{"):
+                if _is_text(value):
+                    check_yaml(value, f"--{key}")
+                elif value:
                     self._read(Path(value), "", _CONFIG, f"--{key}", ())
             else:
                 self._forget(key)
@@ -65,9 +67,8 @@ class ConfigFiles:
 
     def _follow(self, key: str, value: str, folder: Path, named_by: str, outer: tuple[Path, ...]) -> None:
         """Reads the file that a value names, if it names one that the parser would read."""
-        kind = _kind(key)
-        names_yaml = value.endswith(_SUFFIXES) and "\n" not in value
-        path = folder / Path(value).expanduser() if "\n" not in value else folder
+        kind = None if _is_text(value) else _kind(key)
+        names_yaml, path = value.endswith(_SUFFIXES), folder / value
         if kind == _ATTENTION and (names_yaml or "/" in value or path.is_file()):
             self._read(path, f"{key}.", kind, named_by, outer)
             self._places[key] = str(path)
@@ -81,10 +82,19 @@ class ConfigFiles:
             del self._places[name]
 
 
+def _is_text(value: str) -> bool:
+    """Whether it is YAML itself, and no name of a file."""
+    return "\n" in value or value.lstrip().startswith(("{", "["))
+
+
 def _check_file(path: Path, kind: str, named_by: str) -> None:
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"{path} ({named_by}) cannot be read ({error.strerror})") from error
+    if is_folder:
         raise InputError(f"{path} ({named_by}) is a folder: expected {_EXPECTED[kind]}")
-    if not path.exists():
+    if not exists:
         raise InputError(f"{path} ({named_by}) does not exist: expected {_EXPECTED[kind]}")
 
 

@@ -20,6 +20,8 @@ _LIBRARY = re.compile(
     r"|omegaconf|peft|pyarrow|pydantic|pydantic_core|requests|safetensors|safetensors_rust|tokenizers|transformers"
     r"|urllib3|wandb|yaml)(\.|$)"
 )
+# Their parts that compute with what we hand them.
+_COMPUTING = re.compile(r"transformers\.(models|generation)\.")
 # Of the standard library, about a file: missing, unreadable, cut short, of another kind.
 _OF_FILES = (
     OSError,
@@ -48,7 +50,7 @@ def reading(what: str, way_out: str = f"{DEBUG}=1 shows where") -> Iterator[None
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or not (is_users_mistake(error) or _of_library(error)):
+        if isinstance(error, InputError) or not (is_users_mistake(error) or _LIBRARY.match(_origin(error))):
             raise
         raise InputError(f"{what}: {describe(error)} ({way_out})") from error
 
@@ -68,7 +70,9 @@ def is_users_mistake(error: Exception) -> bool:
     """
     if isinstance(error, _OF_FILES) or any(_LIBRARY.match(base.__module__) for base in type(error).__mro__):
         return True
-    return isinstance(error, ValueError | ModuleNotFoundError) and _of_library(error)
+    origin = _origin(error)
+    is_given = _LIBRARY.match(origin) is not None and not _COMPUTING.match(origin)
+    return is_given and isinstance(error, ValueError | ModuleNotFoundError)
 
 
 def describe(error: Exception) -> str:
@@ -82,13 +86,13 @@ def describe(error: Exception) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
-def _of_library(error: Exception) -> bool:
-    """Whether one of the libraries raised it, through the standard library or torch or by itself.
+def _origin(error: Exception) -> str:
+    """The module that raised it, through the standard library or torch or by itself.
 
     A call of a library with arguments that it does not take is raised by the caller, and so is ours.
     """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
-            return _LIBRARY.match(module) is not None
-    return False
+            return module
+    return ""

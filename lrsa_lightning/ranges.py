@@ -14,6 +14,7 @@ from jsonargparse.typing import (
     NonNegativeInt,
     OpenUnitInterval,
     PositiveInt,
+    register_type,
     restricted_number_type,
     restricted_string_type,
 )
@@ -49,13 +50,50 @@ _RANGES = {
 }
 Devices = restricted_string_type("Devices", r"(?!0$)(auto|-1|\d+(,\d+)*,?)")
 Duration = restricted_string_type("Duration", r"\d+:\d+:\d+:\d+")
-_TEXTS = {Devices: "auto, -1 for all, or numbers as in 0,1", Duration: "a time as days:hours:minutes:seconds"}
+
+
+class CountOrShare:
+    """A whole number of things, or a share of them with a decimal point; made, it is a plain number.
+
+    No union of two types above: jsonargparse saves a share by the first of them, and 0.5 as 0.
+    """
+
+    least = 0
+
+    def __new__(cls, value: Any) -> int | float:
+        number = _read_number(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{value} does not conform")
+        if not (0 <= number <= 1 and (number or not cls.least) if isinstance(number, float) else number >= cls.least):
+            raise ValueError(f"{value} does not conform")
+        return number
+
+
+class SomeOrShare(CountOrShare):
+    """The same without none of them."""
+
+    least = 1
+
+
+def _read_number(text: str) -> int | float:
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+for _kind in (CountOrShare, SomeOrShare):
+    register_type(_kind, serializer=lambda number: number, type_check=lambda *_: False)
+_OTHERS = {
+    Devices: "auto, -1 for all, or numbers as in 0,1",
+    Duration: "a time as days:hours:minutes:seconds",
+    CountOrShare: "a whole number of at least 0 or a share from 0.0 to 1.0",
+    SomeOrShare: "a whole number of at least 1 or a share above 0.0, at most 1.0",
+}
 F = TypeVar("F", bound=Callable)
 
 __all__ = [
     "AtLeastTwo",
     "ClosedUnitInterval",
     "CountOrEndless",
+    "CountOrShare",
     "DecayRate",
     "Devices",
     "Duration",
@@ -67,6 +105,7 @@ __all__ = [
     "PositiveFiniteFloat",
     "PositiveInt",
     "PositiveUnitInterval",
+    "SomeOrShare",
     "checked",
     "is_range",
     "option",
@@ -100,7 +139,7 @@ def checked(init: F) -> F:
 
 def range_of(name: str) -> str:
     """What a type of this name takes, in words; the name itself where it is none of these types."""
-    return next((words for kind, words in (_RANGES | _TEXTS).items() if kind.__name__ == name), name)
+    return next((words for kind, words in (_RANGES | _OTHERS).items() if kind.__name__ == name), name)
 
 
 def is_range(kind: Any) -> bool:
@@ -129,8 +168,8 @@ def _plain(value: Any, hint: Any, name: str) -> Any:
     origin, members = get_origin(hint), get_args(hint)
     if hint in _RANGES:
         return _number(value, hint, name)
-    if hint in _TEXTS:
-        return _text(value, hint, name)
+    if hint in _OTHERS:
+        return _other(value, hint, name)
     if origin is Literal and value not in members:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, members))}")
     if origin in (Union, types.UnionType):
@@ -157,11 +196,12 @@ def _number(value: Any, hint: Any, name: str) -> int | float:
         raise InputError(f"{name} is {value!r}, but must be {_RANGES[hint]}") from error
 
 
-def _text(value: Any, hint: Any, name: str) -> str:
+def _other(value: Any, hint: Any, name: str) -> str | int | float:
     try:
-        return str(hint(value))
+        made = hint(value)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{name} is {value!r}, but must be {_TEXTS[hint]}") from error
+        raise InputError(f"{name} is {value!r}, but must be {_OTHERS[hint]}") from error
+    return str(made) if isinstance(made, str) else made
 
 
 def _member(value: Any, members: tuple, name: str) -> Any:
@@ -170,7 +210,9 @@ def _member(value: Any, members: tuple, name: str) -> Any:
         return None
     refusals = []
     for member in members:
-        if isinstance(member, type) and member not in _RANGES | _TEXTS and not isinstance(value, member):
+        kind = get_origin(member) or member
+        is_plain = isinstance(kind, type) and kind not in _RANGES | _OTHERS
+        if is_plain and not isinstance(value, (list, tuple) if kind is list else kind):
             continue
         try:
             return _plain(value, member, name)

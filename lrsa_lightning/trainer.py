@@ -6,14 +6,14 @@ from typing import Any
 from lightning import Trainer
 
 from lrsa_lightning.ranges import (
-    ClosedUnitInterval,
     CountOrEndless,
+    CountOrShare,
     Devices,
     Duration,
     NonNegativeFiniteFloat,
     NonNegativeInt,
     PositiveInt,
-    PositiveUnitInterval,
+    SomeOrShare,
     checked,
 )
 
@@ -31,9 +31,9 @@ class RangedTrainer(Trainer):
         min_steps: NonNegativeInt | None = None,
         max_epochs: CountOrEndless | None = None,
         min_epochs: NonNegativeInt | None = None,
-        limit_train_batches: PositiveInt | PositiveUnitInterval | None = None,
-        limit_val_batches: NonNegativeInt | ClosedUnitInterval | None = None,
-        val_check_interval: PositiveInt | PositiveUnitInterval | Duration | timedelta | dict[str, Any] | None = None,
+        limit_train_batches: SomeOrShare | None = None,
+        limit_val_batches: CountOrShare | None = None,
+        val_check_interval: SomeOrShare | Duration | timedelta | dict[str, Any] | None = None,
         check_val_every_n_epoch: PositiveInt | None = 1,
         num_sanity_val_steps: CountOrEndless | None = None,
         log_every_n_steps: PositiveInt | None = None,

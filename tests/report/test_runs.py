@@ -63,7 +63,7 @@ def test_a_malformed_metric_and_configuration_are_named(make_run):
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: 'step'; expected metrics with their step"):
         read_runs([str(folder)])
     (folder / "config.yaml").write_text("a: [")
-    with pytest.raises(InputError, match=r"config\.yaml: .*line 1.*expected the configuration"):
+    with pytest.raises(InputError, match=r"config\.yaml: line 2.*expected the configuration"):
         read_runs([str(folder)])
 
 

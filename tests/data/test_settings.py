@@ -218,3 +218,19 @@ def test_malformed_rows_reach_training_only_where_they_are_skipped(prepared, tmp
     with pytest.raises(InputError, match=r"train\.jsonl, line 10: expected"):
         prepared()
     assert len(prepared(bad_rows="skip")[1]) == 8
+
+
+def test_two_samples_that_exactly_fill_a_row_share_it(prepared, tmp_path):
+    """The last answer token of each is a target only."""
+    write_jsonl(tmp_path / "train.jsonl", sample_rows()[:2])
+    module, _ = prepared(extend=False)
+    fits = sum(module.prepare("train").num_ids) - 2
+    for seq_len, rows in ((fits, 1), (fits - 1, 2)):
+        module, _ = prepared(extend=False, packing=True, seq_len=seq_len)
+        module.setup("validate")
+        assert len(module._train) == rows
+
+
+def test_which_half_of_a_file_the_mixture_takes_is_the_seeds(prepared):
+    contents = {prepared(extend=False, mixture={"train": 0.5}, seed=s)[0].prepare("train").content for s in range(4)}
+    assert len(contents) > 1

@@ -19,12 +19,12 @@ from lrsa_lightning.distributed.strategies import SequenceParallelStrategy, chec
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 from lrsa_lightning.ranges import (
+    AtLeastTwo,
     DecayRate,
     NonNegativeFiniteFloat,
     NonNegativeInt,
     PositiveFiniteFloat,
     PositiveInt,
-    SequenceLength,
     checked,
 )
 from lrsa_lightning.schedule import warmup_cosine
@@ -46,7 +46,7 @@ class LongContextModule(lightning.LightningModule):
         name_or_path: str | None = None,
         from_config: dict[str, Any] | None = None,
         rope_parameters: dict[str, Any] | None = None,
-        seq_len: SequenceLength = 32768,
+        seq_len: AtLeastTwo = 32768,
         lr: PositiveFiniteFloat = 1.25e-5,
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,

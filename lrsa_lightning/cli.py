@@ -145,6 +145,16 @@ class LRSACLI(LightningCLI):
         parser = self._parser("fit")
         return contents(parser, parser.get_defaults())
 
+    def parse_arguments(self, parser, args) -> None:
+        """
+        Raises:
+            InputError: the seed is none of those that random, NumPy and torch all take.
+        """
+        super().parse_arguments(parser, args)
+        seed = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).seed_everything
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything is {seed}, but must be a whole number from 0 to {2**32 - 1}")
+
     def instantiate_classes(self) -> None:
         with reading("the configuration"):
             super().instantiate_classes()

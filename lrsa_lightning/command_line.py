@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lrsa_lightning.config_files import ConfigFiles
@@ -54,12 +54,22 @@ class Parser(LightningArgumentParser):
             self._files = ConfigFiles(sys.argv[1:] if args is None else args)
         with reading("the command line and its configs"):
             try:
-                return super().parse_args(args, *further, **keys)
+                parsed = super().parse_args(args, *further, **keys)
             except Exception as error:
                 key = getattr(error, "full_key", None)  # of OmegaConf's errors, about ${...}
                 if key is None:
                     raise
                 self.error(f'Parser key "{key}": {str(error).splitlines()[0]}', error)
+        if self._files is not None:
+            self._check_names(parsed)
+        return parsed
+
+    def _check_names(self, parsed: Namespace) -> None:
+        """Refuses a key of a file that holds an empty mapping, whose name jsonargparse then never looks at."""
+        known = parsed[parsed.subcommand] if "subcommand" in parsed else parsed
+        for key in self._files.keys(levels=2):
+            if key not in known:
+                self.error(f"Key '{key}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one of several ways to read a value, whose error the parser weighs

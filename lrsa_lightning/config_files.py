@@ -40,6 +40,10 @@ class ConfigFiles:
                 self._forget(key)
                 self._follow(key, value, Path(), f"--{key}", ())
 
+    def keys(self, levels: int) -> list[str]:
+        """The dotted keys that the files give, of at most so many levels."""
+        return [key for key in self._places if key.count(".") < levels]
+
     def place_of(self, key: str, *inner: str) -> str | None:
         """The file and line that gave a key, the last of all files; None where the command line did.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.parser_errors import UNION, read_error
 
 DEBUG = "LRSA_DEBUG"
 # What they raise on their own account, they raise for what the user gave them.
@@ -79,8 +80,10 @@ def describe(error: Exception) -> str:
     """What it says, in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    first = (str(error).splitlines() or [""])[0].rstrip()
-    text = first if first.endswith(".") else " ".join(str(error).split())  # behind a whole sentence comes advice
+    if UNION in (said := str(error)):  # as when a callback's constructor refuses an argument
+        return str(read_error(said))
+    first = (said.splitlines() or [""])[0].rstrip()
+    text = first if first.endswith(".") else " ".join(said.split())  # behind a whole sentence comes advice
     if not text or isinstance(error, KeyError | AttributeError | TypeError):
         text = f"{type(error).__name__} {text}".rstrip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

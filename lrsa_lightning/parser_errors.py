@@ -8,7 +8,7 @@ from lrsa_lightning.ranges import range_of
 
 _KEY = re.compile(r'(?:Parser key|argument) "?(?:--)?([\w.+-]+)"?(?: element \d+)?:[ \n]?(.*)', re.DOTALL)
 _CLASS = re.compile(r"Problem with given class_path '([^']*)':[ \n]?(.*)", re.DOTALL)
-_UNION = "Does not validate against any of the Union subtypes"
+UNION = "Does not validate against any of the Union subtypes"
 _PATH = re.compile(r"- Expected a path but .* either not accessible or invalid\n- (.*)", re.DOTALL)
 _RANGE = re.compile(r"Not of type (\w+): (?:(.*?) ?does not conform|.*?: '(.*)'$|(.*))")
 _KIND = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?", re.DOTALL)
@@ -59,7 +59,7 @@ def read_error(message: str) -> Complaint:
         return _within(found[1].rpartition(".")[2], found[2])
     if found := _PATH.fullmatch(text):
         return read_error(found[1])
-    if _UNION in text.partition("\n")[0]:
+    if UNION in text.partition("\n")[0]:
         return _of_union(text)
     if found := _RANGE.match(text):
         value = next((given for given in found.groups()[1:] if given), "")

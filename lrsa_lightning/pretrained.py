@@ -29,6 +29,10 @@ _UNDECLARED = {"head_dim"}
 # In config.json files that older versions of transformers wrote; it reads them still, into keys of other names.
 _OLD_NAMES = {"torch_dtype", "use_mrope"}
 _OLD_ROPE_NAMES = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 _WAY_OUT = "give a hub id that this machine can reach, or a folder with config.json; code in it (auto_map) is not run"
 _WAY_OUT_OF_WEIGHTS = "give a folder whose *.safetensors are whole and fit its config.json"
 
@@ -90,7 +94,26 @@ def _config_from_keys(keys: dict[str, Any]):
     except Exception as error:  # whatever a configuration class raises
         raise InputError(f"model.from_config: {_one_line(error)}") from error
     rope.check_config_rope(config, "model.from_config")
+    _check_sizes(config.get_text_config(decoder=True))
     return config
+
+
+def _check_sizes(config) -> None:
+    """Of a decoder's layers; transformers finds out in a layer's forward, or not at all."""
+    sizes = {name: getattr(config, name, None) for name in _SIZES}
+    for name, size in sizes.items():
+        if isinstance(size, int) and size < 1:
+            raise InputError(f"model.from_config: {name} is {size}, but must be a whole number of at least 1")
+    heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise InputError(
+            f"model.from_config: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    if isinstance(heads, int) and sizes["head_dim"] is None and (sizes["hidden_size"] or 0) % heads:
+        raise InputError(
+            f"model.from_config: hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads {heads}: "
+            "change one of them, or give head_dim"
+        )
 
 
 def _one_line(error: Exception) -> str:

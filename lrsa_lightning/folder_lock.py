@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,13 +32,15 @@ class FolderLock:
         """
         self._what = f"{what} {folder}"
         self._way_out = way_out
-        folder = folder.resolve()
+        folder = self._place = folder.resolve()
         # Beside the folder: what fails before its first file leaves no folder behind. A mount may lie where nobody may
         # write.
         is_open = os.access(folder.parent, os.W_OK) or not folder.is_dir()
         self._folder = (folder.parent if is_open else folder) / LOCKS
         self._holder = self._folder / f"{folder.name}.holder"
-        self._lock = FileLock(self._folder / f"{folder.name}.lock", is_singleton=True)
+        self._file = self._folder / f"{folder.name}.lock"
+        self._lock = FileLock(self._file, is_singleton=True)
+        self._made: list[Path] = []
 
     def acquire(self) -> None:
         """Takes the lock, which this process may hold already.
@@ -46,9 +49,14 @@ class FolderLock:
             InputError: another process has it, which is named; or nothing can be written there.
         """
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self._made = [folder for folder in (self._folder, self._folder.parent) if not folder.exists()]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_PATIENCE)
+            if not self._file.exists():  # its last holder left nothing behind: the lock is of no use to others
+                self._lock.release(force=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=_PATIENCE)
             write_text(self._holder, json.dumps(holder))
         except Timeout as error:
             raise InputError(f"{self._what} is being written by {self._name_holder()}: {self._way_out}") from error
@@ -58,9 +66,14 @@ class FolderLock:
         _HELD.add(self._lock)
 
     def release(self) -> None:
-        """Lets others have the folder."""
+        """Lets others have the folder. Where it is not there, what was made around it for the lock goes."""
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
+            if self._made and not self._place.exists():
+                self._file.unlink(missing_ok=True)
+                with suppress(OSError):  # others have files there
+                    for folder in self._made:
+                        folder.rmdir()
         self._lock.release(force=True)
         _HELD.discard(self._lock)
 

@@ -86,3 +86,16 @@ def test_what_was_never_held_is_let_go_of_without_harm(tmp_path):
     FolderLock(tmp_path / "x", "run", "wait").release()
     assert (tmp_path / ".locks/x.holder").exists()
     holder.communicate("")
+
+
+def test_folders_made_for_a_lock_go_with_it_where_nothing_came_of_it(tmp_path):
+    place = tmp_path / "runs/x"
+    lock = FolderLock(place, "run", "wait")
+    lock.acquire()
+    lock.release()
+    assert not place.parent.exists()
+    lock.acquire()
+    place.mkdir()
+    lock.release()
+    assert place.exists()
+    hold(place).communicate("")

@@ -255,10 +255,10 @@ def test_tokens_are_counted_over_a_resume(arguments):
     file = Path("runs/x/checkpoints/step=2.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     assert checkpoint["seen_tokens"] == second
-    torch.save({**checkpoint, "seen_tokens": [2**25 + second[0], 2**26 + second[1]]}, file)
+    torch.save({**checkpoint, "seen_tokens": [2**30 + 1 + second[0], 2**31 + second[1]]}, file)
     main(command({**arguments, "trainer.max_steps": "4", "run_name": "y", "ckpt_path": str(file)}))
     found = [[row[name] for name in names] for row in metrics("y")]
-    assert found == [[2**25 + tokens, 2**26 + answers] for tokens, answers in later]
+    assert found == [[2**30 + 1 + tokens, 2**31 + answers] for tokens, answers in later]
     assert later[-1][1] < later[-1][0]
 
 

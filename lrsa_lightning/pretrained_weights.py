@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,10 +90,16 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
 
     check_folder(name_or_path)
     check_quantisation(config, name_or_path)
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
         with _without_warnings():
-            model, info = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told with all else that does not fit
+            )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:

@@ -208,6 +208,9 @@ def _member(value: Any, members: tuple, name: str) -> Any:
     """Of a union, by the first member that takes the value; where none does, the first one's refusal."""
     if value is None and type(None) in members:
         return None
+    members = [member for member in members if member is not type(None)]
+    if len(members) == 1:
+        return _plain(value, members[0], name)
     refusals = []
     for member in members:
         kind = get_origin(member) or member

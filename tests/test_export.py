@@ -159,7 +159,7 @@ def test_a_checkpoint_loads_plain_data_alone(run, monkeypatch):
     torch.save({**torch.load(file, weights_only=True), "of a callback": TouchesAFile()}, file)
     for looks in (True, False):
         if not looks:
-            monkeypatch.setattr("lrsa_lightning.pretrained.is_whole", lambda _: True)
+            monkeypatch.setattr("lrsa_lightning.pretrained.fault_of", lambda _: None)
         with pytest.raises(InputError, match=r"step=1\.ckpt is"):
             load_checkpoint(file)
     assert not Path("touched").exists()

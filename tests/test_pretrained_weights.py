@@ -191,4 +191,4 @@ def test_the_command_says_it_in_a_line_before_the_data_is_read(arguments, folder
     assert caught.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrsa: error: ")]
     assert said in line
-    assert not Path("cache/prepared").exists()
+    assert not [*Path("cache/prepared").glob("train-*")]

@@ -86,7 +86,8 @@ def test_the_pickle_is_one_that_touches(evil, tmp_path):
 
 def test_a_file_that_would_run_code_is_read_by_none_of_ours(evil):
     (evil.parent.parent / "config.yaml").write_text(
-        f"model: {{name_or_path: null, rope_parameters: null, from_config: {TINY_MODEL | {'vocab_size': 9}}}}"
+        f"model: {{name_or_path: null, rope_parameters: null, from_config: {TINY_MODEL | {'vocab_size': 9}}}}\n"
+        "data: {source: auto, tokenizer: null}\n"
     )
     assert read_index(evil) is None
     assert step_of(evil) is None

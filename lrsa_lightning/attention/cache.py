@@ -4,75 +4,17 @@ Shape suffixes: B batch, G KV heads, N tokens, T tokens held, D head size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lrsa_lightning.attention.cache_view import WAY_OUT, CacheView
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import PositiveInt, checked
-
-if TYPE_CHECKING:
-    from lrsa_lightning.attention.lrsa import LRSA
-
-_WAY_OUT = "Use `with mode.installed(model):` around it, and the cache that this mode makes (mode.make_cache)"
-
-
-@dataclass
-class CacheView:
-    """How to read the keys a layer's `update` returns: [compact ; raw], for queries that are the last tokens.
-
-    transformers hands those keys to the attention function untouched, so the view rides on them as the attribute
-    `lrsa_view`. It does not hold them: keys that hold themselves would wait for the garbage collector, step after step.
-
-    Attributes:
-        mode: the `LRSA` that must read them.
-        num_keys: T.
-        compact_len: keys in front that are sink or kept tokens.
-        raw_start: position of the first key behind them.
-        padding: int64 [B], unused keys in front of each row; None when all rows are equally long.
-        taken: whether they have been read.
-    """
-
-    mode: "LRSA"
-    num_keys: int
-    compact_len: int
-    raw_start: int
-    padding: Tensor | None = None
-    taken: bool = False
-
-    def take(self, mode: "LRSA") -> None:
-        """Notes that ``mode`` reads the keys.
-
-        Raises:
-            InputError: it follows another rule than the cache.
-        """
-        if mode is not self.mode and mode.registry_key() != self.mode.registry_key():
-            raise InputError(f"this cache follows {self.mode!r}, but the model runs {mode!r}. {_WAY_OUT}")
-        self.taken = True
-
-    @property
-    def end(self) -> int:
-        """Tokens seen, the newest queries included."""
-        return self.raw_start + self.num_keys - self.compact_len
-
-    def newest_sees_all(self, chunking: Chunking) -> bool:
-        """Whether the last query may see every key: one that completes a chunk may not see what its chunk keeps."""
-        chunk = chunking.chunk_of(self.end - 1)
-        return self.compact_len <= chunking.compact_visible(chunk) and self.raw_start >= chunking.raw_visible(chunk)
-
-    def split(self, z_BGTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The compact and the raw part of the keys, or of their values."""
-        return z_BGTD[:, :, : self.compact_len], z_BGTD[:, :, self.compact_len :]
-
-    def row_mask(self) -> Tensor:
-        """True at the keys of each row, False at the padding in front of them: [B, 1, 1, T]."""
-        places = torch.arange(self.num_keys, device=self.padding.device)
-        return (places >= self.padding[:, None])[:, None, None]
 
 
 class LagKVLayer(DynamicLayer):
@@ -282,17 +224,23 @@ class LagKVCache(Cache):
             InputError: the model runs another mode than the cache's, by its configuration, or since the keys returned
                 last were not read by this one.
         """
-        installed = self._config._attn_implementation
-        # Ranks that share the mode have its key within their own; a configuration without a model names nothing.
-        is_other = layer_idx == 0 and installed is not None and self._mode.registry_key() not in installed
+        is_other = layer_idx == 0 and not self._is_installed()
         # The layer before this one; of the first, the last, which ended the call before.
         before = self.layers[layer_idx - 1].view
         if is_other or (before is not None and not before.taken):
             raise InputError(
                 f"this cache follows {self._mode!r}, which is not installed in the model: another attention reads "
-                f"its keys. {_WAY_OUT}"
+                f"its keys. {WAY_OUT}"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _is_installed(self) -> bool:
+        installed = self._config._attn_implementation
+        if installed is None:  # of a configuration without a model
+            return True
+        # Ranks that share the mode have its key within their own. One that counts as it runs has another key by now.
+        is_itself = getattr(ALL_ATTENTION_FUNCTIONS.get(installed), "__self__", None) is self._mode
+        return is_itself or self._mode.registry_key() in installed
 
 
 def cache_bytes(cache: LagKVCache | DynamicCache) -> int:

@@ -17,7 +17,7 @@ from lrsa_lightning.errors import InputError
 
 Encoded = TokenizedSample | NothingToLearn | None
 
-_worker: tuple[Sequence[Sample], SampleEncoder] | None = None
+_worker: tuple[Sequence[Sample], SampleEncoder] | None = None  # of a worker, which inherits them by its fork
 
 
 def encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) -> Iterator[Encoded]:
@@ -26,37 +26,39 @@ def encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) 
     Raises:
         InputError: one of them was killed.
     """
-    global _worker
-    _worker = samples, encode
+    if num_workers <= 1:
+        yield from (_encode(sample, encode) for sample in samples)
+        return
+    # A forked tokenizer must not use threads; each worker has one core anyway.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    context = multiprocessing.get_context("fork")
     try:
-        if num_workers <= 1:
-            yield from map(_encode_at, range(len(samples)))
-            return
-        # A forked tokenizer must not use threads; each worker has one core anyway.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(num_workers, context, initializer=_begin) as pool:
+        with ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(samples, encode)) as pool:
             yield from pool.map(_encode_at, range(len(samples)), chunksize=4)
     except BrokenProcessPool as error:
         raise InputError(
             "a process that tokenises was killed, most likely because memory ran out: lower data.prepare_workers"
         ) from error
-    finally:
-        _worker = None
 
 
 def _encode_at(index: int) -> Encoded:
     samples, encode = _worker
+    return _encode(samples[index], encode)
+
+
+def _encode(sample: Sample, encode: SampleEncoder) -> Encoded:
     try:
-        row = encode(samples[index])
+        row = encode(sample)
     except NothingToLearn as error:
         return error
     # An array travels to the writing process, and from there to the file, many times faster than a list.
     return row if row is None else replace(row, ids=np.asarray(row.ids, dtype=np.int32))
 
 
-def _begin() -> None:
+def _begin(samples: Sequence[Sample], encode: SampleEncoder) -> None:
     """Ctrl+C is the parent's to answer; a worker whose parent was killed ends, and lets go of what it inherited."""
+    global _worker
+    _worker = samples, encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()

@@ -94,7 +94,7 @@ def test_two_classes_of_one_name_are_two():
             def _transformers_attention(self, module, query, *arguments, **asked):
                 return super()._transformers_attention(module, query * factor, *arguments, **asked)
 
-        Same.__qualname__ = Same.__name__ = "LRSA"
+        Same.__qualname__ = Same.__name__ = "Twin"
         Same.__module__ = LRSA.__module__
         return Same(**SIZES)
 

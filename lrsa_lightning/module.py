@@ -3,7 +3,6 @@
 Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
-import logging
 from collections.abc import Callable
 from itertools import compress
 from operator import not_
@@ -15,7 +14,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.distributed.strategies import SequenceParallelStrategy, check_strategy
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 from lrsa_lightning.ranges import (
@@ -29,7 +28,6 @@ from lrsa_lightning.ranges import (
 )
 from lrsa_lightning.schedule import warmup_cosine
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -106,27 +104,15 @@ class LongContextModule(lightning.LightningModule):
         Raises:
             InputError: they do not fit together.
         """
-        from lrsa_lightning.pretrained import check_length, load_config
+        from lrsa_lightning.model_check import check_together
+        from lrsa_lightning.pretrained import load_config
         from lrsa_lightning.pretrained_weights import check_folder, check_quantisation
 
         if self.name_or_path is not None:
             check_folder(self.name_or_path)
         config = load_config(self.name_or_path, self.from_config, self.rope_parameters)
         check_quantisation(config, self.name_or_path)
-        text = config.get_text_config(decoder=True)
-        check_length(config, self.seq_len)
-        self._attention_at_length.check(config)
-        if remark := self.attention.remark(self.seq_len, text.num_hidden_layers):
-            log.warning(remark)
-        check_strategy(self.trainer)
-        if isinstance(self.trainer.strategy, SequenceParallelStrategy):
-            self.trainer.strategy.check_sharding(self.attention, config, self.seq_len)
-        tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
-        if tokenizer is not None and len(tokenizer) > text.vocab_size:
-            raise InputError(
-                f"data.tokenizer has {len(tokenizer)} tokens, the model's vocabulary {text.vocab_size}: "
-                "they do not belong together"
-            )
+        check_together(config, self._attention_at_length, self.seq_len, self.trainer)
 
     def setup(self, stage: str) -> None:
         """Lets each process find out what the model's layers ask of the attention, before a strategy shares weights."""

@@ -38,6 +38,7 @@ class RangedTrainer(Trainer):
         num_sanity_val_steps: CountOrEndless | None = None,
         log_every_n_steps: PositiveInt | None = None,
         accumulate_grad_batches: PositiveInt = 1,
+        max_time: Duration | timedelta | dict[str, int] | None = None,
         gradient_clip_val: NonNegativeFiniteFloat | None = None,
         **further,
     ):
@@ -56,6 +57,7 @@ class RangedTrainer(Trainer):
             num_sanity_val_steps: micro-batches validated before the first step; -1 for all.
             log_every_n_steps: optimizer steps between logged ones.
             accumulate_grad_batches: follows from data.global_batch_size; leave it out.
+            max_time: of the training, as days:hours:minutes:seconds.
             gradient_clip_val: greatest norm of the gradient; 0 and null do not clip.
             **further: Lightning's own.
         """

@@ -34,6 +34,7 @@ CONFIGS = [
     (b"\x00\x01\xff\xfe" * 9, "x.yaml is not UTF-8 text"),
     ("model: {lr: 1}\n".encode("utf-16"), "x.yaml is not UTF-8 text", "save it as UTF-8"),
     ("run_name: ü\n".encode("latin-1"), "x.yaml is not UTF-8 text"),
+    ("modell: {}\n", "Key 'modell' is not accepted (x.yaml, line 1)"),
     ("modell:\n  lr: 1\n", "'modell.lr' (x.yaml, line 2): see `lrsa fit --help`"),
     ("model:\n  lrr: 1\n", "'model.lrr' (x.yaml, line 2)"),
     ("model:\n  lr: fast\n", "model.lr is fast, but must be", "(x.yaml, line 2)"),
@@ -99,8 +100,7 @@ OPTIONS = [
     ({"trainer.accelerator": "cuda"}, "CUDAAccelerator"),
     ({"trainer.accelerator": "npu"}, "accelerator npu needs"),
     ({"trainer.accelerator": "npu", "trainer.strategy": "npu_ddp"}, "accelerator npu needs"),
-    ({"trainer.strategy": "foo"}, "strategy='foo'"),
-    ({"trainer.max_time": "soon"}, "'soon'", "DD:HH:MM:SS"),
+    ({"trainer.strategy": "foo"}, "trainer.strategy is 'foo', but must be one of auto, ddp, sp_ddp"),
     ({"trainer.profiler": "foo"}, "profiler"),
     ({"trainer.deterministic": "maybe"}, "trainer.deterministic is maybe, but must be true or false"),
     ({"trainer.logger": "Foo"}, "trainer.logger: there is no class Foo"),
@@ -135,6 +135,69 @@ def test_attention_files(arguments, capsys, wrong, said):
     write("x.yaml", wrong)
     plain = {key: value for key, value in arguments.items() if not key.startswith("model.attention")}
     refused(capsys, lambda: main(command({**plain, "model.attention": "x.yaml"})), *said)
+
+
+def _ruler(**arguments) -> dict[str, str]:
+    return {"trainer.callbacks": json.dumps([callback("RulerEval", **arguments)])}
+
+
+def _checkpoints(**arguments) -> dict[str, str]:
+    return {"trainer.callbacks": json.dumps([callback("Checkpoints", **arguments)])}
+
+
+RANGES = [
+    ({"seed_everything": "-4"}, "seed_everything is -4"),
+    ({"model.lr": "-1"}, "model.lr is -1"),
+    ({"model.lr": "inf"}, "model.lr is inf"),
+    ({"model.betas": "[0.9, 1.5]"}, "model.betas", "1.5"),
+    ({"model.betas": "[0.9]"}, "model.betas"),
+    ({"model.weight_decay": "-0.1"}, "model.weight_decay is -0.1"),
+    ({"model.warmup_steps": "-1"}, "model.warmup_steps is -1"),
+    ({"model.loss_chunk_size": "0"}, "model.loss_chunk_size is 0"),
+    ({"model.attention.lag_size": "0"}, "lag_size is 0"),
+    ({"model.attention.retention_ratio": "1.5"}, "retention_ratio is 1.5"),
+    ({"model.attention.retention_ratio": "0.001"}, "retention_ratio"),
+    ({"model.attention.v_weight": "nan"}, "v_weight"),
+    ({"model.attention.skip_layers": "[7]"}, "skip_layers"),
+    ({"model.rope_parameters": '{"rope_tpye": "yarn"}'}, "model.rope_parameters", "rope_tpye"),
+    ({"model.rope_parameters": '{"rope_type": "yarn"}'}, "model.rope_parameters", "factor"),
+    ({"model.rope_parameters": '{"rope_type": "linear", "factor": -2.0}'}, "model.rope_parameters", "factor"),
+    ({"model.rope_parameters": '{"rope_theta": 0}'}, "model.rope_parameters", "rope_theta"),
+    ({"model.from_config": '{"num_hidden_layers": -1}'}, "model.from_config", "num_hidden_layers", "-1"),
+    ({"model.from_config": '{"num_attention_heads": 3, "num_key_value_heads": 2}'}, "num_attention_heads 3 is not"),
+    (
+        {"model.from_config": '{"hidden_size": 30, "num_attention_heads": 4, "num_key_value_heads": 2}'},
+        "size 30 is",
+    ),
+    ({"data.seq_len": "0"}, "data.seq_len is 0"),
+    ({"data.micro_batch_size": "0"}, "data.micro_batch_size is 0"),
+    ({"data.num_workers": "-1"}, "data.num_workers is -1"),
+    ({"data.prepare_workers": "0"}, "data.prepare_workers is 0"),
+    ({"data.mixture": '{"train.jsonl": 1e9}'}, "data.mixture", "1000"),
+    ({"data.delimiter": ""}, "data.delimiter"),
+    ({"data.cache_dir": "/proc/nowhere"}, "/proc/nowhere"),
+    ({"runs_dir": "/proc/nowhere"}, "/proc/nowhere"),
+    ({"run_name": "../x"}, "run_name"),
+    ({"run_name": "a\nb"}, "run_name"),
+    ({"run_name": "x" * 300}, "run_name"),
+    ({"trainer.max_time": "soon"}, "trainer.max_time is soon"),
+    ({"trainer.callbacks": json.dumps([callback("StepProgress", every_n_lines=0)])}, "StepProgress.every_n_lines is 0"),
+    (_ruler(budgets=[]), "budgets"),
+    (_ruler(budgets=[1.5]), "RulerEval.budgets", "1.5"),
+    (_ruler(tasks=[]), "tasks"),
+    (_ruler(tasks=["nope"]), "unknown RULER task 'nope'"),
+    (_ruler(num_samples=0), "RulerEval.num_samples is 0"),
+    (_ruler(lengths=[0]), "RulerEval.lengths", "0"),
+    (_ruler(max_seconds=-1), "RulerEval.max_seconds is -1"),
+    (_ruler(tasks=["qa_1"]), "qa_1", "squad"),
+    (_checkpoints(every_n_steps=0), "Checkpoints.every_n_steps is 0"),
+    (_checkpoints(keep_best=-1), "Checkpoints.keep_best is -1"),
+]
+
+
+@cases(RANGES)
+def test_ranges(arguments, capsys, wrong, said):
+    refused(capsys, lambda: main(command({**arguments, **wrong})), *said)
 
 
 @cases(OPTIONS)
@@ -205,25 +268,3 @@ def test_tokenizer_folders(arguments, capsys, tokenizer_dir, wrong, said):
         write(f"own/{name}", text)
     call = command({**arguments, "data.tokenizer": "own"})
     refused(capsys, lambda: main(call), "data.tokenizer 'own' cannot be loaded", *said)
-
-
-# Refused when the branches of the other parts are in: move each to its table above.
-PENDING = [
-    # options of `fit`
-    ({"model.lr": "-1"}, "model.lr is -1"),
-    ({"model.warmup_steps": "-1"}, "model.warmup_steps is -1"),
-    ({"model.attention.lag_size": "0"}, "lag_size is 0"),
-    ({"model.attention.retention_ratio": "1.5"}, "retention_ratio is 1.5"),
-    ({"model.rope_parameters": '{"rope_tpye": "yarn"}'}, "model.rope_parameters", "rope_tpye"),
-    ({"data.seq_len": "0"}, "data.seq_len is 0"),
-    ({"data.micro_batch_size": "0"}, "data.micro_batch_size is 0"),
-    ({"data.num_workers": "-1"}, "data.num_workers is -1"),
-    ({"run_name": "../x"}, "run_name"),
-    ({"trainer.callbacks": json.dumps([callback("StepProgress", every_n_lines=0)])}, "StepProgress.every_n_lines is 0"),
-    ({"trainer.callbacks": json.dumps([callback("RulerEval", budgets=[])])}, "budgets"),
-    ({"trainer.callbacks": json.dumps([callback("RulerEval", num_samples=0)])}, "RulerEval.num_samples is 0"),
-    ({"trainer.callbacks": json.dumps([callback("Checkpoints", every_n_steps=0)])}, "Checkpoints.every_n_steps is 0"),
-    # and, behind a start that leaves no run directory: weights that are absent, cut short or of other shapes; a
-    # `trainer.val_check_interval` of 100000; an empty data file, one that is no gzip, no JSON, no parquet
-    # scripts: `--lengths 0`, `--budgets 1.5`, `--batch_size 0` of eval_ruler, `--lengths -4` and none of make_ruler
-]

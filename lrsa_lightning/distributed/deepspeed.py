@@ -236,6 +236,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         Raises:
             InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
         """
+        from lrsa_lightning.distributed.zero3 import groups_apart
         from lrsa_lightning.distributed.zero_files import (
             check_folder,
             check_resumable,
@@ -253,7 +254,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             return read_client_state(path)
         self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
         mends = is_universal(path) and self.zero_stage_3
-        with safe_loading(), _groups_apart(self.deepspeed_engine.optimizer.optimizer) if mends else nullcontext():
+        with safe_loading(), groups_apart(self.deepspeed_engine.optimizer.optimizer) if mends else nullcontext():
             return super().load_checkpoint(path, weights_only)
 
 
@@ -277,21 +278,6 @@ def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
         for name in values:
             del own[name]
         own.update(before)
-
-
-@contextmanager
-def _groups_apart(optimizer: Optimizer) -> Iterator[None]:
-    """Undoes what ZeRO-3 does to the groups of parameters when it loads a universal folder.
-
-    All get the first one's settings, so that vectors would begin to decay, and one tensor together as their count of
-    steps, which each would then advance for all.
-    """
-    decays = [group["weight_decay"] for group in optimizer.param_groups]
-    yield
-    for group, decay in zip(optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    for state in optimizer.state.values():
-        state["step"] = deepcopy(state["step"])
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:

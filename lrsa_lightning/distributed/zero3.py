@@ -1,12 +1,15 @@
-"""Weights of the first rank, dealt out to all of them: ZeRO-3 without a copy of the model on each."""
+"""What ZeRO-3 alone needs: weights of the first rank dealt out to all, universal folders loaded as they were."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import deepspeed
 import torch
 from torch import distributed
 from torch.nn import Module, Parameter
+from torch.optim import Optimizer
 from torch.utils import swap_tensors
 
 
@@ -53,3 +56,18 @@ def _of_first_rank(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
     buffer = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
     distributed.broadcast(buffer, 0)
     return buffer
+
+
+@contextmanager
+def groups_apart(optimizer: Optimizer) -> Iterator[None]:
+    """Undoes what ZeRO-3 does to the groups of parameters when it loads a universal folder.
+
+    All get the first one's settings, so that vectors would begin to decay, and one tensor together as their count of
+    steps, which each would then advance for all.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    yield
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        state["step"] = deepcopy(state["step"])

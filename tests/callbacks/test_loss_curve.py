@@ -37,7 +37,7 @@ def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
     """Six steps of four are an epoch of all 24 samples: what the dataset holds must have been seen once."""
     arguments["trainer.callbacks"] = checkpoints(2)
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
-    samples = cli.datamodule._train._samples
+    samples = cli.datamodule._train.samples
     learned = sum(sample.num_answer for sample in samples)
     total = sum(len(sample.ids) - 1 for sample in samples)
     whole = train_rows()

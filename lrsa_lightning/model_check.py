@@ -1,0 +1,40 @@
+"""Whether a model, an attention, a length, a strategy and a tokenizer belong together."""
+
+import logging
+
+from lightning import Trainer
+
+from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy, check_strategy
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.pretrained import check_length
+
+log = logging.getLogger(__name__)
+
+
+def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trainer) -> None:
+    """Asks each of the parts about the others, before any data or weight is read; warns of what an attention remarks.
+
+    Args:
+        config: the model's.
+        attention: for sequences of this length.
+        seq_len: tokens of a row.
+        trainer: with the strategy and the datamodule.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+    text = config.get_text_config(decoder=True)
+    check_length(config, seq_len)
+    attention.check(config)
+    if remark := attention.remark(seq_len, text.num_hidden_layers):
+        log.warning(remark)
+    check_strategy(trainer)
+    if isinstance(trainer.strategy, SequenceParallelStrategy):
+        trainer.strategy.check_sharding(attention, config, seq_len)
+    tokenizer = getattr(trainer.datamodule, "tokenizer", None)
+    if tokenizer is not None and len(tokenizer) > text.vocab_size:
+        raise InputError(
+            f"data.tokenizer has {len(tokenizer)} tokens, the model's vocabulary {text.vocab_size}: "
+            "they do not belong together"
+        )

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
-from lrsa_lightning.callbacks.stop_on_signal import Stopped
+from lrsa_lightning.callbacks.stop_on_signal import Stopped, writing
 from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, remove
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
@@ -114,7 +114,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > 0:
-            self._log_what_was_not(trainer)
+            self.log_what_was_not(trainer, trainer.global_step)
         file = self._folder / _SCORES
         scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         # The run goes on from an earlier step at times: what came after it is measured anew.
@@ -164,15 +164,23 @@ class Checkpoints(Checkpoint):
                 self._save(trainer)
             exception.saved = str(self._path(self._saved_step)) if self._saved_step else None
 
-    def _log_what_was_not(self, trainer: Trainer) -> None:
-        """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it."""
-        step = trainer.global_step - 1
+    def log_what_was_not(self, trainer: Trainer, step: int) -> None:
+        """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it.
+
+        Args:
+            trainer: whose loggers are told.
+            step: optimizer steps behind the checkpoint that this callback's state is of.
+        """
         files = metrics_files(trainer.loggers)
-        if self._unlogged and files and not any(_has_row(file, step, self._unlogged) for file in files):
+        if self._unlogged and files and not any(_has_row(file, step - 1, self._unlogged) for file in files):
             for logger in trainer.loggers:
-                logger.log_metrics(self._unlogged, step=step)
+                logger.log_metrics(self._unlogged, step=step - 1)
 
     def _save(self, trainer: Trainer) -> None:
+        with writing(trainer):
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         path, self._unlogged, refused = self._path(trainer.global_step), _to_be_logged(trainer), None
         try:
             trainer.save_checkpoint(path, weights_only=False)

@@ -3,6 +3,8 @@
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -57,6 +59,7 @@ class StopOnSignal(Callback):
         self._received: int | None = None
         self._trainer: Trainer | None = None
         self._at_rest = False
+        self._writes = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning, which has registered its handlers by now, also puts the process's own back in the end."""
@@ -103,8 +106,23 @@ class StopOnSignal(Callback):
             return
         self._received = number
         log.warning("%s: saving and stopping after this micro-batch, or batch of a check", signal.Signals(number).name)
-        if self._trainer.world_size == 1 and (self._at_rest or self._in_callbacks()):
+        if self._trainer.world_size == 1 and not self._writes and (self._at_rest or self._in_callbacks()):
             raise _stopped_by(self._trainer, number)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A signal that comes within takes effect at the end.
+
+        Raises:
+            Stopped: one has come, to the only process.
+        """
+        before, self._writes = self._received, True
+        try:
+            yield
+        finally:
+            self._writes = False
+        if self._received != before and self._trainer.world_size == 1:
+            raise _stopped_by(self._trainer, self._received)
 
     def _in_callbacks(self) -> bool:
         """Whether callbacks have their turn after a micro-batch: weights and counts are those of whole steps."""
@@ -121,6 +139,20 @@ def heed_signals(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, StopOnSignal):
             callback.heed(trainer)
+
+
+@contextmanager
+def writing(trainer: Trainer) -> Iterator[None]:
+    """Around what is only worth something when it is whole, as a checkpoint: no signal breaks it off.
+
+    Raises:
+        Stopped: behind it, if a signal has come meanwhile.
+    """
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if isinstance(callback, StopOnSignal):
+                stack.enter_context(callback.writing())
+        yield
 
 
 def _stopped_by(trainer: Trainer, number: int) -> Stopped:

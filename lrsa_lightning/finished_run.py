@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.callbacks import RulerEval
+from lrsa_lightning.callbacks import Checkpoints, RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.checkpoint_faults import read_index
 from lrsa_lightning.checkpoint_files import read_written
@@ -29,6 +29,7 @@ class FinishedRun:
         """
         self._step = checkpoint["global_step"]
         self._progress = checkpoint["loops"]["fit_loop"]
+        self._states = checkpoint.get("callbacks", {})
         self._limit = limit
         self._trainer = trainer
 
@@ -49,6 +50,7 @@ class FinishedRun:
     def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
         """Says that the run is finished, after the RULER check and the validation that it lacks."""
         trainer = self._trainer
+        self._log_last_step()
         checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
         lacking = [callback for callback in checks if not callback.records_path(trainer, self._step).exists()]
         validates = self._lacks_validation(datamodule)
@@ -64,6 +66,13 @@ class FinishedRun:
             "%s is finished: step %d is its last by %s; to train on, raise that",
             *(trainer.default_root_dir, self._step, self._limit),
         )
+
+    def _log_last_step(self) -> None:
+        """Where the run was broken off between its last checkpoint and the loggers."""
+        for callback in self._trainer.callbacks:
+            if isinstance(callback, Checkpoints) and callback.state_key in self._states:
+                callback.load_state_dict(self._states[callback.state_key])
+                callback.log_what_was_not(self._trainer, self._step)
 
     def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
         """Whether one was due after the last step, and the metrics file has nothing of it."""

@@ -1,6 +1,7 @@
 """A run that a signal ends, wherever it comes, goes on to the same curve and weights."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -42,8 +43,45 @@ def assert_same_run(first: str, second: str) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+class Struck:
+    """A file in the middle of whose writing a signal comes."""
+
+    def __init__(self, file, number: int):
+        self._file, self._number = file, number
+        self._writes = 0
+
+    def write(self, content) -> int:
+        self._writes += 1
+        if self._writes == 3:
+            os.kill(os.getpid(), self._number)
+        return self._file.write(content)
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+
 def steps_saved(run: str = "x") -> list[str]:
     return sorted(path.name for path in Path(f"runs/{run}/checkpoints").glob("step=*"))
+
+
+@pytest.mark.parametrize(("every", "step"), [(100, 8), (4, 4)])
+def test_a_signal_does_not_break_off_the_checkpoint_that_is_written(fit, capsys, monkeypatch, every, step):
+    """Raised within torch.save, the stop became an error of its own, and the checkpoint was lost."""
+    write = torch.save
+
+    def struck(content, file, *rest) -> None:
+        strikes = isinstance(content, dict) and content.get("global_step") == step
+        write(content, Struck(file, signal.SIGTERM) if strikes else file, *rest)
+
+    fit(name="whole")
+    entries = {"trainer.callbacks": json.dumps([callback("Checkpoints", every_n_steps=every)])}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", struck)
+        assert fit(**entries) == 128 + signal.SIGTERM
+    assert f"saved in runs/x/checkpoints/step={step}.ckpt" in capsys.readouterr().err
+    assert steps_saved() == [f"step={step}.ckpt"]
+    assert fit(ckpt_path="last") == 0
+    assert_same_run("whole", "x")
 
 
 @pytest.mark.parametrize(

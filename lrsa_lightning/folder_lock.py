@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.whole_text import write_text
 
-LOCKS = ".locks"
+LOCK, HOLDER = ".lock", ".lock_holder.json"
 _PATIENCE = 2.0  # seconds in which a process that has just ended lets go of it
 _HELD: set[FileLock] = set()  # a lock that nobody refers to would be let go of
 
@@ -20,7 +20,7 @@ _HELD: set[FileLock] = set()  # a lock that nobody refers to would be let go of
 class FolderLock:
     """Held from before a folder's first file is written until the process ends; a dead holder's is free at once.
 
-    The operating system holds the lock (``flock``), so nothing is left to clean up. A file beside it says who has it.
+    The operating system holds the lock (``flock``) on a hidden file in the folder; another beside it says who has it.
     """
 
     def __init__(self, folder: Path, what: str, way_out: str):
@@ -32,13 +32,9 @@ class FolderLock:
         """
         self._what = f"{what} {folder}"
         self._way_out = way_out
-        folder = self._place = folder.resolve()
-        # Beside the folder: what fails before its first file leaves no folder behind. A mount may lie where nobody may
-        # write.
-        is_open = os.access(folder.parent, os.W_OK) or not folder.is_dir()
-        self._folder = (folder.parent if is_open else folder) / LOCKS
-        self._holder = self._folder / f"{folder.name}.holder"
-        self._file = self._folder / f"{folder.name}.lock"
+        self._folder = folder.resolve()
+        self._holder = self._folder / HOLDER
+        self._file = self._folder / LOCK
         self._lock = FileLock(self._file, is_singleton=True)
         self._made: list[Path] = []
 
@@ -49,7 +45,7 @@ class FolderLock:
             InputError: another process has it, which is named; or nothing can be written there.
         """
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        self._made = [folder for folder in (self._folder, self._folder.parent) if not folder.exists()]
+        self._made += [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_PATIENCE)
@@ -66,14 +62,15 @@ class FolderLock:
         _HELD.add(self._lock)
 
     def release(self) -> None:
-        """Lets others have the folder. Where it is not there, what was made around it for the lock goes."""
+        """Lets others have the folder. One that was made for the lock, and holds nothing else, goes."""
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
-            if self._made and not self._place.exists():
-                self._file.unlink(missing_ok=True)
-                with suppress(OSError):  # others have files there
+            if self._made and [path.name for path in self._folder.glob("*")] == [LOCK]:
+                self._file.unlink()
+                with suppress(OSError):  # others have files around it
                     for folder in self._made:
                         folder.rmdir()
+            self._made = []
         self._lock.release(force=True)
         _HELD.discard(self._lock)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from lrsa_lightning.folder_lock import HOLDER, LOCK
 from lrsa_lightning.whole_text import write_text
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class RunStart:
 
     def begin(self) -> None:
         """Marks the directory, before the first file is written."""
-        there = sorted(path.name for path in self._folder.iterdir()) if self._folder.exists() else None
+        there = sorted(path.name for path in self._folder.glob("*") if path.name not in (LOCK, HOLDER)) or None
         write_text(self._marker, json.dumps({"there_before": there}))
         self.is_pending = True
 
@@ -49,7 +50,9 @@ class RunStart:
         if not self._marker.exists():
             return
         there_before = _there_before(self._folder)
-        added = [path for path in self._folder.iterdir() if path.name not in (*(there_before or []), MARKER)]
+        added = [
+            path for path in self._folder.iterdir() if path.name not in (*(there_before or []), MARKER, LOCK, HOLDER)
+        ]
         if not any(map(_holds_checkpoints, added)):
             self._clear(added)
         self._marker.unlink()
@@ -93,7 +96,7 @@ def _free_place(folder: Path) -> Path:
 
 
 def _there_before(folder: Path) -> list[str] | None:
-    """None where the folder was not there."""
+    """None where nothing was."""
     return json.loads((folder / MARKER).read_text(encoding="utf-8"))["there_before"]
 
 

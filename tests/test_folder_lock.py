@@ -60,31 +60,16 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_nothing_is_made_in_the_folder_itself(tmp_path):
-    FolderLock(tmp_path / "x", "run", "wait").acquire()
-    assert not (tmp_path / "x").exists()
-
-
 def test_where_nothing_can_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^run .*/file/x cannot be written: Not a directory \("):
         FolderLock(tmp_path / "file/x", "run", "wait").acquire()
 
 
-def test_a_folder_in_one_that_is_closed_has_its_lock_inside(tmp_path, monkeypatch):
-    """As an output folder that is mounted into a container has."""
-    (tmp_path / "x").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    lock = FolderLock(tmp_path / "x", "run", "wait")
-    lock.acquire()
-    assert (tmp_path / "x/.locks").is_dir()
-    lock.release()
-
-
 def test_what_was_never_held_is_let_go_of_without_harm(tmp_path):
     holder = hold(tmp_path / "x")
     FolderLock(tmp_path / "x", "run", "wait").release()
-    assert (tmp_path / ".locks/x.holder").exists()
+    assert (tmp_path / "x/.lock_holder.json").exists()
     holder.communicate("")
 
 
@@ -95,7 +80,7 @@ def test_folders_made_for_a_lock_go_with_it_where_nothing_came_of_it(tmp_path):
     lock.release()
     assert not place.parent.exists()
     lock.acquire()
-    place.mkdir()
+    (place / "file").touch()
     lock.release()
     assert place.exists()
     hold(place).communicate("")

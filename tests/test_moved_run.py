@@ -28,7 +28,6 @@ def moved(arguments, tmp_path, monkeypatch) -> Path:
     run = tmp_path / "elsewhere/y"
     run.parent.mkdir()
     RUN.rename(run)
-    Path("runs/.locks").rename("gone")
     Path("runs").rmdir()
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -47,7 +46,7 @@ def test_a_run_goes_on_wherever_it_lies(moved, tmp_path, monkeypatch):
     main(["fit", "--config=config.yaml", "--ckpt_path=last", "--trainer.max_steps=4"])
     assert (moved / "checkpoints/step=4.ckpt").exists()
     assert not any((tmp_path / "cwd").iterdir())
-    assert sorted(path.name for path in moved.parent.iterdir()) == [".locks", "y"]
+    assert sorted(path.name for path in moved.parent.iterdir()) == ["y"]
 
 
 def test_a_moved_run_is_exported(moved, tmp_path):

@@ -41,7 +41,7 @@ def test_two_processes_never_write_one_run(two_steps, capsys, monkeypatch):
 
 def is_held(run: Path) -> bool:
     """Whether another process would be refused: an own descriptor has its own lock."""
-    with (run.parent / ".locks" / f"{run.name}.lock").open("r+") as file:
+    with (run / ".lock").open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,10 +52,12 @@ def is_held(run: Path) -> bool:
 def test_a_run_holds_its_directory_from_its_first_file_until_it_ends(arguments, monkeypatch):
     held = []
     begin = RunStart.begin
-    monkeypatch.setattr(RunStart, "begin", lambda self: held.append((is_held(RUN), RUN.exists())) or begin(self))
+    monkeypatch.setattr(
+        RunStart, "begin", lambda self: held.append((is_held(RUN), sorted(os.listdir(RUN)))) or begin(self)
+    )
     monkeypatch.setattr(SaveConfig, "on_fit_end", lambda *_: held.append(is_held(RUN)), raising=False)
     main(command({**arguments, "trainer.max_steps": "1"}))
-    assert held == [(True, False), True]
+    assert held == [(True, [".lock", ".lock_holder.json"]), True]
     assert not is_held(RUN)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.folder_lock import LOCKS
 
 log = logging.getLogger(__name__)
+_LOCKS = ".locks"
 ARROW, REPORT, _MANIFEST = "samples.arrow", "report.json", "manifest.json"
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EDQUOT)
 # Behind the name of a folder that is being made, or was when its process was killed: tempfile's eight characters.
@@ -50,7 +50,7 @@ def alone(folder: Path) -> Iterator[None]:
 def _lock_of(folder: Path) -> FileLock:
     """Beside the folder of all prepared data, which holds nothing else; the process that has it may take it again."""
     folder = folder.resolve()
-    locks = folder.parent.parent / LOCKS
+    locks = folder.parent.parent / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / f"{folder.parent.name}-{folder.name}.lock", is_singleton=True)
 

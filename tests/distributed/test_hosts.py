@@ -39,7 +39,8 @@ def test_two_hosts_of_one_process_are_one_host_of_two(
     started = [Run(arguments, **start(host)) for host in range(2)]
     ended = [run.wait(120) for run in started]
     assert not any(run.status for run in ended), "".join(run.err for run in ended)
-    assert curve(tmp_path / "hosts") == curve(run_of_stage(2))
+    # Not bit for bit: on some processors the sums of processes with one local rank differ in their last bits.
+    assert curve(tmp_path / "hosts") == pytest.approx(curve(run_of_stage(2)), abs=1e-5)
     assert sorted(path.name for path in (tmp_path / "hosts" / "checkpoints").iterdir()) == sorted(
         path.name for path in (run_of_stage(2) / "checkpoints").iterdir()
     )

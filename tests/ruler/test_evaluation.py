@@ -49,7 +49,7 @@ def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
     holder = hold(folder)
     with pytest.raises(InputError, match=f"evaluation {folder} is being written by process {holder.pid} .*--output"):
         use(folder, {"model": "a"}, {})
-    assert not folder.exists()
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".lock_holder.json"]
     holder.kill()
     holder.wait()
     use(folder, {"model": "a"}, {})

@@ -121,7 +121,10 @@ def check_tasks(tasks: Sequence[str], name: str) -> None:
         InputError: none, an unknown one, or one twice.
     """
     for task in tasks:
-        find_task(task)
+        try:
+            find_task(task)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
     check_choice(tasks, name)
 
 

@@ -4,16 +4,13 @@ Shape suffixes: B batch, G KV heads, T tokens held, D head size.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.lagkv import Chunking
 from lrsa_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from lrsa_lightning.attention.lrsa import LRSA
 
 WAY_OUT = "Use `with mode.installed(model):` around it, and the cache that this mode makes (mode.make_cache)"
 
@@ -34,14 +31,14 @@ class CacheView:
         taken: whether they have been read.
     """
 
-    mode: "LRSA"
+    mode: Any
     num_keys: int
     compact_len: int
     raw_start: int
     padding: Tensor | None = None
     taken: bool = False
 
-    def take(self, mode: "LRSA") -> None:
+    def take(self, mode: Any) -> None:
         """Notes that ``mode`` reads the keys.
 
         Raises:

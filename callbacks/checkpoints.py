@@ -90,7 +90,7 @@ class Checkpoints(Checkpoint):
             self._monitor.check_data(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes what writes that were cut short left behind.
+        """Removes the partial files of writes that were cut short.
 
         Raises:
             InputError: the state of a callback or the datamodule could not be loaded again from a checkpoint.
@@ -168,8 +168,8 @@ class Checkpoints(Checkpoint):
         """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it.
 
         Args:
-            trainer: whose loggers are told.
-            step: optimizer steps behind the checkpoint that this callback's state is of.
+            trainer: its loggers get the row.
+            step: optimizer steps of the checkpoint from which this callback has its state.
         """
         files = metrics_files(trainer.loggers)
         if self._unlogged and files and not any(_has_row(file, step - 1, self._unlogged) for file in files):

@@ -143,10 +143,10 @@ def heed_signals(trainer: Trainer) -> None:
 
 @contextmanager
 def writing(trainer: Trainer) -> Iterator[None]:
-    """Around what is only worth something when it is whole, as a checkpoint: no signal breaks it off.
+    """Around a write that must be complete, such as a checkpoint: no signal breaks it off.
 
     Raises:
-        Stopped: behind it, if a signal has come meanwhile.
+        Stopped: at the end, if a signal came meanwhile.
     """
     with ExitStack() as stack:
         for callback in trainer.callbacks:

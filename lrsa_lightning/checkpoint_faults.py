@@ -41,7 +41,7 @@ def fault_of_file(path: Path) -> str | None:
 
 
 def foreign_classes(path: Path, known: Sequence[str] = ()) -> list[str] | None:
-    """What a whole file holds beside tensors and plain data, by name; None when it is torn.
+    """The classes that a complete file holds beside tensors and plain data; None when it is torn.
 
     Args:
         path: of the file.

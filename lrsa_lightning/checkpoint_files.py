@@ -194,7 +194,7 @@ def is_whole(path: Path) -> bool:
 
 
 def step_of(path: Path) -> int | None:
-    """Optimizer steps behind a checkpoint that training can go on from; None when there is a fault, or weights only."""
+    """Optimizer steps of a checkpoint that training can go on from; None when there is a fault, or weights only."""
     if path.is_dir():
         return _step_of_folder(path) if fault_of(path) is None else None
     index = read_index(path) or {}
@@ -239,13 +239,13 @@ class Last:
             faults = "\n".join(f"  {name} {fault}" for name, fault in self.faults.items())
             raise InputError(
                 f"{folder} holds checkpoints, but none to go on from, and the run is not started over beside them\n"
-                f"{faults}\n  Put a whole checkpoint there, name one with --ckpt_path, or give a new --run_name"
+                f"{faults}\n  Put a complete checkpoint there, name one with --ckpt_path, or give a new --run_name"
             )
         return self
 
     @property
     def is_blocked(self) -> bool:
-        """Whether there are whole checkpoints, but none that training can go on from."""
+        """Whether there are complete checkpoints, but none that training can go on from."""
         return self.path is None and any(fault != TORN for fault in self.faults.values())
 
     def warning(self) -> str:

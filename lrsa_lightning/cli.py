@@ -19,6 +19,7 @@ from lrsa_lightning.callbacks import (
     StopOnSignal,
 )
 from lrsa_lightning.callbacks.first_step import FirstStep
+from lrsa_lightning.checkpoint_state import read_state
 from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
@@ -163,7 +164,8 @@ class LRSACLI(LightningCLI):
         with reading("trainer"):
             trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
-            self.datamodule.resumes_from = self._checkpoint
+            state = read_state(self._checkpoint) if self._checkpoint is not None else {}
+            self.datamodule.trained_on = state.get(type(self.datamodule).__qualname__)
             self.datamodule.allow_changed_files = self._allows_mismatch
         resumes = self._checkpoint is not None
         trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]

@@ -18,7 +18,7 @@ _UNWRITABLE = (
 
 
 def disk_full(error: BaseException | None) -> OSError | None:
-    """The error of a disk (full, over a quota, read-only, failing, gone) behind an error.
+    """The disk's error (full, over a quota, read-only, failing, gone) that caused an error.
 
     torch raises its own while the file's is handled.
     """

@@ -9,8 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks import Checkpoints, RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
-from lrsa_lightning.checkpoint_faults import read_index
 from lrsa_lightning.checkpoint_files import read_written
+from lrsa_lightning.checkpoint_state import read_state
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 
@@ -109,13 +109,9 @@ class _OfStep(Callback):
 
 def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
     """What a checkpoint holds; None for a folder that the strategy will refuse, or take for a run of its own."""
-    if not path.is_dir():
-        return read_index(path)
-    if not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None:
+    if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
         return None
-    from lrsa_lightning.distributed.zero_files import read_client_state
-
-    return read_client_state(path)
+    return read_state(path)
 
 
 def _epochs_done(progress: Mapping[str, Any]) -> int:

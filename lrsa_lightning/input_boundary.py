@@ -67,7 +67,7 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
     Args:
         message: what is wrong, where, and the way out; further lines are indented.
-        error: behind it, whose traceback LRSA_DEBUG=1 shows.
+        error: its cause; LRSA_DEBUG=1 shows its traceback.
     """
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     if rank > 0:

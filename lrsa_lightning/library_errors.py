@@ -83,7 +83,7 @@ def describe(error: Exception) -> str:
     if UNION in (said := str(error)):  # as when a callback's constructor refuses an argument
         return str(read_error(said))
     first = (said.splitlines() or [""])[0].rstrip()
-    text = first if first.endswith(".") else " ".join(said.split())  # behind a whole sentence comes advice
+    text = first if first.endswith(".") else " ".join(said.split())  # advice follows a complete sentence
     if not text or isinstance(error, KeyError | AttributeError | TypeError):
         text = f"{type(error).__name__} {text}".rstrip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -51,7 +51,7 @@ class Complaint:
 
 
 def read_error(message: str) -> Complaint:
-    """The complaint behind a message of the parser."""
+    """The complaint that a message of the parser makes."""
     text = textwrap.dedent(message).strip()
     if found := _KEY.fullmatch(text):
         return _within(found[1], found[2])

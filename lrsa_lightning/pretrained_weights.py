@@ -98,7 +98,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
                 dtype=dtype,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told with all else that does not fit
+                ignore_mismatched_sizes=True,  # named with all else that does not fit
             )
     except torch.OutOfMemoryError:
         raise

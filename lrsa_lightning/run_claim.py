@@ -1,4 +1,4 @@
-"""What a command holds while it runs: its run directory, and what the other processes are told at their start."""
+"""What a command holds while it runs: its run directory, and what it hands to the other processes."""
 
 import os
 import sys

@@ -26,7 +26,7 @@ class CacheView:
         mode: the `LRSA` that must read them.
         num_keys: T.
         compact_len: keys in front that are sink or kept tokens.
-        raw_start: position of the first key behind them.
+        raw_start: position of the first key after them.
         padding: int64 [B], unused keys in front of each row; None when all rows are equally long.
         taken: whether they have been read.
     """

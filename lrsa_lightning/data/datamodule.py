@@ -21,7 +21,7 @@ from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, acc
 from lrsa_lightning.data.sources import SourceName
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples, content_in
+from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import AtLeastTwo, MixtureWeight, NonNegativeInt, PositiveInt, checked
 
@@ -30,12 +30,12 @@ class LongContextDataModule(lightning.LightningDataModule):
     """Questions about long documents, extended to the training length.
 
     Attributes:
-        resumes_from: the checkpoint that a fit goes on from: with it, files that have changed since are found early,
-            and else when Lightning loads it.
+        trained_on: what the checkpoint says that a fit resumes from. With it, changed files are found before anything
+            is prepared; without it, when Lightning loads the checkpoint.
         allow_changed_files: let a fit go on although the train files have changed since the checkpoint.
     """
 
-    resumes_from: Path | None = None
+    trained_on: TrainedContent | None = None
     allow_changed_files: bool = False
 
     @checked
@@ -148,9 +148,8 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.tokenizer = self._load_tokenizer()
         make_template(self.template, self.tokenizer)
         self.corpus.check()
-        saved = content_in(self.resumes_from, type(self).__qualname__) if self.resumes_from is not None else None
-        if saved is not None and not self.allow_changed_files:
-            check_files(saved, self.corpus.train_content())
+        if self.trained_on is not None and not self.allow_changed_files:
+            check_files(self.trained_on, self.corpus.train_content())
         for what in self._parts():
             # Other processes of this node open the folder as soon as they see it.
             with alone(folder := self._folder(what)):

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TypedDict
 
-from lrsa_lightning.checkpoint_files import TAG, read_index
 from lrsa_lightning.errors import InputError
 
 
@@ -17,22 +16,6 @@ class TrainedContent(TypedDict):
 
     train_files: list[list[str]]
     samples: str
-
-
-def content_in(checkpoint: Path, name: str) -> TrainedContent | None:
-    """What a checkpoint says; None where it says nothing, as those of older versions.
-
-    Args:
-        checkpoint: a file, or a folder of ZeRO's.
-        name: of the datamodule's class, under which Lightning keeps its state.
-    """
-    if checkpoint.is_file():
-        return (read_index(checkpoint) or {}).get(name)
-    if any((checkpoint / TAG).glob("*_model_states.pt")):
-        from lrsa_lightning.distributed.zero_files import read_client_state
-
-        return read_client_state(checkpoint).get(name)
-    return None
 
 
 def check_files(saved: TrainedContent, train_files: list[list[str]]) -> None:

@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
-from lrsa_lightning.callbacks.stop_on_signal import Stopped, writing
-from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, WholeFiles, link, remove
+from lrsa_lightning.callbacks.stop_on_signal import writing
+from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, AtomicFiles, link, remove
 from lrsa_lightning.disk import BestEffort
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.plain_state import LEFT_OUT, check_plain
 from lrsa_lightning.ranges import PositiveInt, checked
-from lrsa_lightning.whole_text import write_text
 
 log = logging.getLogger(__name__)
 _SCORES = "scores.json"
@@ -85,7 +85,7 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFiles()
+            trainer.strategy.checkpoint_io = AtomicFiles()
         if stage == "fit":
             self._monitor.check_data(trainer)
 

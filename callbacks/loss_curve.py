@@ -165,10 +165,10 @@ def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour:
     by_token = points(rows, "train/answer_loss")
     axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
     if by_token[1] in ([], losses):
-        axes.plot(steps, smooth(losses, smoothing), color=colour, label=f"{name}: per answer token")
+        axes.plot(steps, smooth(losses, smoothing), color=colour, label=f"{name}: per label tokens")
         return
     axes.plot(steps, smooth(losses, smoothing), color=colour, label=f"{name}: per sample")
-    label = f"{name}: per answer token"
+    label = f"{name}: per label tokens"
     axes.plot(by_token[0], smooth(by_token[1], smoothing), color=colour, linestyle="--", label=label)
 
 

@@ -9,9 +9,8 @@ from lightning.pytorch.plugins import DeepSpeedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lrsa_lightning.callbacks.stop_on_signal import Stopped
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.rank_guard import name_ranks
 
@@ -90,7 +89,7 @@ class NonFiniteLoss(Callback):
 
     def _skip(self, trainer: Trainer, optimizer, fault: str) -> None:
         if isinstance(trainer.strategy, ZeroStrategy):
-            trainer.strategy.leave_out_step()
+            trainer.strategy.skip_step()
         else:
             optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left as it is
         self._skipped += 1

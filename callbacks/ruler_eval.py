@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from lrsa_lightning.callbacks.stop_on_signal import heed_signals
+from lrsa_lightning.callbacks.stop_on_signal import raise_if_signalled
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
@@ -226,7 +226,7 @@ class RulerEval(Callback):
                 records += batch
                 left_out.pop(batch[0].cell, None)
                 advance()
-                heed_signals(trainer)
+                raise_if_signalled(trainer)
         figures = metrics(cell_scores(records))
         # What ModelCheckpoint and the like may monitor.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})

@@ -6,11 +6,11 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.resume_guard import compare, describe, newest_config
 from lrsa_lightning.run_directory import WANDB_ID
 from lrsa_lightning.saved_config import MADE_TOKENIZER, dump
 from lrsa_lightning.versions import versions
-from lrsa_lightning.whole_text import write_text
 
 
 class SaveConfig(SaveConfigCallback):

@@ -9,37 +9,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.errors import Stopped
+
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class Stopped(SystemExit):
-    """Training was ended between two optimizer steps; `Checkpoints` saves the state it can go on from.
-
-    Attributes:
-        reason: in a line.
-        advice: what to do about it; empty where going on is all there is to do.
-        saved: the checkpoint to resume from, None when no optimizer step was done or nothing saves checkpoints.
-    """
-
-    def __init__(self, trainer: Trainer, status: int, reason: str, advice: str = ""):
-        """
-        Args:
-            trainer: which is stopped, in all of its processes alike.
-            status: exit status of the command.
-            reason: in a line.
-            advice: what to do about it.
-        """
-        # The first process of a node tells the status. Were another's not 0, Lightning's launcher and torchrun would
-        # kill the first one, which may still be writing its logs.
-        super().__init__(status if trainer.local_rank == 0 else 0)
-        self.reason = reason
-        self.advice = advice
-        self.saved: str | None = None
-
-    def __str__(self) -> str:
-        saved = f"saved in {self.saved}: go on with --ckpt_path last" if self.saved else "nothing to save yet"
-        return f"{self.reason}; {saved}{self.advice}"
 
 
 class StopOnSignal(Callback):
@@ -72,14 +45,14 @@ class StopOnSignal(Callback):
         self._at_rest = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        self.heed(trainer)
+        self.raise_if_signalled(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._at_rest = True
-        self.heed(trainer)
+        self.raise_if_signalled(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        self.heed(trainer)
+        self.raise_if_signalled(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._at_rest = False
@@ -87,7 +60,7 @@ class StopOnSignal(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._at_rest = True
 
-    def heed(self, trainer: Trainer) -> None:
+    def raise_if_signalled(self, trainer: Trainer) -> None:
         """Stops if a signal has come; all processes must ask at the same place.
 
         Raises:
@@ -130,7 +103,7 @@ class StopOnSignal(Callback):
         return progress.completed < progress.processed
 
 
-def heed_signals(trainer: Trainer) -> None:
+def raise_if_signalled(trainer: Trainer) -> None:
     """Within what takes long and all processes do together, such as a check of the model: stops if a signal has come.
 
     Raises:
@@ -138,7 +111,7 @@ def heed_signals(trainer: Trainer) -> None:
     """
     for callback in trainer.callbacks:
         if isinstance(callback, StopOnSignal):
-            callback.heed(trainer)
+            callback.raise_if_signalled(trainer)
 
 
 @contextmanager

@@ -101,8 +101,8 @@ class Throughput(Callback):
 
     def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int, sharing: int) -> None:
         """Of the operations on whole rows each of the ``sharing`` devices that hold parts of them does its part."""
-        tokens, answer_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
-        of_rows = self._decoder.training(self._lengths, answer_tokens * sharing // num_devices, pl_module.attention)
+        tokens, label_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
+        of_rows = self._decoder.training(self._lengths, label_tokens * sharing // num_devices, pl_module.attention)
         flops = StepFlops(of_rows.real // sharing, of_rows.dense // sharing)
         self._last_seen = pl_module.seen_tokens
         self._lengths.clear()

@@ -18,7 +18,7 @@ class WandbLogger(loggers.WandbLogger):
     """
 
     _effort = BestEffort("Weights & Biases' files")
-    _told: Mapping[int, frozenset[str]] = {}
+    _already_logged: Mapping[int, frozenset[str]] = {}
     _repeated_step: int | None = None
 
     @rank_zero_only
@@ -28,11 +28,11 @@ class WandbLogger(loggers.WandbLogger):
         for row in rows:
             keys = told.get(row["step"], frozenset()).union(row)
             told[row["step"]] = same.setdefault(keys, keys)
-        self._told = told
+        self._already_logged = told
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        new = {key: value for key, value in metrics.items() if not self._was_told(key, value, step)}
+        new = {key: value for key, value in metrics.items() if not self._is_logged(key, value, step)}
         self._repeated_step = None if new else step
         if new:
             with self._effort.attempt():
@@ -44,8 +44,8 @@ class WandbLogger(loggers.WandbLogger):
             super().finalize(status)
         self._effort.sum_up()
 
-    def _was_told(self, key: str, value: Any, step: int | None) -> bool:
+    def _is_logged(self, key: str, value: Any, step: int | None) -> bool:
         """The metrics file has no tables and images: they were told if their step, or the figures before them, were."""
-        if step not in self._told or isinstance(value, int | float):
-            return key in self._told.get(step, ())
-        return step < max(self._told) or step == self._repeated_step
+        if step not in self._already_logged or isinstance(value, int | float):
+            return key in self._already_logged.get(step, ())
+        return step < max(self._already_logged) or step == self._repeated_step

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-TORN = "is torn or no checkpoint"
+CORRUPT = "is corrupt or no checkpoint"
 # What DeepSpeed's checkpoints hold beside tensors and plain data; nothing else in a file may run.
 ZERO_CLASSES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-_CONVERSION = "from lrsa_lightning.checkpoint_files import WholeFiles; import torch; path = {!r}; "
-_CONVERSION += "WholeFiles().save_checkpoint(torch.load(path, weights_only=False), path)"
+_CONVERSION = "from lrsa_lightning.checkpoint_files import AtomicFiles; import torch; path = {!r}; "
+_CONVERSION += "AtomicFiles().save_checkpoint(torch.load(path, weights_only=False), path)"
 
 
 def read_index(path: Path) -> dict[str, Any] | None:
@@ -33,7 +33,7 @@ def fault_of_file(path: Path) -> str | None:
         return None
     classes = foreign_classes(path)
     if not classes:
-        return TORN
+        return CORRUPT
     return (
         f"is whole, but holds {', '.join(classes)}: only its own code could make that again, and none of a checkpoint "
         f'is run. If you trust the file, make it plain with python -c "{_CONVERSION.format(str(path))}"'
@@ -41,7 +41,7 @@ def fault_of_file(path: Path) -> str | None:
 
 
 def foreign_classes(path: Path, known: Sequence[str] = ()) -> list[str] | None:
-    """The classes that a complete file holds beside tensors and plain data; None when it is torn.
+    """The classes that a complete file holds beside tensors and plain data; None when it is corrupt.
 
     Args:
         path: of the file.

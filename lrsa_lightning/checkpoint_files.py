@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lrsa_lightning.checkpoint_faults import TORN, ZERO_CLASSES, fault_of_file, foreign_classes, read_index
+from lrsa_lightning.checkpoint_faults import CORRUPT, ZERO_CLASSES, fault_of_file, foreign_classes, read_index
 from lrsa_lightning.disk import disk_full, sync
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.plain_state import plain_checkpoint
@@ -23,7 +23,7 @@ TAG = "checkpoint"  # the folder of a ZeRO checkpoint that holds the ranks' file
 _WRITTEN = "written.json"
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there when all of it is on the disk.
 
     Lightning's own writes to the system's temporary folder and copies, which a kill can cut short, and holds the
@@ -150,7 +150,7 @@ def publish(partial: Path, path: Path, written: Written) -> None:
 
 
 def read_written(folder: Path) -> Written | None:
-    """The list inside a folder; None where others wrote it, or where it is torn."""
+    """The list inside a folder; None where others wrote it, or where it is corrupt."""
     try:
         return Written(**json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -181,10 +181,10 @@ def fault_of(path: Path) -> str | None:
     if is_universal(path):
         return None
     if _step_of_folder(path) is None:
-        return TORN
+        return CORRUPT
     classes = [foreign_classes(file, ZERO_CLASSES) for file in sorted((path / TAG).glob("*_model_states.pt"))[:1]]
     if None in classes:
-        return TORN
+        return CORRUPT
     return f"is whole, but holds {', '.join(classes[0])}, and no code of a checkpoint is run" if any(classes) else None
 
 
@@ -246,7 +246,7 @@ class Last:
     @property
     def is_blocked(self) -> bool:
         """Whether there are complete checkpoints, but none that training can go on from."""
-        return self.path is None and any(fault != TORN for fault in self.faults.values())
+        return self.path is None and any(fault != CORRUPT for fault in self.faults.values())
 
     def warning(self) -> str:
         """What was left out and why, for a user to see; empty where nothing was."""
@@ -254,7 +254,7 @@ class Last:
             return ""
         taken = self.path.name if self.path else "none, for there is no other"
         text = f"not whole and left out: {', '.join(self.skipped)}; last is {taken}"
-        reasons = [f"\n  {name} {fault}" for name, fault in self.faults.items() if fault != TORN]
+        reasons = [f"\n  {name} {fault}" for name, fault in self.faults.items() if fault != CORRUPT]
         return text + "".join(reasons)
 
 
@@ -265,8 +265,8 @@ def find_last(folder: Path) -> Last:
     """
     files = checkpoints_in(folder)
     steps = {path: step_of(path) for path in files}
-    torn = sorted(path for path in files if steps[path] is None)
-    skipped = [path.name for path in torn]
+    corrupt = sorted(path for path in files if steps[path] is None)
+    skipped = [path.name for path in corrupt]
     skipped += sorted(path.name for path in folder.glob(f".*.ckpt{PARTIAL}") if not path.is_symlink())
     whole = {path: (path.stat().st_mtime_ns, step) for path, step in steps.items() if step is not None}
     newest = max(whole, key=whole.get, default=None)
@@ -276,7 +276,7 @@ def find_last(folder: Path) -> Last:
         since = last.lstat().st_mtime_ns
         later = [path for path, (time, step) in whole.items() if time > since and step > whole[named][1]]
         newest = max(later, key=whole.get, default=named)
-    return Last(newest, skipped, {path.name: fault_of(path) or "is none to train on from" for path in torn})
+    return Last(newest, skipped, {path.name: fault_of(path) or "is none to train on from" for path in corrupt})
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

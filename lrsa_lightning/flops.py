@@ -1,7 +1,7 @@
 """Floating-point operations of a training step, from the shapes of the model and who sees whom.
 
 Counted are the matrix products, 2 operations a multiply-add: projections, feed-forward, attention by its visible
-query-key pairs, and the head on the answer tokens it meets. Recomputed activations are not: these are the model's
+query-key pairs, and the head on the label tokens it meets. Recomputed activations are not: these are the model's
 operations, not the device's. Nor are norms, RoPE and the ranking of tokens, which are no matrix products.
 """
 
@@ -39,13 +39,13 @@ class DecoderFlops:
         layers: number of decoder layers.
         token: of a token in all layers, without attention.
         pair: of a visible query-key pair in one layer, all heads: its logit and its share of the output.
-        answer_token: of a token in the head.
+        label_token: of a token in the head.
     """
 
     layers: int
     token: int
     pair: int
-    answer_token: int
+    label_token: int
 
     @classmethod
     def of(cls, config: "PreTrainedConfig") -> "DecoderFlops":
@@ -56,15 +56,15 @@ class DecoderFlops:
         weights = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
         return cls(config.num_hidden_layers, 2 * weights, 4 * heads * head_dim, 2 * hidden * config.vocab_size)
 
-    def training(self, lengths: Mapping[int, int], num_answer: int, mode: "AttentionMode") -> StepFlops:
+    def training(self, lengths: Mapping[int, int], num_labels: int, mode: "AttentionMode") -> StepFlops:
         """Forward and backward of sequences that attend within themselves.
 
         Args:
             lengths: how many sequences there are of each length in tokens, padding included where it is computed.
-            num_answer: answer tokens of all of them.
+            num_labels: label tokens of all of them.
             mode: the attention, asked for its visible pairs in each layer.
         """
-        rest = self.token * sum(length * count for length, count in lengths.items()) + self.answer_token * num_answer
+        rest = self.token * sum(length * count for length, count in lengths.items()) + self.label_token * num_labels
         layers = range(self.layers)
         real = sum(count * mode.visible_pairs(length, layer) for length, count in lengths.items() for layer in layers)
         dense = sum(count * causal_pairs(length) for length, count in lengths.items()) * self.layers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.whole_text import write_text
 
 LOCK, HOLDER = ".lock", ".lock_holder.json"
 _PATIENCE = 2.0  # seconds in which a process that has just ended lets go of it

@@ -13,8 +13,7 @@ from typing import NoReturn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.first_step import begin_anew, has_begun
-from lrsa_lightning.callbacks.stop_on_signal import Stopped
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.library_errors import DEBUG, describe, input_error, is_users_mistake
 
 _GRACE_S = 2

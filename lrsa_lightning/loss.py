@@ -18,7 +18,7 @@ def linear_cross_entropy(
     labels_BN: Tensor,
     chunk_size: int = 1024,
     weights_BN: Tensor | None = None,
-    most_targets: int = 0,
+    max_labels_per_rank: int = 0,
 ) -> Tensor:
     """Weighted sum of the cross-entropies of all tokens that have a target.
 
@@ -28,8 +28,8 @@ def linear_cross_entropy(
         labels_BN: int64, already shifted: the target of each position, -100 where there is none.
         chunk_size: tokens whose logits exist at a time, in the forward and again in the backward.
         weights_BN: float32, weight of each position's loss; 1 for all when None.
-        most_targets: targets that the richest process has. Where processes hold a share of the head each, all must
-            call it as often, however many targets they have.
+        max_labels_per_rank: the most label tokens that any rank has. Where ranks hold parts of the head,
+            all must call it equally often.
 
     Returns:
         float32 scalar (float64 for float64 input); 0, still attached to the graph, when no token has a target.
@@ -38,7 +38,7 @@ def linear_cross_entropy(
     # Only the answer's positions meet the head: in long-context tuning they are a percent of the tokens.
     weights_BN = torch.ones_like(labels_BN, dtype=torch.float32) if weights_BN is None else weights_BN
     hidden_TD, labels_T, weights_T = (z[has_target_BN] for z in (hidden_BND, labels_BN, weights_BN))
-    num_pieces = max(1, -(-max(len(labels_T), most_targets) // chunk_size))
+    num_pieces = max(1, -(-max(len(labels_T), max_labels_per_rank) // chunk_size))
     pieces = zip(*(z.tensor_split(num_pieces) for z in (hidden_TD, labels_T, weights_T)), strict=True)
     return torch.stack([checkpoint(_chunk_loss, head, *piece, use_reentrant=False) for piece in pieces]).sum()
 

@@ -65,7 +65,7 @@ class LongContextModule(lightning.LightningModule):
             weight_decay: of matrices; vectors (norms, biases) have none.
             warmup_steps: steps of linear warm-up before the cosine.
             gradient_checkpointing: recompute each layer in the backward.
-            loss_chunk_size: answer tokens whose logits exist at a time.
+            loss_chunk_size: label tokens whose logits exist at a time.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number lies outside its range, or
@@ -149,7 +149,7 @@ class LongContextModule(lightning.LightningModule):
         return function()
 
     def answer_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """This micro-batch's share of the global batch's mean loss per answer token, or per sample."""
+        """This micro-batch's share of the global batch's mean loss per label tokens, or per sample."""
         return self._share(self(batch["input_ids"], batch["position_ids"]), batch)
 
     def _share(self, hidden_BND: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -157,8 +157,8 @@ class LongContextModule(lightning.LightningModule):
 
     def _total_loss(self, hidden_BND: Tensor, batch: dict[str, Tensor], weights_BN: Tensor | None) -> Tensor:
         head = self.model.get_output_embeddings()
-        labels_BN, most_targets = batch["labels"], batch["most_targets"]
-        return linear_cross_entropy(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, most_targets)
+        labels_BN, max_labels_per_rank = batch["labels"], batch["max_labels_per_rank"]
+        return linear_cross_entropy(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, max_labels_per_rank)
 
     @property
     def trained_steps(self) -> int:
@@ -188,9 +188,9 @@ class LongContextModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """
         Raises:
-            InputError: no sample of the optimizer step has an answer token.
+            InputError: no sample of the optimizer step has an label tokens.
         """
-        self._targets += batch["most_targets"]
+        self._targets += batch["max_labels_per_rank"]
         hidden_BND = self(batch["input_ids"], batch["position_ids"])
         share = self._share(hidden_BND, batch)
         self._add_to_window(share.detach(), self._answer_loss_sum(hidden_BND, batch), count_tokens(batch))
@@ -202,7 +202,7 @@ class LongContextModule(lightning.LightningModule):
 
     @torch.no_grad()
     def _answer_loss_sum(self, hidden_BND: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """The sum over answer tokens that weights per sample hide; costs a forward of the head on those tokens alone.
+        """The sum over label tokens that weights per sample hide; costs a forward of the head on those tokens alone.
 
         0 where each token weighs the same: the loss itself says it.
         """
@@ -219,7 +219,7 @@ class LongContextModule(lightning.LightningModule):
         targets, self._targets = self._targets, 0
         if targets == 0:
             raise InputError(
-                f"no sample of step {self.trainer.global_step + 1} has an answer token, so that there is nothing to "
+                f"no sample of step {self.trainer.global_step + 1} has an label tokens, so that there is nothing to "
                 "learn from: look at the data with scripts/inspect_data.py"
             )
 
@@ -265,7 +265,7 @@ class LongContextModule(lightning.LightningModule):
             self.log("train/grad_norm", float(norm))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        if not batch or batch["most_targets"] == 0:
+        if not batch or batch["max_labels_per_rank"] == 0:
             return  # there are no validation files: callbacks have their turn; or no answer on any rank
         share = self.answer_loss(batch) * self.trainer.world_size
         self.log("val/loss", share, prog_bar=True, sync_dist=True, batch_size=int(batch["num_tokens"]))

@@ -215,8 +215,8 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
         dtype: of the weights; as they are in the checkpoint when None, which is float32 for ZeRO.
 
     Raises:
-        InputError: there is no such checkpoint, it is torn or not of a run, no configuration lies beside it or one of
-            another model, or a weight is not finite in the dtype.
+        InputError: there is no such checkpoint, it is corrupt or not of a run, no configuration lies beside it or
+            one of another model, or a weight is not finite in the dtype.
     """
     from transformers import AutoModelForCausalLM
 

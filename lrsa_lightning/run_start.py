@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.folder_lock import HOLDER, LOCK
-from lrsa_lightning.whole_text import write_text
 
 log = logging.getLogger(__name__)
 MARKER = ".start.json"

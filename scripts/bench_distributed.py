@@ -51,7 +51,7 @@ STRATEGIES = {
     "zero2": partial(SPDeepSpeedStrategy, stage=2),
     "zero3": partial(SPDeepSpeedStrategy, stage=3),
 }
-NUM_ANSWER = 512
+NUM_LABELS = 512
 
 
 def random_weights(num_layers: int) -> str:
@@ -75,15 +75,15 @@ class RandomRows(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         torch.manual_seed(0)
         ids = torch.randint(0, self.vocab_size, (1, self.seq_len))
-        learned = torch.arange(self.seq_len) >= self.seq_len - NUM_ANSWER
+        learned = torch.arange(self.seq_len) >= self.seq_len - NUM_LABELS
         row = {
             "input_ids": ids,
             "labels": ids.masked_fill(~learned, -100),
             "position_ids": torch.arange(self.seq_len)[None],
             "weights": learned[None].float(),
             "lengths": torch.tensor([self.seq_len]),
-            "num_tokens": torch.tensor(NUM_ANSWER * self.trainer.strategy.data_parallel_size),
-            "most_targets": NUM_ANSWER,
+            "num_tokens": torch.tensor(NUM_LABELS * self.trainer.strategy.data_parallel_size),
+            "max_labels_per_rank": NUM_LABELS,
         }
         return DataLoader([row] * self.steps, batch_size=None)
 

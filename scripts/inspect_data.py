@@ -1,4 +1,4 @@
-"""Shows the data of a configuration: lengths before and after (PNG), learned tokens, languages, and one sample.
+"""Shows the data of a configuration: lengths before and after (PNG), label tokens, languages, and one sample.
 
 Takes the arguments of `lrsa fit`, without that word, and --output FILE and --sample NUMBER of its own. Prepares the
 data where that was not done.

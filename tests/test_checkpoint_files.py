@@ -10,7 +10,7 @@ import torch
 
 from lrsa_lightning import checkpoint_files
 from lrsa_lightning.checkpoint_files import (
-    WholeFiles,
+    AtomicFiles,
     fault_of,
     find_last,
     is_whole,
@@ -22,7 +22,7 @@ from lrsa_lightning.errors import InputError
 
 def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
     path = folder / f"step={step}.ckpt"
-    WholeFiles().save_checkpoint({"global_step": step, "optimizer_states": [], "w": torch.zeros(9999), **more}, path)
+    AtomicFiles().save_checkpoint({"global_step": step, "optimizer_states": [], "w": torch.zeros(9999), **more}, path)
     when = when if when is not None else 10**9 + step
     os.utime(path, ns=(when, when))
     return path
@@ -59,14 +59,14 @@ def test_a_full_disk_is_told_apart_from_other_errors(tmp_path, monkeypatch, numb
             raise RuntimeError("unexpected pos")
 
     monkeypatch.setattr(checkpoint_files, "write_whole", fill_up)
-    files = WholeFiles()
+    files = AtomicFiles()
     files.save_checkpoint({}, tmp_path / "step=1.ckpt")
     assert files.disk_full.errno == number
     assert not list(tmp_path.iterdir())
 
 
 def test_a_real_full_disk_is_seen_through_torch():
-    files = WholeFiles()
+    files = AtomicFiles()
     with pytest.raises((OSError, RuntimeError)) as caught:
         checkpoint_files.write_whole({"w": torch.zeros(100000)}, Path("/dev/full"))
     assert checkpoint_files.disk_full(caught.value).errno == errno.ENOSPC
@@ -110,11 +110,11 @@ def test_last_is_a_later_one_that_was_written_before_the_link_was_switched(tmp_p
     assert find_last(tmp_path) == checkpoint_files.Last(newer, [])
 
 
-@pytest.mark.parametrize("torn", ["half", "empty", "index"])
-def test_a_torn_checkpoint_is_never_last(tmp_path, torn):
+@pytest.mark.parametrize("corrupt", ["half", "empty", "index"])
+def test_a_corrupt_checkpoint_is_never_last(tmp_path, corrupt):
     good, bad = write(tmp_path, 2), write(tmp_path, 4)
     link(tmp_path / "last.ckpt", bad)
-    os.truncate(bad, {"half": bad.stat().st_size // 2, "empty": 0, "index": bad.stat().st_size - 5}[torn])
+    os.truncate(bad, {"half": bad.stat().st_size // 2, "empty": 0, "index": bad.stat().st_size - 5}[corrupt])
     assert find_last(tmp_path) == checkpoint_files.Last(good, ["step=4.ckpt"])
 
 
@@ -133,7 +133,7 @@ def write_by_others(path: Path, **more) -> Path:
     return path
 
 
-def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_torn(tmp_path):
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_corrupt(tmp_path):
     good = write(tmp_path, 2)
     bad = write_by_others(tmp_path / "step=4.ckpt")
     assert not is_whole(bad)
@@ -144,11 +144,11 @@ def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_torn(tmp_path):
     assert "step=4.ckpt is whole, but holds pathlib" in last.warning()
 
 
-@pytest.mark.parametrize("lies", ["torn", "whole", "both", "link", "universal", "weights"])
+@pytest.mark.parametrize("lies", ["corrupt", "whole", "both", "link", "universal", "weights"])
 def test_where_checkpoints_lie_none_is_not_an_answer(tmp_path, lies):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    if lies in ("torn", "both"):
+    if lies in ("corrupt", "both"):
         tear(write(folder, 2))
     if lies in ("whole", "both"):
         write_by_others(folder / "step=4.ckpt")
@@ -162,7 +162,7 @@ def test_where_checkpoints_lie_none_is_not_an_answer(tmp_path, lies):
     last = find_last(folder)
     with pytest.raises(InputError, match="holds checkpoints, but none to go on from"):
         last.check(folder)
-    assert last.is_blocked == (lies != "torn")
+    assert last.is_blocked == (lies != "corrupt")
 
 
 def test_a_write_that_was_cut_short_before_any_was_whole_lets_a_run_begin(tmp_path):
@@ -209,7 +209,7 @@ def test_a_disk_that_fails_while_it_is_tidied_up_is_noted(tmp_path, monkeypatch,
 
     for owner, name in ((checkpoint_files, "write_whole"), (Path, "unlink"), (Path, "mkdir")):
         monkeypatch.setattr(owner, name, fail)
-    files = WholeFiles()
+    files = AtomicFiles()
     files.save_checkpoint({}, tmp_path / "step=1.ckpt")
     assert files.disk_full.errno == number
 

@@ -67,7 +67,7 @@ def test_a_folder_leaves_its_place_before_its_files_are_removed(tmp_path, monkey
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no list", "foreign"])
-def test_a_torn_folder_is_never_last(tmp_path, harm):
+def test_a_corrupt_folder_is_never_last(tmp_path, harm):
     good, bad = write_folder(tmp_path, 2), write_folder(tmp_path, 4)
     link(tmp_path / "last.ckpt", bad)
     if harm == "cut":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lrsa_lightning.atomic_text import append_text, write_text
 from lrsa_lightning.cli import main
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.disk import BestEffort, check_writable
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.whole_text import append_text, write_text
 from tests.runs import command
 
 

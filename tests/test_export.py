@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_model_is_named(run):
     ("source", "message"),
     [
         ("nowhere", "nowhere does not exist"),
-        ("runs/x/checkpoints/torn.ckpt", "torn.ckpt is torn or no checkpoint"),
+        ("runs/x/checkpoints/corrupt.ckpt", "corrupt.ckpt is corrupt or no checkpoint"),
         ("runs/empty", "runs/empty has no whole checkpoint"),
         ("runs", "runs is neither a run (it has no config.yaml) nor a checkpoint"),
         ("runs/x/checkpoints", "checkpoints is neither a run"),
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_model_is_named(run):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, source, message, capsys, monkeypatch):
-    (run / "checkpoints" / "torn.ckpt").write_bytes(b"PK")
+    (run / "checkpoints" / "corrupt.ckpt").write_bytes(b"PK")
     Path("runs/empty").mkdir()
     Path("runs/empty/config.yaml").write_text("{}")
     Path("alone.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())

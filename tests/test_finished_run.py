@@ -56,15 +56,15 @@ def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, train_fi
     options = {"data.val_files": str(train_file)}
     options |= {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
     fit(ruler, run_name="whole", **options)
-    heed = ruler_eval.heed_signals
+    raise_if_signalled = ruler_eval.raise_if_signalled
 
     def strike(trainer) -> None:
         if trainer.global_step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        heed(trainer)
+        raise_if_signalled(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ruler_eval, "heed_signals", strike)
+        patch.setattr(ruler_eval, "raise_if_signalled", strike)
         assert fit(ruler, **options) == (143, False)
     assert fit(ruler, ckpt_path="last", **options) == (0, True)
     assert [row for row in metrics() if row["step"] == 5] == [row for row in metrics("whole") if row["step"] == 5]

@@ -37,12 +37,12 @@ def test_torchs_counter_finds_the_same_products(model_type, keys):
     flops = DecoderFlops.of(model.config)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False)
-    expected = 2 * num_tokens * (flops.token + flops.answer_token + flops.layers * flops.pair * num_tokens)
+    expected = 2 * num_tokens * (flops.token + flops.label_token + flops.layers * flops.pair * num_tokens)
     assert counter.get_total_flops() == expected
 
 
 def test_a_step_is_forward_and_twice_as_much_backward():
-    flops = DecoderFlops(layers=3, token=10, pair=2, answer_token=100)
+    flops = DecoderFlops(layers=3, token=10, pair=2, label_token=100)
     mode = LRSA(lag_size=8, retention_ratio=0.5, sink_size=4, skip_layers=[2])
     step = flops.training({40: 1, 20: 2}, 5, mode)
     rest = 80 * 10 + 5 * 100

@@ -81,13 +81,13 @@ def test_no_targets_give_zero_and_zero_gradients():
     assert (hidden.grad == 0).all()
 
 
-@pytest.mark.parametrize("num_targets", [0, 1, 24])
-def test_the_head_is_called_as_often_as_by_the_richest_process(num_targets):
+@pytest.mark.parametrize("num_labels", [0, 1, 24])
+def test_the_head_is_called_as_often_as_by_the_richest_process(num_labels):
     hidden, head, labels = inputs()
     calls = []
     head.register_forward_hook(lambda *_: calls.append(1))
-    few = labels.flatten().masked_fill(torch.arange(labels.numel()) >= num_targets, IGNORE_INDEX).view_as(labels)
-    loss = linear_cross_entropy(hidden, head, few, 5, most_targets=24)
+    few = labels.flatten().masked_fill(torch.arange(labels.numel()) >= num_labels, IGNORE_INDEX).view_as(labels)
+    loss = linear_cross_entropy(hidden, head, few, 5, max_labels_per_rank=24)
     assert len(calls) == 5
     loss.backward()
     assert head.weight.grad is not None

@@ -83,7 +83,7 @@ def run(arguments):
 
 
 def reference_loss(model, batches: list[dict], by_sample: bool) -> torch.Tensor:
-    """The mean over answer tokens, or over samples of their means, from transformers' full logits."""
+    """The mean over label tokens, or over samples of their means, from transformers' full logits."""
     losses = []
     for batch in batches:
         for ids, labels, length in zip(batch["input_ids"], batch["labels"], batch["lengths"], strict=True):
@@ -216,9 +216,9 @@ def test_a_step_without_an_answer_is_refused(run, monkeypatch):
 
     def without_answers(self, batch, batch_idx):
         if batch_idx in (2, 3):  # the second step; of the first, one micro-batch has answers
-            batch = {**batch, "labels": torch.full_like(batch["labels"], -100), "most_targets": 0}
+            batch = {**batch, "labels": torch.full_like(batch["labels"], -100), "max_labels_per_rank": 0}
             batch["num_tokens"] = torch.zeros_like(batch["num_tokens"])
-        return training_step(self, {**batch, "most_targets": 0} if batch_idx == 1 else batch, batch_idx)
+        return training_step(self, {**batch, "max_labels_per_rank": 0} if batch_idx == 1 else batch, batch_idx)
 
     monkeypatch.setattr(LongContextModule, "training_step", without_answers)
     with pytest.raises(SystemExit):

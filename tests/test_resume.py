@@ -150,7 +150,7 @@ def two_steps(arguments):
     return Path("runs/x")
 
 
-def test_a_torn_last_checkpoint_is_left_out_with_a_warning(two_steps, caplog):
+def test_a_corrupt_last_checkpoint_is_left_out_with_a_warning(two_steps, caplog):
     folder = two_steps / "checkpoints"
     os.truncate(folder / "step=2.ckpt", 1000)
     (folder / ".step=3.ckpt.partial").write_bytes(b"PK")
@@ -180,18 +180,18 @@ def test_a_whole_checkpoint_that_cannot_be_loaded_is_left_out_with_the_reason(tw
     assert {row["step"] for row in aside} == {1}
 
 
-@pytest.mark.parametrize("harm", ["torn", "not loadable"])
+@pytest.mark.parametrize("harm", ["corrupt", "not loadable"])
 def test_a_run_is_never_started_over_where_checkpoints_lie(two_steps, capsys, harm):
     """Nor when none of them can be gone on from: it is refused, and all stays as it is."""
     for path in (two_steps / "checkpoints").glob("step=*"):
-        os.truncate(path, 1000) if harm == "torn" else kept_by_others(path)
+        os.truncate(path, 1000) if harm == "corrupt" else kept_by_others(path)
     before = {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as caught:
         resume("--trainer.max_steps=3")
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert "checkpoints holds checkpoints, but none to go on from" in error
-    reason = "is torn or no checkpoint" if harm == "torn" else "is whole, but holds pathlib"
+    reason = "is corrupt or no checkpoint" if harm == "corrupt" else "is whole, but holds pathlib"
     assert all(f"step={step}.ckpt {reason}" in error for step in (1, 2))
     assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before
 
@@ -207,11 +207,11 @@ def test_a_run_that_was_killed_in_its_first_write_begins_again_and_keeps_its_his
     assert list(losses()) == [0, 1]
 
 
-def test_a_torn_checkpoint_named_by_hand_is_refused(two_steps, capsys):
+def test_a_corrupt_checkpoint_named_by_hand_is_refused(two_steps, capsys):
     os.truncate(two_steps / "checkpoints" / "step=2.ckpt", 1000)
     with pytest.raises(SystemExit):
         resume(path=f"{two_steps}/checkpoints/step=2.ckpt")
-    assert "is torn or no checkpoint" in capsys.readouterr().err
+    assert "is corrupt or no checkpoint" in capsys.readouterr().err
 
 
 def test_a_required_checkpoint_that_is_missing_is_an_error(arguments, capsys):

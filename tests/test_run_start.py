@@ -122,7 +122,7 @@ def test_a_start_whose_checkpoint_is_there_is_a_run():
     start = RunStart(RUN)
     start.begin()
     (RUN / "checkpoints").mkdir()
-    (RUN / "checkpoints/step=1.ckpt").write_bytes(b"torn")
+    (RUN / "checkpoints/step=1.ckpt").write_bytes(b"corrupt")
     start.undo()
     assert (RUN / "checkpoints/step=1.ckpt").exists()
     assert not (RUN / MARKER).exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lrsa_lightning.checkpoint_faults import ZERO_CLASSES
-from lrsa_lightning.checkpoint_files import WholeFiles, find_last, is_whole, read_index, step_of
+from lrsa_lightning.checkpoint_files import AtomicFiles, find_last, is_whole, read_index, step_of
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import load_checkpoint
@@ -93,11 +93,11 @@ def test_a_file_that_would_run_code_is_read_by_none_of_ours(evil):
     assert step_of(evil) is None
     assert not is_whole(evil)
     assert find_last(evil.parent).path is None
-    for load in (load_checkpoint, WholeFiles().load_checkpoint):
+    for load in (load_checkpoint, AtomicFiles().load_checkpoint):
         with pytest.raises(Exception, match=r"(?i)is whole, but holds|weights only"):
             load(evil)
     with pytest.raises(Exception, match=r"(?i)weights only"):
-        WholeFiles().load_checkpoint(evil, weights_only=False)
+        AtomicFiles().load_checkpoint(evil, weights_only=False)
 
 
 def test_nor_by_fsdp(evil, monkeypatch):
@@ -163,4 +163,4 @@ def test_the_trainer_is_told(arguments, monkeypatch):
 
 def test_input_errors_are_no_unpickling_errors(evil):
     with pytest.raises(InputError, match="ZeRO"):
-        WholeFiles().load_checkpoint(evil.parent)
+        AtomicFiles().load_checkpoint(evil.parent)

@@ -16,6 +16,7 @@ from lrsa_lightning.attention.base import AttentionMode, text_decoder
 from lrsa_lightning.attention.block_mask import TILE
 from lrsa_lightning.attention.lagkv import Chunking
 from lrsa_lightning.attention.layer_call import check_layer_call
+from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rows import boundaries_told, find_rows
 from lrsa_lightning.attention.scorers import SCORERS, Place, ScorerName
 from lrsa_lightning.errors import InputError
@@ -186,13 +187,26 @@ class LRSA(AttentionMode):
         super().install(model)
 
     def _transformers_attention(
-        self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling: float | None = None, **asked
+        self,
+        module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask,
+        scaling: float | None = None,
+        cu_seqlens: CuSeqlens | None = None,
+        **asked,
     ) -> tuple[Tensor, None]:
-        """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out."""
+        """The function transformers calls in each attention layer: [B, H, N, D] in, [B, N, H, D] out.
+
+        ``cu_seqlens`` is the argument that the model's forward was given: see `packing.sample_by_sample`.
+        """
         layer_idx, view = module.layer_idx, getattr(key, "lrsa_view", None)
         check_layer_call(module, key.shape[2] if view is None else view.end, **asked)
         positions, use_cache = asked.get("position_ids"), asked.get("use_cache")
-        boundaries = boundaries_told(attention_mask, module, positions, use_cache, query.shape[2])
+        boundaries = cu_seqlens
+        if boundaries is None:
+            boundaries = boundaries_told(attention_mask, module, positions, use_cache, query.shape[2])
         if view is not None:
             out = self.attend_cached(query, key, value, view, layer_idx, scaling)
         elif query.shape[2] == key.shape[2]:

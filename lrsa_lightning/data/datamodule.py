@@ -83,7 +83,7 @@ class LongContextDataModule(lightning.LightningDataModule):
                 middle.
             bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error or left out and
                 counted.
-            loss_weighting: what counts as much as any other: each learned token, or each sample.
+            loss_weighting: what counts as much as any other: each label token, or each sample.
             packing: put several samples into a row, each attending within itself; needs extend: false.
             num_workers: processes that make batches.
             prepare_workers: processes that tokenise; one for each core when None.
@@ -232,7 +232,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             # Lightning skips a validation without batches, callbacks included: `lrsa validate` gets an empty one.
             validates = self.trainer is not None and self.trainer.state.fn == "validate"
             return DataLoader([{}], batch_size=None) if validates else []
-        weights, targets = self._val.row_weights, self._val.row_targets
+        weights, targets = self._val.row_weights, self._val.row_labels
         sampler = EveryRowSampler(weights, targets, self._data_parallel_rank, self._data_parallel_size)
         # The sampler's items are whole micro-batches, so nothing is collated.
         return DataLoader(
@@ -273,7 +273,7 @@ class LongContextDataModule(lightning.LightningDataModule):
     def _train_sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(
             self._train.row_weights,
-            self._train.row_targets,
+            self._train.row_labels,
             self.global_batch_size,
             self.micro_batch_size,
             self._data_parallel_rank,
@@ -290,4 +290,4 @@ class LongContextDataModule(lightning.LightningDataModule):
     def _dataset(self, samples: PreparedSamples) -> LongContextDataset:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         rows = pack_rows([length - 1 for length in samples.num_ids], self.seq_len) if self.packing else None
-        return LongContextDataset(samples, samples.num_answer, self.seq_len, pad, self.loss_weighting, rows)
+        return LongContextDataset(samples, samples.num_labels, self.seq_len, pad, self.loss_weighting, rows)

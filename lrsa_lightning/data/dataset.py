@@ -22,14 +22,14 @@ class LongContextDataset(Dataset):
 
     Attributes:
         samples: the tokenised samples.
-        row_targets: learned tokens of each row.
-        row_weights: what each row counts in the loss: its learned tokens, or its samples.
+        row_labels: label tokens of each row.
+        row_weights: what each row counts in the loss: its label tokens, or its samples.
     """
 
     def __init__(
         self,
         samples: Sequence[TokenizedSample],
-        num_answer: Sequence[int],
+        num_labels: Sequence[int],
         seq_len: int,
         pad_token_id: int,
         weighting: LossWeighting = "token",
@@ -38,19 +38,19 @@ class LongContextDataset(Dataset):
         """
         Args:
             samples: token ids of at most seq_len + 1.
-            num_answer: learned tokens of each sample.
+            num_labels: label tokens of each sample.
             seq_len: N.
             pad_token_id: fills the rows up.
-            weighting: what counts as much as any other: each learned token, or each sample.
+            weighting: what counts as much as any other: each label token, or each sample.
             rows: indices of the samples that share a row; one sample a row when None.
         """
         self.samples = samples
         self._seq_len = seq_len
         self._pad_token_id = pad_token_id
         self._by_sample = weighting == "sample"
-        self._rows = [[index] for index in range(len(num_answer))] if rows is None else rows
-        self.row_targets = [sum(num_answer[index] for index in row) for row in self._rows]
-        self.row_weights = [len(row) for row in self._rows] if self._by_sample else self.row_targets
+        self._rows = [[index] for index in range(len(num_labels))] if rows is None else rows
+        self.row_labels = [sum(num_labels[index] for index in row) for row in self._rows]
+        self.row_weights = [len(row) for row in self._rows] if self._by_sample else self.row_labels
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,8 +61,8 @@ class LongContextDataset(Dataset):
         Returns:
             input_ids, labels (already shifted, -100 where nothing is learned) and position_ids (from 0 at each
             sample), int64 [B, N], and weights, float32 [B, N], right-padded to exactly seq_len; lengths, int64 [B],
-            of the rows without padding; num_tokens, the weights' sum over the whole global batch: its learned tokens,
-            or its samples; most_targets, of `MicroBatch`, as an int. A micro-batch without samples is one row of
+            of the rows without padding; num_tokens, the weights' sum over the whole global batch: its label tokens,
+            or its samples; max_labels_per_rank, of `MicroBatch`, as an int. A micro-batch without samples is one row of
             padding, of which nothing is learned.
         """
         rows = [self._row([self.samples[index] for index in self._rows[row]]) for row in batch.indices]
@@ -70,7 +70,7 @@ class LongContextDataset(Dataset):
         return {
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             "num_tokens": torch.tensor(batch.num_tokens),
-            "most_targets": batch.most_targets,
+            "max_labels_per_rank": batch.max_labels_per_rank,
         }
 
     def _row(self, samples: list[TokenizedSample]) -> dict[str, Tensor]:
@@ -84,11 +84,11 @@ class LongContextDataset(Dataset):
         for sample in samples:
             ids = torch.as_tensor(sample.ids, dtype=torch.int64)
             end = start + len(ids) - 1
-            answer = slice(end - sample.num_answer, end)
+            answer = slice(end - sample.num_labels, end)
             row["input_ids"][start:end] = ids[:-1]
-            row["labels"][answer] = ids[-sample.num_answer :]
+            row["labels"][answer] = ids[-sample.num_labels :]
             # The padding behind the last sample goes on with its positions: it is no sample of its own.
             row["position_ids"][start:] = torch.arange(self._seq_len - start)
-            row["weights"][answer] = 1 / sample.num_answer if self._by_sample else 1.0
+            row["weights"][answer] = 1 / sample.num_labels if self._by_sample else 1.0
             start = end
         return row | {"lengths": torch.tensor(start)}

@@ -9,9 +9,9 @@ import random
 import tempfile
 from pathlib import Path
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.ruler.niah import NOISE
 from lrsa_lightning.ruler.words import random_number, random_words
-from lrsa_lightning.whole_text import write_text
 
 NUM_SAMPLES = 4000
 MAX_LINES = 13

@@ -17,13 +17,13 @@ class TokenizedSample:
     """A sample as a model reads it.
 
     Attributes:
-        ids: token ids; the last ``num_answer`` of them are learned.
-        num_answer: tokens of the answer and of what ends it.
+        ids: token ids; the last ``num_labels`` of them are learned.
+        num_labels: tokens of the answer and of what ends it.
         shortened: whether the middle of the document is missing.
     """
 
     ids: list[int]
-    num_answer: int
+    num_labels: int
     shortened: bool = False
 
 
@@ -67,7 +67,7 @@ class SampleEncoder:
                 f"{sample.id}: the tokenizer has no tokens for the {'answer' if own else 'text'} of this row: use one "
                 "that knows its language, or set data.bad_rows to skip"
             )
-        # The last answer token is a target only, so a row of seq_len inputs holds one id more.
+        # The last label tokens is a target only, so a row of seq_len inputs holds one id more.
         budget = self._seq_len + 1 - len(before) - len(own) - len(answer)
         if budget >= 0:
             sections = self._extender.sections(sample, budget, tokenize) if self._extender else []

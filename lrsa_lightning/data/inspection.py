@@ -23,8 +23,8 @@ def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) 
             f"samples         {report}",
             f"languages       {split}",
             f"tokens a row    mean {mean:.0f}, of data.seq_len {seq_len}: {mean / (seq_len + 1):.1%}",
-            f"answer tokens   {sum(prepared.num_answer) / total:.3%} of all; "
-            f"least {min(prepared.num_answer)}, most {max(prepared.num_answer)} a sample",
+            f"label tokens   {sum(prepared.num_labels) / total:.3%} of all; "
+            f"least {min(prepared.num_labels)}, most {max(prepared.num_labels)} a sample",
         ]
     )
 
@@ -47,8 +47,8 @@ def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> N
 
 def dimmed(row: TokenizedSample, tokenizer, most: int = 1500) -> Text:
     """A sample's text, what is not learned dimmed; of that at most ``most`` characters from each end."""
-    read = tokenizer.decode(row.ids[: len(row.ids) - row.num_answer])
+    read = tokenizer.decode(row.ids[: len(row.ids) - row.num_labels])
     if len(read) > 2 * most:
         read = f"{read[:most]}\n[... {len(read) - 2 * most} characters ...]\n{read[-most:]}"
-    learned = tokenizer.decode(row.ids[len(row.ids) - row.num_answer :])
+    learned = tokenizer.decode(row.ids[len(row.ids) - row.num_labels :])
     return Text.assemble((read, "dim"), (learned, "bold green"))

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Goes into every key: changes when the same samples would be prepared or stored differently.
 _FORMAT = 3
+_NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1
 
 
 def content_key(contents: Sequence[str], tokenizer, **settings) -> str:
@@ -42,7 +43,7 @@ class PreparedSamples(Sequence[TokenizedSample]):
         folder: where they lie.
         report: counts of the samples read, kept, left out and shortened.
         num_ids: tokens of each sample.
-        num_answer: learned tokens of each sample.
+        num_labels: label tokens of each sample.
         content: hash of all their tokens, whatever library stored them.
     """
 
@@ -56,14 +57,14 @@ class PreparedSamples(Sequence[TokenizedSample]):
         self.content: str = written["content"]
         numbers = self._rows.with_format(None)
         self.num_ids: list[int] = numbers["num_ids"][:]
-        self.num_answer: list[int] = numbers["num_answer"][:]
+        self.num_labels: list[int] = numbers[_NUM_LABELS][:]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> TokenizedSample:
         row = self._rows[index]
-        return TokenizedSample(row["ids"], int(row["num_answer"]))
+        return TokenizedSample(row["ids"], int(row[_NUM_LABELS]))
 
 
 def prepare(
@@ -134,7 +135,7 @@ def _write(
         {
             "ids": datasets.Sequence(datasets.Value("int32")),
             "num_ids": datasets.Value("int32"),
-            "num_answer": datasets.Value("int32"),
+            _NUM_LABELS: datasets.Value("int32"),
         }
     )
     counts, content = {"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}, hashlib.sha256()
@@ -150,8 +151,8 @@ def _write(
             else:
                 counts["kept"] += 1
                 counts["shortened"] += row.shortened
-                content.update(f"{len(row.ids)} {row.num_answer} ".encode() + np.asarray(row.ids, "<i4").tobytes())
-                writer.write({"ids": row.ids, "num_ids": len(row.ids), "num_answer": row.num_answer})
+                content.update(f"{len(row.ids)} {row.num_labels} ".encode() + np.asarray(row.ids, "<i4").tobytes())
+                writer.write({"ids": row.ids, "num_ids": len(row.ids), _NUM_LABELS: row.num_labels})
         writer.finalize()
     report = {"counts": counts, "content": content.hexdigest()}
     (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")

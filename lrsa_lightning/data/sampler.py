@@ -15,13 +15,13 @@ class MicroBatch:
 
     Attributes:
         indices: of the samples; none where a rank only keeps the others company.
-        num_tokens: learned tokens of the global batch (all ranks, all accumulation steps) it belongs to.
-        most_targets: learned tokens of the richest micro-batch among those that all ranks read together.
+        num_tokens: label tokens of the global batch (all ranks, all accumulation steps) it belongs to.
+        max_labels_per_rank: the most label tokens that any rank has in the micro-batches read together.
     """
 
     indices: tuple[int, ...]
     num_tokens: int
-    most_targets: int
+    max_labels_per_rank: int
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> int:
@@ -55,7 +55,7 @@ class GlobalBatchSampler(DistributedSampler):
     def __init__(
         self,
         weights: Sequence[int],
-        num_targets: Sequence[int],
+        num_labels: Sequence[int],
         global_batch_size: int,
         micro_batch_size: int,
         rank: int,
@@ -65,8 +65,8 @@ class GlobalBatchSampler(DistributedSampler):
     ):
         """
         Args:
-            weights: what each sample counts in the loss: its learned tokens, or 1.
-            num_targets: learned tokens of each sample.
+            weights: what each sample counts in the loss: its label tokens, or 1.
+            num_labels: label tokens of each sample.
             global_batch_size: samples of an optimizer step.
             micro_batch_size: samples of a forward pass on one rank.
             rank: data-parallel rank of this process.
@@ -85,7 +85,7 @@ class GlobalBatchSampler(DistributedSampler):
             )
         super().__init__(range(len(weights)), data_parallel_size, rank, shuffle, seed)
         self._weights = weights
-        self._num_targets = num_targets
+        self._num_labels = num_labels
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self.start = 0
@@ -118,8 +118,8 @@ class GlobalBatchSampler(DistributedSampler):
                 tuple(order[start : start + self._micro_batch_size])
                 for start in range(at, at + self.samples_at_a_time, self._micro_batch_size)
             ]
-            most_targets = max(sum(self._num_targets[index] for index in part) for part in parts)
-            yield MicroBatch(parts[self.rank], num_tokens, most_targets)
+            max_labels_per_rank = max(sum(self._num_labels[index] for index in part) for part in parts)
+            yield MicroBatch(parts[self.rank], num_tokens, max_labels_per_rank)
 
 
 class EveryRowSampler(DistributedSampler):
@@ -129,24 +129,24 @@ class EveryRowSampler(DistributedSampler):
     micro-batch without any.
     """
 
-    def __init__(self, weights: Sequence[int], num_targets: Sequence[int], rank: int, data_parallel_size: int):
+    def __init__(self, weights: Sequence[int], num_labels: Sequence[int], rank: int, data_parallel_size: int):
         """
         Args:
-            weights: what each row counts in the loss: its learned tokens, or its samples.
-            num_targets: learned tokens of each row.
+            weights: what each row counts in the loss: its label tokens, or its samples.
+            num_labels: label tokens of each row.
             rank: data-parallel rank of this process.
             data_parallel_size: number of data-parallel ranks.
         """
         super().__init__(range(len(weights)), data_parallel_size, rank, shuffle=False)
         self._weights = weights
-        self._num_targets = num_targets
+        self._num_labels = num_labels
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for first in range(0, len(self._weights), self.num_replicas):
             together = slice(first, first + self.num_replicas)
             own = first + self.rank
             indices = (own,) if own < len(self._weights) else ()
-            yield MicroBatch(indices, sum(self._weights[together]), max(self._num_targets[together]))
+            yield MicroBatch(indices, sum(self._weights[together]), max(self._num_labels[together]))
 
     def __len__(self) -> int:
         return -(-len(self._weights) // self.num_replicas)

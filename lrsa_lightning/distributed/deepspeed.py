@@ -19,7 +19,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from lrsa_lightning.checkpoint_files import (
-    WholeFiles,
+    AtomicFiles,
     Written,
     is_universal,
     make_empty,
@@ -166,7 +166,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         # Lightning has divided by the accumulated micro-batches: a second time would hide gradients from clipping.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
-    def leave_out_step(self) -> None:
+    def skip_step(self) -> None:
         """Lets the coming optimizer step drop its gradients, as DeepSpeed does where those of float16 overflow.
 
         Like any other it counts as one, and Lightning moves the learning rate on.
@@ -197,9 +197,9 @@ class ZeroStrategy(DeepSpeedStrategy):
             with suppress(OSError):
                 remove(partial_of(path))
         full = disk_full(error)
-        if isinstance(self.checkpoint_io, WholeFiles):
+        if isinstance(self.checkpoint_io, AtomicFiles):
             self.checkpoint_io.disk_full = full
-        if error is not None and (full is None or not isinstance(self.checkpoint_io, WholeFiles)):
+        if error is not None and (full is None or not isinstance(self.checkpoint_io, AtomicFiles)):
             raise error
         if error is None and left_out:
             raise saved_without(path, left_out)

@@ -131,16 +131,16 @@ def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> 
 
 def _other_data(runs: Sequence[Run]) -> list[str]:
     """Keys that give the trained runs other samples, another order or another number of tokens."""
-    unknown = [run.label for run in runs if run.losses[0] and not run.learned_from]
-    trained = [run for run in runs if run.learned_from and run.losses[0]]
-    keys = [key for key in (trained[0].learned_from if trained else ()) if all(key in r.learned_from for r in trained)]
-    differing = [key for key in keys if len({repr(run.learned_from[key]) for run in trained}) > 1]
+    unknown = [run.label for run in runs if run.losses[0] and not run.trained_on]
+    trained = [run for run in runs if run.trained_on and run.losses[0]]
+    keys = [key for key in (trained[0].trained_on if trained else ()) if all(key in r.trained_on for r in trained)]
+    differing = [key for key in keys if len({repr(run.trained_on[key]) for run in trained}) > 1]
     found = []
     if unknown and len(trained) + len(unknown) > 1:
         found.append(f"No configuration says what {', '.join(unknown)} learned from: the data may not be the same.")
     if not differing:
         return found
-    values = [f"{key}: {' / '.join(str(run.learned_from[key]) for run in trained)}" for key in differing]
+    values = [f"{key}: {' / '.join(str(run.trained_on[key]) for run in trained)}" for key in differing]
     labels = " / ".join(run.label for run in trained)
     return [*found, f"The runs did not learn from the same data in the same order ({labels}): {'; '.join(values)}."]
 

@@ -87,7 +87,7 @@ class Run:
         return _mapping(self.config.get(key))
 
     @property
-    def learned_from(self) -> dict[str, Any]:
+    def trained_on(self) -> dict[str, Any]:
         """What decides on the samples, their order and the number of tokens; empty without a configuration."""
         data, trainer = self._part("data"), self._part("trainer")
         named = {f"data.{key}": value for key, value in data.items() if key not in _DATA_SPEED}

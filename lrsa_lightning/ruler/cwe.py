@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, numbered
+from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, numbered
 from lrsa_lightning.ruler.words import word_pool
 
 _TEMPLATE = (

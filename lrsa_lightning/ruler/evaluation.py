@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.folder_lock import FolderLock
 from lrsa_lightning.ruler.evaluator import Row, RulerEvaluator, Share
 from lrsa_lightning.ruler.records import CellName, Record, ratio_of, read_records, write_records
 from lrsa_lightning.ruler.samples import digest
-from lrsa_lightning.whole_text import write_text
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lrsa_lightning.ruler.kind import OfficialSteps, TooFewUnits
+from lrsa_lightning.ruler.task_generator import OfficialSteps, TooFewUnits
 
 Prompt = TypeVar("Prompt")
 # The official code draws anew until a draw fits; a draw of the least units differs from the next by a few tokens.

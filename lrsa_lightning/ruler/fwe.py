@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, enumeration
+from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, enumeration
 from lrsa_lightning.ruler.words import coded_words
 
 _TEMPLATE = (

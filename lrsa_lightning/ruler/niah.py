@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, enumeration
 from lrsa_lightning.ruler.sources import Essays
+from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, enumeration
 from lrsa_lightning.ruler.words import ItemType, random_item
 
 _TEMPLATE = (

@@ -6,7 +6,7 @@ from math import gcd
 from random import Random
 
 from lrsa_lightning.ruler.documents import Question, Questions
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text, TooFewUnits
+from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, TooFewUnits
 
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."

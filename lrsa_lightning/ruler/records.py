@@ -8,10 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.tasks import TASKS
-from lrsa_lightning.whole_text import write_text
 
 CellName = tuple[str, int, str]
 _RATIO = re.compile(r"r(\d*\.?\d+(?:e-?\d+)?)")

@@ -15,9 +15,9 @@ from lrsa_lightning.data.template import Template, TemplateName, make_template
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, checked
 from lrsa_lightning.ruler.fitting import DoesNotFit, Fit, largest_fit, official_fit, official_units
-from lrsa_lightning.ruler.kind import Draws, Kind, Text
 from lrsa_lightning.ruler.niah import Niah, singular
 from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.tasks import Setting, find_task
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class SampleMaker:
         self._tokenizer = tokenizer
         self._official = settings.official_compat
         setting = Setting(max_length, self._budget, settings.sources, self._count_tokens, self._official)
-        self._kind: Kind = spec.make(setting)
+        self._generator: TaskGenerator = spec.make(setting)
         self._template = self._make_template(settings.template)
         self._passed_over = 0
 
@@ -145,7 +145,7 @@ class SampleMaker:
         return rows
 
     def _fits(self) -> Iterator[Fit[_Prompt]]:
-        kind, items = self._kind, self._kind.items()
+        kind, items = self._generator, self._generator.items()
         guess = None
         for item in count() if items is None else items:
             try:
@@ -171,8 +171,8 @@ class SampleMaker:
         raise self._refusal(f"only {fitting} of {len(items)} questions fit, with their documents")
 
     def _official_fits(self) -> Iterator[Fit[_Prompt]]:
-        rng, steps = Random(self.seed), self._kind.official_steps()
-        items = self._kind.items()
+        rng, steps = Random(self.seed), self._generator.official_steps()
+        items = self._generator.items()
         first = 0 if items is None else items[0]
 
         def prompt(item: int, units: int) -> _Prompt:
@@ -181,7 +181,7 @@ class SampleMaker:
         def tokens_of(units: int) -> int:
             return self._count_prompt(prompt(first, units))
 
-        units = official_units(tokens_of, steps, self._budget, self.max_length, self._kind.max_units)
+        units = official_units(tokens_of, steps, self._budget, self.max_length, self._generator.max_units)
         for item in count() if items is None else items:
             try:
                 fit = official_fit(partial(prompt, item), self._count_prompt, self._budget, units, steps.step)
@@ -196,7 +196,7 @@ class SampleMaker:
         Raises:
             InputError: it has all there are, and they fill too little.
         """
-        if fit.units == self._kind.max_units and fit.tokens + self._new_tokens < _LEAST_FILL * self.max_length:
+        if fit.units == self._generator.max_units and fit.tokens + self._new_tokens < _LEAST_FILL * self.max_length:
             raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
         return fit
 
@@ -205,13 +205,13 @@ class SampleMaker:
 
     def _make_template(self, name: TemplateName) -> Template:
         template = make_template(name, self._tokenizer)
-        if self._official and isinstance(self._kind, Niah) and self._kind.asks_for_one:
+        if self._official and isinstance(self._generator, Niah) and self._generator.asks_for_one:
             # The official code edits the chat template too.
             return replace(template, before=singular(template.before), after=singular(template.after))
         return template
 
     def _prompt(self, draws: Draws, units: int) -> _Prompt:
-        text = self._kind.generate(draws, units)
+        text = self._generator.generate(draws, units)
         turn = self._template.before + text.user + self._template.after
         if text.example is not None:
             user, answer = text.example
@@ -242,7 +242,7 @@ class SampleMaker:
             "length": length,
             "length_w_model_temp": length,
         }
-        if isinstance(self._kind, Niah):
+        if isinstance(self._generator, Niah):
             before = fit.prompt.input[: fit.prompt.input.find(text.outputs[0])]
             row["token_position_answer"] = self._count_tokens(before)
         return row

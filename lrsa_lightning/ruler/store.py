@@ -9,11 +9,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import source_files
-from lrsa_lightning.whole_text import write_text
 
 # Changes when the same settings would give other samples.
 _FORMAT = 1

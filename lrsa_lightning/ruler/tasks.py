@@ -9,11 +9,11 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.cwe import CommonWords
 from lrsa_lightning.ruler.fwe import FrequentWords
-from lrsa_lightning.ruler.kind import Kind
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.qa import OfficialQuestionAnswering, QuestionAnswering
 from lrsa_lightning.ruler.scoring import match_all, match_part
 from lrsa_lightning.ruler.sources import Sources, where_to_get
+from lrsa_lightning.ruler.task_generator import TaskGenerator
 from lrsa_lightning.ruler.vt import VariableTracking
 
 
@@ -48,7 +48,7 @@ class Task:
         single_answer: whether one string is asked for.
     """
 
-    make: Callable[[Setting], Kind]
+    make: Callable[[Setting], TaskGenerator]
     tokens_to_generate: int
     metric: Callable[[str, Sequence[str]], float] = match_all
     source: str | None = None
@@ -69,7 +69,7 @@ def _common_words(setting: Setting) -> CommonWords:
     return CommonWords(setting.max_length, further)
 
 
-def _questions(source: str, setting: Setting) -> Kind:
+def _questions(source: str, setting: Setting) -> TaskGenerator:
     data = setting.sources.read(source)
     if setting.official_compat:
         return OfficialQuestionAnswering(data)

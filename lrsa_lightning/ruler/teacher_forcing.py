@@ -1,6 +1,6 @@
 """The references' likelihood without decoding: the cheap check of a model in training.
 
-Shape suffixes: B batch, N tokens, D hidden size, A answer tokens of a row, V vocabulary.
+Shape suffixes: B batch, N tokens, D hidden size, A label tokens of a row, V vocabulary.
 """
 
 from collections.abc import Sequence

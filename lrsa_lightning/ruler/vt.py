@@ -7,8 +7,8 @@ from itertools import pairwise
 from random import Random
 
 from lrsa_lightning.ruler.fitting import Fit, largest_fit
-from lrsa_lightning.ruler.kind import Draws, OfficialSteps, Text
 from lrsa_lightning.ruler.niah import NOISE
+from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text
 from lrsa_lightning.ruler.words import variable_names
 
 _TEMPLATE = (

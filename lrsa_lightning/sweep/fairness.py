@@ -50,8 +50,8 @@ def _other_samples(runs: Iterable[Run]) -> bool:
 
 def _differing(runs: list[Run]) -> dict[str, list[Any]]:
     """The values, run by run, of what is not the same in all."""
-    keys = dict.fromkeys(key for run in runs for key in run.learned_from)
-    values = {key: [run.learned_from.get(key) for run in runs] for key in keys}
+    keys = dict.fromkeys(key for run in runs for key in run.trained_on)
+    values = {key: [run.trained_on.get(key) for run in runs] for key in keys}
     values["the number of tokens"] = [tokens_of(run) for run in runs]
     return {key: own for key, own in values.items() if len(set(map(repr, own))) > 1}
 

@@ -5,10 +5,10 @@ import json
 import os
 from pathlib import Path
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.run_directory import RunDirectory
 from lrsa_lightning.run_start import set_aside
-from lrsa_lightning.whole_text import write_text
 
 FINISHED, BROKEN, NEW = "finished", "broken", "new"
 

@@ -38,7 +38,7 @@ def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
     arguments["trainer.callbacks"] = checkpoints(2)
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
     samples = cli.datamodule._train.samples
-    learned = sum(sample.num_answer for sample in samples)
+    learned = sum(sample.num_labels for sample in samples)
     total = sum(len(sample.ids) - 1 for sample in samples)
     whole = train_rows()
     assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, learned)
@@ -127,7 +127,7 @@ def test_the_picture_shows_every_curve(tmp_path, monkeypatch):
     assert draw_curves({"own": own, "other": reference}, tmp_path / "a.png", 0.5)
     loss, norm, rate, tokens = figures[0].axes
     labels = [line.get_label() for line in loss.get_lines() if not line.get_label().startswith("_")]
-    assert labels == ["other: per answer token", "own: per sample", "own: per answer token"]
+    assert labels == ["other: per label tokens", "own: per sample", "own: per label tokens"]
     assert [list(panel.get_lines()[-1].get_ydata()) for panel in (norm, rate, tokens)] == [
         [1.0, 2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 10.0, 20.0]
     ]  # fmt: skip

@@ -119,7 +119,7 @@ def test_the_speed_is_that_of_training_alone():
 
 @pytest.mark.parametrize(("devices", "shared_by"), [(1, 1), (4, 1), (2, 2), (8, 4)])
 def test_a_device_is_charged_with_its_part_of_the_rows(devices, shared_by):
-    """8 learned tokens are those of all rows, which devices // shared_by groups of devices have one of each."""
+    """8 label tokens are those of all rows, which devices // shared_by groups of devices have one of each."""
     mode, config = LRSA(16, 0.5, 4), SimpleNamespace(**TINY_MODEL, vocab_size=97)
     of_row = DecoderFlops.of(config).training({160: 1}, 8 * shared_by // devices, mode)
     logged = speed({"compute": 3.0}, devices, shared_by, mode)

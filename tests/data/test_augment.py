@@ -29,7 +29,7 @@ def encoder(tokenizer, pool, seed=0, delimiter="Document", seq_len=SEQ_LEN, **op
 
 
 def text_of(tokenizer, row):
-    return tokenizer.decode(row.ids[: len(row.ids) - row.num_answer])
+    return tokenizer.decode(row.ids[: len(row.ids) - row.num_labels])
 
 
 POOLS = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=8)
@@ -102,7 +102,7 @@ def test_samples_longer_than_a_row(tokenizer, too_long):
     assert len(row.ids) == SEQ_LEN + 1
     assert text.startswith(long.document[:200])
     assert text.endswith(long.document[-200:] + long.question)
-    assert tokenizer.decode(row.ids[-row.num_answer :]) == " Number 1.<|endoftext|>"
+    assert tokenizer.decode(row.ids[-row.num_labels :]) == " Number 1.<|endoftext|>"
 
 
 def test_an_answer_that_alone_is_longer_than_a_row_is_left_out(tokenizer):
@@ -135,4 +135,4 @@ def test_a_sample_the_tokenizer_has_no_tokens_for_is_named(part, what):
     encode = SampleEncoder(bare, make_template("base", bare), SEQ_LEN, None)
     with pytest.raises(NothingToLearn, match=rf"f:7: the tokenizer has no tokens for {what} of this row"):
         encode(Sample("f:7", **parts))
-    assert encode(Sample("f:8", "", "h", "h")).num_answer == 2
+    assert encode(Sample("f:8", "", "h", "h")).num_labels == 2

@@ -25,7 +25,7 @@ SAMPLES = [
 def dataset(tokenizer, template="base", samples=SAMPLES, seq_len=SEQ_LEN, **options):
     encode = SampleEncoder(tokenizer, make_template(template, tokenizer), seq_len, None)
     rows = [encode(sample) for sample in samples]
-    return LongContextDataset(rows, [row.num_answer for row in rows], seq_len, tokenizer.pad_token_id, **options)
+    return LongContextDataset(rows, [row.num_labels for row in rows], seq_len, tokenizer.pad_token_id, **options)
 
 
 def row(data, index):
@@ -35,7 +35,7 @@ def row(data, index):
 
 def test_batch_shapes_and_position_ids(tokenizer):
     batch = dataset(tokenizer)[MicroBatch((0, 3), 17, 5)]
-    assert batch.pop("most_targets") == 5
+    assert batch.pop("max_labels_per_rank") == 5
     assert {key: tuple(value.shape) for key, value in batch.items()} == {
         "input_ids": (2, SEQ_LEN),
         "labels": (2, SEQ_LEN),

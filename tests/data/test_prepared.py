@@ -24,15 +24,15 @@ def encoder(tokenizer, seq_len=400):
 
 
 def rows(samples):
-    return [(list(row.ids), row.num_answer) for row in samples]
+    return [(list(row.ids), row.num_labels) for row in samples]
 
 
 def test_any_number_of_workers_prepares_the_same(tokenizer, tmp_path):
     one, three = (prepare(tmp_path / str(n), POOL, encoder(tokenizer), n) for n in (1, 3))
     direct = [encoder(tokenizer)(s) for s in POOL]
-    assert rows(one) == rows(three) == [(row.ids, row.num_answer) for row in direct if row is not None]
+    assert rows(one) == rows(three) == [(row.ids, row.num_labels) for row in direct if row is not None]
     assert one.report == {"read": 40, "kept": len(one), "left out": 40 - len(one), "shortened": 0}
-    assert one.num_answer == [row.num_answer for row in one]
+    assert one.num_labels == [row.num_labels for row in one]
 
 
 def test_prepared_samples_lie_on_disk_and_are_not_made_twice(tokenizer, tmp_path, monkeypatch):

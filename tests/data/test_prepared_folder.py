@@ -22,7 +22,7 @@ def encode(sample: int) -> TokenizedSample:
 
 
 def rows(prepared) -> list:
-    return [(list(row.ids), row.num_answer) for row in prepared]
+    return [(list(row.ids), row.num_labels) for row in prepared]
 
 
 def damages(folder: Path) -> list[tuple[str, bytes]]:

@@ -26,7 +26,7 @@ def global_batches(data_parallel_size: int, micro_batch_size: int, epoch: int = 
         assert len(set(indices)) == 8
         for same_time in zip(*(rank[start : start + steps] for rank in ranks), strict=True):
             richest = max(sum(TARGETS[index] for index in part.indices) for part in same_time)
-            assert {part.most_targets for part in same_time} == {richest}
+            assert {part.max_labels_per_rank for part in same_time} == {richest}
         assert {part.num_tokens for part in parts} == {sum(WEIGHTS[index] for index in indices)}
         batches.append(set(indices))
     return batches

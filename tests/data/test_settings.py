@@ -193,8 +193,8 @@ def test_loss_weighting_padding_and_packing_reach_the_batches(prepared):
     module, _ = prepared(extend=False)
     module.setup("validate")
     lengths = [length - 1 for length in module._train.samples.num_ids]
-    assert module._train.row_weights == module._train.samples.num_answer
-    fits = lengths[0] + lengths[1]  # two samples exactly fill a row: the last answer token of each is a target only
+    assert module._train.row_weights == module._train.samples.num_labels
+    fits = lengths[0] + lengths[1]  # two samples exactly fill a row: the last label tokens of each is a target only
     module, _ = prepared(extend=False, packing=True, loss_weighting="sample", seq_len=fits)
     module.setup("validate")
     assert max(module._train.row_weights) == 2
@@ -221,7 +221,7 @@ def test_malformed_rows_reach_training_only_where_they_are_skipped(prepared, tmp
 
 
 def test_two_samples_that_exactly_fill_a_row_share_it(prepared, tmp_path):
-    """The last answer token of each is a target only."""
+    """The last label tokens of each is a target only."""
     write_jsonl(tmp_path / "train.jsonl", sample_rows()[:2])
     module, _ = prepared(extend=False)
     fits = sum(module.prepare("train").num_ids) - 2

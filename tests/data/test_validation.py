@@ -34,7 +34,7 @@ def validation_loss(module, data, ranks: int) -> float:
     logged = []
     module.log = lambda name, value, batch_size, **_: logged.append((float(value), batch_size))
     module.trainer = SimpleNamespace(world_size=ranks)
-    samplers = [EveryRowSampler(data.row_weights, data.row_targets, rank, ranks) for rank in range(ranks)]
+    samplers = [EveryRowSampler(data.row_weights, data.row_labels, rank, ranks) for rank in range(ranks)]
     steps = [list(sampler) for sampler in samplers]
     assert {len(own) for own in steps} == {len(samplers[0])}  # the ranks forward equally often
     with torch.no_grad():
@@ -51,7 +51,7 @@ def mean_over_rows(module, data, by_sample: bool) -> float:
         ids = torch.tensor(row.ids)
         with torch.no_grad():
             logits = module.model(ids[None, :-1]).logits[0]
-        losses.append(cross_entropy(logits[-row.num_answer :], ids[-row.num_answer :], reduction="none"))
+        losses.append(cross_entropy(logits[-row.num_labels :], ids[-row.num_labels :], reduction="none"))
     return float(torch.stack([each.mean() for each in losses]).mean() if by_sample else torch.cat(losses).mean())
 
 
@@ -76,9 +76,9 @@ def test_packed_rows_are_shared_alike(tokenizer, module, weighting):
 
 def test_a_rank_without_a_row_reads_padding_of_which_nothing_is_learned(tokenizer):
     data = dataset(tokenizer, samples=ROWS[:1], seq_len=SEQ_LEN)
-    (first,), (second,) = (EveryRowSampler(data.row_weights, data.row_targets, rank, 2) for rank in (0, 1))
+    (first,), (second,) = (EveryRowSampler(data.row_weights, data.row_labels, rank, 2) for rank in (0, 1))
     assert (first.indices, second.indices) == ((0,), ())
-    assert (first.num_tokens, first.most_targets) == (second.num_tokens, second.most_targets)
+    assert (first.num_tokens, first.max_labels_per_rank) == (second.num_tokens, second.max_labels_per_rank)
     own, other = data[first], data[second]
     assert {k: v.shape for k, v in own.items() if hasattr(v, "shape")} == {
         k: v.shape for k, v in other.items() if hasattr(v, "shape")

@@ -68,16 +68,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(run / "checkpoints" / "step=7.ckpt").model.state_dict()
 
 
-def test_a_torn_folder_is_left_out_and_refused(copy_of):
+def test_a_corrupt_folder_is_left_out_and_refused(copy_of):
     folder = copy_of(2) / "checkpoints"
     newest = folder / "step=7.ckpt"
     shard = next((newest / "checkpoint").glob("*_1_*optim_states.pt"))
     os.truncate(shard, shard.stat().st_size - 1)
     last = find_last(folder)
     assert (last.path, last.skipped) == (folder / "step=6.ckpt", ["step=7.ckpt"])
-    with pytest.raises(InputError, match="torn"):
+    with pytest.raises(InputError, match="corrupt"):
         RunDirectory(folder.parent).checkpoint(str(newest))
-    with pytest.raises(InputError, match="torn"):
+    with pytest.raises(InputError, match="corrupt"):
         load_checkpoint(newest)
 
 

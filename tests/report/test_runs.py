@@ -128,7 +128,7 @@ def test_a_configuration_that_is_none_is_named(make_run, content):
 )
 def test_a_configuration_without_its_keys_is_read(make_run, config):
     (run,) = read_runs([str(make_run("x", {3: SCORED}, [1.0], config))])
-    assert (run.learned_from, run.cache_sizes) == ({}, {})
+    assert (run.trained_on, run.cache_sizes) == ({}, {})
     assert isinstance(run.attention, str)
 
 
@@ -164,7 +164,7 @@ def test_cache_sizes_are_those_of_the_callback_or_of_the_evaluation(make_run):
 def test_what_changes_no_sample_is_not_what_a_run_learned_from(make_run, key):
     config = {"seed_everything": 1, "data": {key: 1, "seq_len": 2}, "trainer": {"max_steps": 3, "max_epochs": 4}}
     (run,) = read_runs([str(make_run("x", {3: SCORED}, [1.0], config | {"run_name": "x"}))])
-    assert run.learned_from == {
+    assert run.trained_on == {
         "data.seq_len": 2,
         "trainer.max_steps": 3,
         "trainer.max_epochs": 4,

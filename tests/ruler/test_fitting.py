@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrsa_lightning.ruler.fitting import DoesNotFit, largest_fit, official_fit, official_units
-from lrsa_lightning.ruler.kind import OfficialSteps, TooFewUnits
+from lrsa_lightning.ruler.task_generator import OfficialSteps, TooFewUnits
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=300)
 

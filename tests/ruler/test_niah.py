@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from lrsa_lightning.ruler.kind import Draws
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.sources import Essays
+from lrsa_lightning.ruler.task_generator import Draws
 from tests.ruler.conftest import AROUND, NIAH, between, count_tokens, essay_sentences, essay_words, user_turn
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

@@ -10,8 +10,8 @@ import pytest
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import TASKS, make_samples
 from lrsa_lightning.ruler.fwe import FrequentWords
-from lrsa_lightning.ruler.kind import OfficialSteps
 from lrsa_lightning.ruler.sources import Sources
+from lrsa_lightning.ruler.task_generator import OfficialSteps
 from lrsa_lightning.ruler.tasks import Setting
 from tests.ruler import test_niah as niah
 from tests.ruler import test_qa as qa

@@ -63,7 +63,7 @@ def test_figures_that_were_not_measured_are_not_logged():
     }
 
 
-def test_records_survive_their_file_and_a_torn_last_line(tmp_path):
+def test_records_survive_their_file_and_a_corrupt_last_line(tmp_path):
     records = [record(0, prediction="x\n\u2028y", hits=[True, False]), record(1)]
     path = tmp_path / "new" / "results.jsonl"
     write_records(path, records)

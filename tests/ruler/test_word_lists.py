@@ -10,7 +10,7 @@ import pytest
 
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler.cwe import CommonWords
-from lrsa_lightning.ruler.kind import Draws
+from lrsa_lightning.ruler.task_generator import Draws
 from tests.ruler.conftest import AROUND, between, user_turn
 
 CWE_HEAD = (

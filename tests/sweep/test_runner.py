@@ -64,14 +64,14 @@ def test_a_broken_cell_goes_on_from_its_checkpoint_and_starts_over_without_one(m
         (runs / f"mode-{mode}/earlier").touch()
         (runs / f"mode-{mode}/checkpoints").mkdir()
     torch.save({"global_step": 3, "optimizer_states": []}, runs / "mode-a/checkpoints/step=3.ckpt")
-    (runs / "mode-b/checkpoints/step=3.ckpt").write_bytes(b"torn")
+    (runs / "mode-b/checkpoints/step=3.ckpt").write_bytes(b"corrupt")
     said = []
     assert run(file, runs, said=said) == [0, 0, 0]
     assert "mode-a: goes on" in said[0]
     assert (runs / "mode-a/earlier").exists()
     assert "mode-b: starts over" in "\n".join(said)
     assert not (runs / "mode-b/earlier").exists()
-    assert (runs / ".set_aside/mode-b-1/checkpoints/step=3.ckpt").read_bytes() == b"torn"
+    assert (runs / ".set_aside/mode-b-1/checkpoints/step=3.ckpt").read_bytes() == b"corrupt"
 
 
 def test_a_failed_cell_takes_nothing_outside_its_folder_with_it(make_sweep, runs):

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.npu.check import kernels, runs
 from lrsa_lightning.npu.check.settings import Settings
 from lrsa_lightning.npu.environment import require_npu
-from lrsa_lightning.whole_text import write_text
 
 ITEMS: tuple[Callable[[Settings], dict], ...] = (
     kernels.versions,

@@ -71,7 +71,7 @@ class OfficialSteps:
     beside: int = 0
 
 
-class Kind(Protocol):
+class TaskGenerator(Protocol):
     """Draws samples whose length grows with a number of units: noise lines, essay words, documents, ..."""
 
     min_units: int

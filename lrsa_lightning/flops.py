@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.attention.layout import causal_pairs
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-    from lrsa_lightning.attention import AttentionMode
 
 # A product's backward is two of the same size.
 _FORWARD_AND_BACKWARD = 3
@@ -56,7 +57,7 @@ class DecoderFlops:
         weights = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
         return cls(config.num_hidden_layers, 2 * weights, 4 * heads * head_dim, 2 * hidden * config.vocab_size)
 
-    def training(self, lengths: Mapping[int, int], num_labels: int, mode: "AttentionMode") -> StepFlops:
+    def training(self, lengths: Mapping[int, int], num_labels: int, mode: AttentionMode) -> StepFlops:
         """Forward and backward of sequences that attend within themselves.
 
         Args:
@@ -69,8 +70,3 @@ class DecoderFlops:
         real = sum(count * mode.visible_pairs(length, layer) for length, count in lengths.items() for layer in layers)
         dense = sum(count * causal_pairs(length) for length, count in lengths.items()) * self.layers
         return StepFlops(*(_FORWARD_AND_BACKWARD * (rest + self.pair * pairs) for pairs in (real, dense)))
-
-
-def causal_pairs(num_tokens: int) -> int:
-    """Query-key pairs of full causal attention."""
-    return num_tokens * (num_tokens + 1) // 2

@@ -19,7 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv
-from lrsa_lightning.attention.block_mask import StaticMask, block_mask, causal_over_sparse_tiles
+from lrsa_lightning.attention.layout import TILE, KVLayout
+from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
@@ -75,11 +76,22 @@ def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[
     yield "dense FlashAttention-2 SDPA", partial(dense, SDPBackend.FLASH_ATTENTION), None
     for ratio in ratios:
         mode = LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=SINK)
-        limit = causal_over_sparse_tiles(num_tokens, mode.chunking())
+        limit = causal_over_sparse_tiles(num_tokens, mode.rule())
         for kernel in ("FLASH", "TRITON") if has_fa4 else ("TRITON",):
-            yield f"LRSA r={ratio:g} flex {kernel}", partial(flex.lrsa_attention, mode=mode, kernel=kernel), limit
+            yield (
+                f"LRSA r={ratio:g} flex {kernel}",
+                partial(flex.lrsa_attention, mode_or_rule=mode, kernel=kernel),
+                limit,
+            )
         if num_tokens <= 32768:
-            yield f"LRSA r={ratio:g} fill", partial(fill.lrsa_attention, mode=mode), limit
+            yield f"LRSA r={ratio:g} fill", partial(fill.lrsa_attention, mode_or_rule=mode), limit
+
+
+def causal_over_sparse_tiles(num_tokens: int, rule: LagRule) -> float:
+    """The speed-up over dense causal attention that the tiles allow: tiles of the causal mask over those of the rule."""
+    seen, _ = KVLayout.of_sequence(rule, num_tokens, TILE).tiles()
+    rows = seen.shape[0]
+    return rows * (rows + 1) / 2 / int(seen.sum())
 
 
 def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) -> tuple[float, float, float]:
@@ -130,13 +142,13 @@ def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
     """Prints what surrounds the attention: the selection alone, and the mask built once for a shape."""
     from lrsa_lightning.attention import kernels
 
-    chunking, num_tokens = mode.chunking(), k.shape[2]
-    idx, _ = kernels.select(k, v, chunking, mode.v_weight)
+    rule, num_tokens = mode.rule(), k.shape[2]
+    idx, _ = kernels.select(k, v, rule)
     reference = lagkv.select(k, v, mode.lag_size, SINK, mode.retention_ratio)
-    fused = milliseconds(captured(lambda: kernels.select(k, v, chunking, mode.v_weight)), 20)
-    block_mask.cache_clear()
+    fused = milliseconds(captured(lambda: kernels.select(k, v, rule)), 20)
+    flex.block_mask.cache_clear()
     started = time.perf_counter()
-    block_mask(StaticMask.of_sequence(num_tokens, chunking), k.device)
+    flex.block_mask(KVLayout.of_sequence(rule, num_tokens, TILE), k.device)
     build = 1000 * (time.perf_counter() - started)
     differing = float((idx != reference).float().mean())
     print(

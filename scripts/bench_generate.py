@@ -47,8 +47,9 @@ def dense_prefill(config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tenso
 
 
 def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    k, v = mode.make_cache(config).update(k, v, 0)
-    return mode.attend_cached(q, k, v, k.lrsa_view, layer_idx=0)
+    cache = mode.make_cache(config)
+    k, v = cache.update(k, v, 0)
+    return mode.execution.attend_cached(q, k, v, cache.layers[0].view.layout)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ def test_lrsa_sees_as_many_pairs_as_its_mask_holds(sink, lag, retention):
     mode = LRSA(lag, retention, sink)
     for num_tokens in (1, sink + 1, sink + 2 * lag, sink + 2 * lag + 1, sink + 5 * lag - 1, sink + 6 * lag + 3):
         keys, values = torch.randn(2, 1, 1, num_tokens, 8)
-        mask = lrsa_mask(mode.select(keys, values), num_tokens, sink, lag)
+        mask = lrsa_mask(keys, values, mode.rule())
         assert mode.visible_pairs(num_tokens) == int(mask.sum())
 
 

@@ -20,6 +20,7 @@ from lrsa_lightning.attention.rows import find_rows
 from lrsa_lightning.errors import InputError
 
 _TRACE = "lrsa_trace"
+_PROBE = "lrsa_probe"
 _TOKENS = 8
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -31,7 +32,8 @@ class LayerCall:
     Attributes:
         module: the attention layer.
         mask: what the model gave as mask: None, a function that transformers' mask interface was given, or other.
-        arguments: all else that came with it, but for the scale.
+        arguments: all other arguments but the scale and the probe.
+        gets_keywords: whether a keyword of the decoder's forward arrives.
         heads: query heads, KV heads.
         sizes: of a head: queries, keys, values.
         from_cache: keys and values are the very ones that its cache layer has just returned.
@@ -40,6 +42,7 @@ class LayerCall:
     module: torch.nn.Module
     mask: Any
     arguments: dict[str, Any]
+    gets_keywords: bool
     heads: tuple[int, int]
     sizes: tuple[int, int, int]
     from_cache: bool
@@ -47,7 +50,7 @@ class LayerCall:
 
 @dataclass
 class _Recorder:
-    """An attention function and a mask function that note what they are asked."""
+    """An attention function and a mask function that record their calls."""
 
     calls: list[LayerCall] = field(default_factory=list)
     updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -58,7 +61,8 @@ class _Recorder:
         self.updates.clear()
         sizes = tuple(z.shape[-1] for z in (query, key, value))
         heads = query.shape[1], key.shape[1]
-        self.calls.append(LayerCall(module, attention_mask, arguments, heads, sizes, cached))
+        gets_keywords = arguments.pop(_PROBE, False)
+        self.calls.append(LayerCall(module, attention_mask, arguments, gets_keywords, heads, sizes, cached))
         batch, num_heads, num_tokens, _ = query.shape
         return query.new_empty(batch, num_tokens, num_heads, value.shape[-1]), None
 
@@ -112,6 +116,8 @@ def check_architecture(config, reach: float, decoder_class: type | None = None) 
 def _check_call(config, call: LayerCall, reach: float) -> None:
     check_layer_call(call.module, reach, **call.arguments)
     layer = f"layer {call.module.layer_idx}"
+    if not call.gets_keywords:
+        raise _refusal(config, f"{layer} does not pass keywords on to its attention function, and LRSA needs the cache")
     if not call.from_cache:
         raise _refusal(config, f"{layer} attends to other keys than its own cache returns")
     if len(set(call.sizes)) > 1:
@@ -126,10 +132,10 @@ def _is_causal(mask_function: Callable, reach: float) -> bool:
     """By the first and the last of so many tokens."""
     last = int(min(reach, 2**62)) - 1
     try:
-        rows = find_rows(mask_function=mask_function, kv_length=last + 1, q_length=1, q_offset=last, batch_size=1)
+        mask = find_rows(mask_function=mask_function, kv_length=last + 1, q_length=1, q_offset=last, batch_size=1)
+        return mask.rows.is_causal
     except (RuntimeError, IndexError):
         return False  # it looks at the tokens
-    return rows.is_causal
 
 
 def _refusal(config, reason: str) -> InputError:
@@ -175,7 +181,8 @@ def _run(decoder_class: type, config) -> list[LayerCall]:
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long)
     cache = recorder.cache(config.num_hidden_layers)
     # Without a mask, some models look for padding in the tokens, which have no values here.
-    decoder(input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True)
+    mask = torch.ones_like(tokens)
+    decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **{_PROBE: True})
     return recorder.calls
 
 

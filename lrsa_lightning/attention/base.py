@@ -7,13 +7,13 @@ from dataclasses import is_dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lrsa_lightning.attention.execution import Execution
+from lrsa_lightning.attention.layout import causal_pairs
+from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.flops import causal_pairs
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
-
-    from lrsa_lightning.attention.lrsa import LRSA
 
 
 class AttentionMode(ABC):
@@ -25,14 +25,20 @@ class AttentionMode(ABC):
     needs_padding_mask = True
     """Whether `generate` must pass a mask for rows of unequal length; False where the cache knows them."""
 
+    prefers_context_parallel = False
+    """Whether ranks that may choose use context parallelism rather than Ulysses."""
+
+    execution: Execution = Execution()
+    """How context parallelism computes the mode's rule."""
+
     not_in_key: ClassVar[frozenset[str]] = frozenset()
-    """Attributes that name no other mode, but where it runs: modes that differ in them alone share a registry key."""
+    """Attributes that make no other mode of it: modes that differ in them alone have one registry key."""
 
     def registry_key(self) -> str:
         """Name of this very mode, arguments included, in transformers' `AttentionInterface`.
 
-        It stands for the class, not for its name, which another may bear, and for all that the mode holds. In capitals:
-        transformers gives names with flash, sdpa or flex in them a meaning.
+        Two modes have the same key if their class and all of their attributes are the same. The key is in capitals,
+        since names with flash, sdpa or flex in them mean something to transformers.
         """
         held = {name: value for name, value in sorted(vars(self).items()) if name not in self.not_in_key}
         text = f"{id(type(self))} {_content(held)}"
@@ -51,9 +57,9 @@ class AttentionMode(ABC):
         """Raises InputError, with the reason, for a model this mode cannot be exact for."""
 
     def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
-        """Query-key pairs a layer attends over in a sequence of ``num_tokens``; full causal attention's by default.
+        """Query-key pairs that a layer attends over in a sequence; those of full causal attention by default.
 
-        The throughput counts the attention's floating-point operations by them.
+        The throughput counts the floating-point operations of the attention by them.
         """
         return causal_pairs(num_tokens)
 
@@ -64,24 +70,30 @@ class AttentionMode(ABC):
         return ALL_ATTENTION_FUNCTIONS[self.registry_key()]
 
     def for_heads(self, first_kv_head: int) -> "AttentionMode":
-        """The mode on a share of the heads, as Ulysses runs it; itself where heads do not matter."""
+        """The mode on a share of the heads, as Ulysses runs it; the mode itself where heads do not matter."""
         return self
 
     def for_length(self, num_tokens: int) -> "AttentionMode":
-        """The mode for sequences of at most ``num_tokens``: it may then run models that only differ beyond them.
+        """The mode for sequences of at most ``num_tokens``. It may then run models that only differ in longer ones.
 
-        Itself, the default, where the length does not matter.
+        The default is the mode itself: the length does not matter.
         """
         return self
 
     def remark(self, num_tokens: int, num_layers: int) -> str | None:
-        """What a user must know before a run of this length begins; None, the default, when there is nothing."""
+        """What a user must know before a run of this length begins; None, the default, for nothing."""
         return None
 
-    def context_rule(self, num_tokens: int, size: int) -> "LRSA | None":
-        """The chunked rule by which ``size`` ranks can share the keys of ``num_tokens`` tokens (context parallelism).
+    def context_rule(self, num_tokens: int, size: int, layer_idx: int | None = None) -> LagRule | None:
+        """The rule whose chunks context parallelism distributes over ranks.
 
-        None, the default: the mode follows no such rule, and only Ulysses can share its sequences.
+        Args:
+            num_tokens: of the sequence.
+            size: ranks of the group.
+            layer_idx: a decoder layer. Its chunks are those of all layers; what they keep may differ.
+
+        Returns:
+            None, the default: the mode has no such rule, and only Ulysses can run it.
         """
         return None
 
@@ -96,7 +108,7 @@ class AttentionMode(ABC):
 
     @contextmanager
     def installed(self, model: "PreTrainedModel") -> Iterator[None]:
-        """Installs the mode for the length of a `with` block and brings the earlier one back."""
+        """Installs the mode for a `with` block and restores the earlier one after it."""
         earlier = text_decoder(model).config._attn_implementation
         self.install(model)
         try:
@@ -112,7 +124,7 @@ def text_decoder(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def set_attention(model: "PreTrainedModel", name: str) -> None:
-    """Lets the text decoder attend by what transformers knows under a name; a vision tower keeps its own.
+    """Sets the attention of the text decoder by its name in transformers; a vision tower keeps its own.
 
     Raises:
         InputError: the model's attention cannot be set.
@@ -127,7 +139,7 @@ def set_attention(model: "PreTrainedModel", name: str) -> None:
 
 
 def _content(value: Any) -> str:
-    """Text that differs where values do: of plain ones by content, of all others by identity."""
+    """Text that differs where values do. It describes plain values by content and all others by identity."""
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_content, value))})"
     if isinstance(value, dict):

@@ -1,9 +1,10 @@
 """The LRSA rule as a transformers Cache: it holds S + r * N + at most 2L tokens a layer.
 
-Shape suffixes: B batch, G KV heads, N tokens, T tokens held, D head size.
+Shape suffixes: B batch, G KV heads, N tokens, n new tokens, T tokens held, D head size.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lrsa_lightning.attention.cache_view import WAY_OUT, CacheView
-from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
+from lrsa_lightning.attention.execution import Execution
+from lrsa_lightning.attention.layout import KVLayout
+from lrsa_lightning.attention.rule import LagRule, gather_tokens, rule_of
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import PositiveInt, checked
 
@@ -20,17 +23,28 @@ from lrsa_lightning.ranges import PositiveInt, checked
 class LagKVLayer(DynamicLayer):
     """Keys and values of one decoder layer: sink, kept tokens, then everything not yet compressed.
 
-    Rows of unequal prompts share the prompt's forward passes; each row's state is put aside where its
-    prompt ends. Once the longest has ended, rows lie right-aligned and each compresses at its own boundary.
+    Rows of unequal prompts take part in the same forward passes of the prefill. The layer saves each row's state where
+    the row's prompt ends. After the longest prompt it aligns the rows on the right, and each row compresses at its own
+    boundaries.
+
+    Attributes:
+        rule: the rule of this layer.
+        execution: computes the selection.
+        owner: the mode or rule that the cache was made for, as text.
+        seen: tokens of the longest row so far.
+        view: how to read what `update` returned last; None before the first call.
     """
 
     is_croppable = False
 
-    def __init__(self, mode, layer_idx: int, lengths: Sequence[int] | None = None):
+    def __init__(
+        self, rule: LagRule, layer_idx: int, execution: Execution, owner: str, lengths: Sequence[int] | None = None
+    ):
         super().__init__()
-        self.mode = mode
+        self.owner = owner
+        self.rule = rule
         self.layer_idx = layer_idx
-        self.chunking: Chunking = mode.chunking(layer_idx)
+        self.execution = execution
         self.seen = 0
         self.prompt_lengths = list(lengths) if lengths is not None and len(set(lengths)) > 1 else None
         self.view: CacheView | None = None
@@ -52,7 +66,7 @@ class LagKVLayer(DynamicLayer):
             value_states: their values.
 
         Returns:
-            keys and values [B, G, T, D] that the new tokens' queries need, the keys with their `lrsa_view`.
+            keys and values [B, G, T, D] that the queries of the new tokens need; `view` says how to read them.
 
         Raises:
             ValueError: rows of unequal length got more than one token at a time after their prompts.
@@ -65,38 +79,39 @@ class LagKVLayer(DynamicLayer):
         new = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
         compact_len, raw_start = self._split(before, self.seen)
         if self.prompt_lengths is not None:
-            self._put_ended_rows_aside(new, before)
+            self._save_ended_rows(new, before)
         (keys, values), (self.keys, self.values), compact_len = self._compress(new, before, self.seen)
         if self.prompt_lengths is not None and self.seen >= max(self.prompt_lengths):
             self._align_rows()
-        keys.lrsa_view = self.view = CacheView(self.mode, keys.shape[2], compact_len, raw_start)
+        layout = KVLayout(self.rule, compact_len, self.seen - before, before, raw_start)
+        self.view = CacheView(self.rule, self.owner, layout)
         return keys, values
 
     def _split(self, before: int, after: int) -> tuple[int, int]:
-        """Length of the compact part and first raw position of what was held at `before`, seen from `after`.
+        """Length of the compact part and first raw position of what was held at ``before``, seen from ``after``.
 
-        While nothing is compressed the two parts are contiguous, so tokens still joining the sink count as compact.
+        While nothing is compressed the two parts are contiguous. So new tokens of the sink count as compact.
         """
-        chunking = self.chunking
-        if chunking.compressed_chunks(before) == 0:
-            sink = min(chunking.sink_size, after)
+        if self.rule.compressed_chunks(before) == 0:
+            sink = min(self.rule.sink_size, after)
             return sink, sink
-        return chunking.compact_len(before), chunking.raw_start(before)
+        return self.rule.compact_len(before), self.rule.raw_start(before)
 
     def _compress(self, held: tuple[Tensor, Tensor], before: int, after: int):
-        """Compresses the chunks completed on the way from `before` to `after` tokens.
+        """Compresses the chunks that the tokens from ``before`` to ``after`` complete.
 
         Returns:
-            what the new queries need, what stays held, and the compact length of the former.
+            keys and values that the new queries need, those that the layer goes on holding, and the compact length of
+            the former.
         """
         compact_len, raw_start = self._split(before, after)
-        num_chunks = self.chunking.compressed_chunks(after) - self.chunking.compressed_chunks(before)
+        num_chunks = self.rule.compressed_chunks(after) - self.rule.compressed_chunks(before)
         if num_chunks == 0:
             return held, held, compact_len
-        lag_size = self.chunking.lag_size
+        lag_size = self.rule.lag_size
         raw = tuple(z[:, :, compact_len:] for z in held)
         scored = (z[:, :, : (num_chunks + 1) * lag_size] for z in raw)
-        kept_idx = self.mode.keep_best(*scored, self.layer_idx, raw_start)
+        kept_idx = self.execution.keep_best(self.rule, *scored, self.layer_idx, raw_start)
         compact = [
             torch.cat([z[:, :, :compact_len], gather_tokens(r, kept_idx)], dim=2)
             for z, r in zip(held, raw, strict=True)
@@ -107,8 +122,8 @@ class LagKVLayer(DynamicLayer):
         )
         return needed, stays, compact[0].shape[2]
 
-    def _put_ended_rows_aside(self, new: tuple[Tensor, Tensor], before: int) -> None:
-        """Keeps the state of each row whose prompt ends within the new tokens, without the padding behind it."""
+    def _save_ended_rows(self, new: tuple[Tensor, Tensor], before: int) -> None:
+        """Saves the state of each row whose prompt ends within the new tokens, without the padding after it."""
         for row, length in enumerate(self.prompt_lengths):
             if before < length <= self.seen:
                 padding = self.seen - length
@@ -116,7 +131,7 @@ class LagKVLayer(DynamicLayer):
                 self._ended_rows[row] = self._compress(held, before, length)[1]
 
     def _align_rows(self) -> None:
-        """Lays the rows out right-aligned, each at its own length, ready for decoding."""
+        """Aligns the rows on the right, each with its own length, ready for decoding."""
         rows = [self._ended_rows[row] for row in range(len(self.prompt_lengths))]
         longest = max(k.shape[2] for k, _ in rows)
         self.keys, self.values = (
@@ -127,26 +142,26 @@ class LagKVLayer(DynamicLayer):
         self._set_row_padding([longest - k.shape[2] for k, _ in rows])
 
     def _set_row_padding(self, padding: list[int]) -> None:
-        """Notes how many unused keys lie in front of each row, and drops those that all rows have."""
+        """Stores how many unused keys each row has in front, and drops those that all rows have."""
         spare = min(padding)
         self._row_padding = [own - spare for own in padding]
-        # On the device once and for all steps until a row compresses: each copy would wait for the device.
+        # Copied to the device once until a row compresses: each copy waits for the device.
         self._row_padding_B = torch.tensor(self._row_padding, device=self.keys.device)
         self.keys, self.values = self.keys[:, :, spare:], self.values[:, :, spare:]
 
     def _update_rows(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends one token to rows of unequal length; whoever completes a chunk compresses, alone."""
+        """Appends one token to rows of unequal length; a row that completes a chunk compresses alone."""
         if key_states.shape[2] != 1:
             raise ValueError(
                 f"rows of unequal length take one token at a time after their prompts, got {key_states.shape[2]}: "
                 "their chunk boundaries differ"
             )
         keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
-        keys.lrsa_view = self.view = CacheView(self.mode, keys.shape[2], 0, 0, self._row_padding_B)
+        self.view = CacheView(self.rule, self.owner, padding_B=self._row_padding_B)
         before, self._row_seen = self._row_seen, [seen + 1 for seen in self._row_seen]
         self.seen += 1
         self.keys, self.values = keys, values
-        compressed = self.chunking.compressed_chunks
+        compressed = self.rule.compressed_chunks
         complete = [row for row, seen in enumerate(before) if compressed(seen) != compressed(seen + 1)]
         if complete:
             # The newest query still reads the tokens that are now dropped.
@@ -158,7 +173,7 @@ class LagKVLayer(DynamicLayer):
         return keys, values
 
     def _compress_row(self, row: int, before: int) -> int:
-        """Compresses the chunk a row has completed, in place; the padding it then has."""
+        """Compresses in place the chunk that a row has completed. Returns the padding that the row then has."""
         held = tuple(z[row : row + 1, :, self._row_padding[row] :] for z in (self.keys, self.values))
         stays = self._compress(held, before, before + 1)[1]
         padding = self.keys.shape[2] - stays[0].shape[2]
@@ -198,38 +213,44 @@ class LagKVLayer(DynamicLayer):
 class LagKVCache(Cache):
     """A key-value cache compressed as training compresses (LRSA), for transformers' `generate` and ours.
 
-    After N tokens a layer holds `Chunking.stored_len(N)` of them, a layer in `skip_layers` all.
+    `AttentionMode.make_cache` makes it. After N tokens a layer holds `LagRule.stored_len(N)` of them, a layer in
+    `skip_layers` all.
     """
 
     @checked
-    def __init__(self, mode, config, lengths: Sequence[PositiveInt] | None = None):
+    def __init__(self, mode_or_rule: Any, config, lengths: Sequence[PositiveInt] | None = None):
         """
         Args:
-            mode: the `LRSA` whose rule it follows.
+            mode_or_rule: the `LRSA` whose rule it follows in each layer, or a `LagRule` for all layers.
             config: the model's configuration.
             lengths: true prompt lengths of right-padded rows, for rows of unequal length.
 
         Raises:
             InputError: the mode cannot be exact for this model, or a length is below 1.
         """
-        mode.check(config)
-        self._mode, self._config = mode, config.get_text_config(decoder=True)
-        num_layers = self._config.num_hidden_layers
-        super().__init__(layers=[LagKVLayer(mode, layer_idx, lengths) for layer_idx in range(num_layers)])
+        if not isinstance(mode_or_rule, LagRule):
+            mode_or_rule.check(config)
+        self._config = config.get_text_config(decoder=True)
+        self._rules = [rule_of(mode_or_rule, layer) for layer in range(self._config.num_hidden_layers)]
+        execution = getattr(mode_or_rule, "execution", Execution())
+        self._owner = repr(mode_or_rule)
+        super().__init__(
+            layers=[LagKVLayer(rule, layer, execution, self._owner, lengths) for layer, rule in enumerate(self._rules)]
+        )
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """`LagKVLayer.update` of a layer.
 
         Raises:
-            InputError: the model runs another mode than the cache's, by its configuration, or since the keys returned
-                last were not read by this one.
+            InputError: the model runs another mode than the cache's. Its configuration says so, or no attention under
+                the rule has read the keys that a layer returned last.
         """
         is_other = layer_idx == 0 and not self._is_installed()
-        # The layer before this one; of the first, the last, which ended the call before.
+        # The layer before this one; for the first layer, the last one of the previous call.
         before = self.layers[layer_idx - 1].view
         if is_other or (before is not None and not before.taken):
             raise InputError(
-                f"this cache follows {self._mode!r}, which is not installed in the model: another attention reads "
+                f"this cache follows {self._owner}, which is not installed in the model: another attention reads "
                 f"its keys. {WAY_OUT}"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -238,9 +259,9 @@ class LagKVCache(Cache):
         installed = self._config._attn_implementation
         if installed is None:  # of a configuration without a model
             return True
-        # Ranks that share the mode have its key within their own. One that counts as it runs has another key by now.
-        is_itself = getattr(ALL_ATTENTION_FUNCTIONS.get(installed), "__self__", None) is self._mode
-        return is_itself or self._mode.registry_key() in installed
+        owner = getattr(ALL_ATTENTION_FUNCTIONS.get(installed), "__self__", None)  # the mode, of its bound method
+        layers = range(len(self._rules))
+        return hasattr(owner, "rule") and [rule_of(owner, layer) for layer in layers] == self._rules
 
 
 def cache_bytes(cache: LagKVCache | DynamicCache) -> int:

@@ -12,63 +12,63 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lrsa_lightning.attention.block_mask import TILE, StaticMask, tile_lists
-from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists, visible_bounds
+from lrsa_lightning.attention.rule import LagRule
 
 # The query tile of FlashAttention-4's Hopper backward by head size.
 _BACKWARD_QUERY_TILE = {64: 128, 128: 64}
 HEAD_DIMS = tuple(_BACKWARD_QUERY_TILE)
 
 
-def attend(q_BHND: Tensor, k_BGED: Tensor, v_BGED: Tensor, mask: StaticMask, scale: float | None) -> Tensor:
-    """Attention under `mask`, [B, H, N, D]; differentiable.
+def attend(q_BHND: Tensor, k_BGED: Tensor, v_BGED: Tensor, layout: KVLayout, scale: float | None) -> Tensor:
+    """Attention under the mask of a layout, [B, H, N, D]; differentiable.
 
     Args:
-        q_BHND: queries, float16 or bfloat16, D in `HEAD_DIMS`; those before the mask's, if any, are the sink's own.
-        k_BGED: keys as `mask` lays them out.
+        q_BHND: queries, float16 or bfloat16, D in `HEAD_DIMS`; those before the layout's, if any, are the sink's own.
+        k_BGED: keys in the layout's order.
         v_BGED: their values.
-        mask: who sees whom.
+        layout: with tiles of `TILE`.
         scale: of the logits; 1 / sqrt(D) when None.
     """
-    return _Attention.apply(*(z.transpose(1, 2) for z in (q_BHND, k_BGED, v_BGED)), mask, scale).transpose(1, 2)
+    return _Attention.apply(*(z.transpose(1, 2) for z in (q_BHND, k_BGED, v_BGED)), layout, scale).transpose(1, 2)
 
 
 class _Attention(torch.autograd.Function):
-    """FlashAttention-4 on the mask's queries; what comes before them sees the sink alone, causally.
+    """FlashAttention-4 on the layout's queries; those before them see the sink alone, causally.
 
     Both write into their part of one tensor: joining them would take memory for another.
     """
 
     @staticmethod
-    def forward(ctx, q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, mask: StaticMask, scale: float | None) -> Tensor:
+    def forward(ctx, q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, layout: KVLayout, scale: float | None) -> Tensor:
         from flash_attn.cute.interface import _flash_attn_fwd
 
         out = q_BNHD.new_empty(q_BNHD.shape)
-        before = q_BNHD.shape[1] - mask.num_queries
+        before = q_BNHD.shape[1] - layout.num_queries
         lse = _flash_attn_fwd(
             q_BNHD[:, before:],
             k_BEGD,
             v_BEGD,
             softmax_scale=scale,
-            mask_mod=_mask_mod(mask.chunking),
-            aux_scalars=_lengths(mask),
-            block_sparse_tensors=_tile_lists(mask, q_BNHD.device, TILE, by_key=False),
+            mask_mod=_mask_mod(layout.rule),
+            aux_scalars=_lengths(layout),
+            block_sparse_tensors=_tile_lists(layout, q_BNHD.device, TILE, by_key=False),
             return_lse=any(ctx.needs_input_grad),
             out=out[:, before:],
         )[1]
         if before:
-            out[:, :before] = _sink_attention(*_sink_of(q_BNHD, k_BEGD, v_BEGD, mask), scale)
+            out[:, :before] = _sink_attention(*_sink_of(q_BNHD, k_BEGD, v_BEGD, layout), scale)
         ctx.save_for_backward(q_BNHD, k_BEGD, v_BEGD, out, lse)
-        ctx.mask, ctx.scale = mask, scale
+        ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):
         from flash_attn.cute.interface import _flash_attn_bwd
 
-        (q, k, v, out, lse), mask = ctx.saved_tensors, ctx.mask
+        (q, k, v, out, lse), layout = ctx.saved_tensors, ctx.layout
         grad_q = torch.empty_like(q)
-        before = q.shape[1] - mask.num_queries
+        before = q.shape[1] - layout.num_queries
         _, grad_k, grad_v = _flash_attn_bwd(
             q[:, before:],
             k,
@@ -77,21 +77,21 @@ class _Attention(torch.autograd.Function):
             grad_out[:, before:],
             lse,
             ctx.scale,
-            mask_mod=_mask_mod(mask.chunking),
-            aux_scalars=_lengths(mask),
-            block_sparse_tensors=_tile_lists(mask, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], by_key=True),
+            mask_mod=_mask_mod(layout.rule),
+            aux_scalars=_lengths(layout),
+            block_sparse_tensors=_tile_lists(layout, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], by_key=True),
             dq=grad_q[:, before:],
         )
         if before:
-            sink = _sink_of(grad_q, grad_k, grad_v, mask)
-            _add_sink_gradients(sink, _sink_of(q, k, v, mask), grad_out[:, :before], ctx.scale)
+            sink = _sink_of(grad_q, grad_k, grad_v, layout)
+            _add_sink_gradients(sink, _sink_of(q, k, v, layout), grad_out[:, :before], ctx.scale)
         return grad_q, grad_k, grad_v, None, None
 
 
-def _sink_of(q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, mask: StaticMask) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries before the mask's, and the keys and values of the sink, or their gradients: views, [B, S, ., D]."""
-    before = q_BNHD.shape[1] - mask.num_queries
-    sink = slice(mask.num_twins, mask.num_twins + before)
+def _sink_of(q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, layout: KVLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries before the layout's, and the keys and values of the sink, or their gradients: views, [B, S, ., D]."""
+    before = q_BNHD.shape[1] - layout.num_queries
+    sink = slice(layout.num_duplicates, layout.num_duplicates + before)
     return q_BNHD[:, :before], k_BEGD[:, sink], v_BEGD[:, sink]
 
 
@@ -114,41 +114,38 @@ def _add_sink_gradients(
 
 
 @lru_cache(maxsize=16)
-def _tile_lists(mask: StaticMask, device: torch.device, query_tile: int, by_key: bool):
+def _tile_lists(layout: KVLayout, device: torch.device, query_tile: int, by_key: bool):
     """Key tiles of each query tile, for the forward, or query tiles of each key tile, for the backward."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
 
-    seen, full = mask.tiles(query_tile)
+    seen, full = layout.tiles(query_tile)
     chosen = (z.T if by_key else z for z in (seen & ~full, full))
     tensors = (t.to(device) for z in chosen for t in tile_lists(z))
     return BlockSparseTensorsTorch(*tensors, block_size=(query_tile, TILE))
 
 
 @lru_cache(maxsize=16)
-def _lengths(mask: StaticMask) -> tuple:
-    """What the mask must know of a length: arguments of the kernel, and slow enough to make to be kept."""
+def _lengths(layout: KVLayout) -> tuple:
+    """What the mask depends on beside the rule: arguments of the kernel, and slow enough to make to be kept."""
     from cutlass import Int32
 
-    return Int32(mask.first_query), Int32(mask.num_twins), Int32(mask.diagonal)
+    return Int32(layout.first_query), Int32(layout.num_duplicates), Int32(layout.diagonal)
 
 
 @cache
-def _mask_mod(chunking: Chunking):
-    """`StaticMask.visible` for the kernel; the pattern's sizes are constants of it."""
+def _mask_mod(rule: LagRule):
+    """`KVLayout.visible` for the kernel; the rule's sizes are constants of it."""
     from cutlass import Int32, cute
     from cutlass import max as larger
     from cutlass import min as smaller
     from flash_attn.cute.utils import scalar_to_ssa
 
-    sink, lag, kept = chunking.sink_size, chunking.lag_size, chunking.kept
-
     @cute.jit
     def visible(batch, head, query, key, seqlen_info, aux_tensors, lengths):
-        first_query, num_twins, diagonal = lengths
-        position = query[0] + first_query
-        compressed = larger((position - sink) // lag - 1, 0)
-        compact_end = smaller(position + 1, compressed * kept + sink) + num_twins
-        raw_begin = compressed * lag + (diagonal - first_query + sink)
+        first_query, num_duplicates, diagonal = lengths
+        num_compact, raw_begin = visible_bounds(rule, query[0] + first_query, smaller, larger)
+        compact_end = num_compact + num_duplicates
+        raw_begin = raw_begin + (diagonal - first_query)
         sees_raw = (key >= scalar_to_ssa(raw_begin, Int32)) & (key <= scalar_to_ssa(query[0] + diagonal, Int32))
         return (key < scalar_to_ssa(compact_end, Int32)) | sees_raw
 

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lrsa_lightning.attention.block_mask import StaticMask
-from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.layout import KVLayout
+from lrsa_lightning.attention.rule import LagRule
 
-_BOUND = tl.constexpr(1e15)  # as in lagkv
+_BOUND = tl.constexpr(1e15)  # as in scorers.py
 
 
 @triton.jit
@@ -102,18 +102,18 @@ def _keep_kernel(
         tl.store(idx_ptr + first, first.to(tl.int64), mask=first < sink)
         tl.store(inverse_ptr + first, first, mask=first < sink)
     if chunk == num_scored - 1:
-        for block in tl.static_range(2):  # fewer than two chunks lie behind the last scored one
-            behind = start + LAG + block * BLOCK + token
-            tl.store(inverse_ptr + behind, -1, mask=behind < num_tokens)
+        for block in tl.static_range(2):  # fewer than two chunks follow the last scored one
+            later = start + LAG + block * BLOCK + token
+            tl.store(inverse_ptr + later, -1, mask=later < num_tokens)
 
 
 @triton.jit
 def _extend_kernel(
     k_ptr, v_ptr, idx_ptr, k_ext_ptr, v_ext_ptr,
     stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_ext, num_compact, num_twins, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
+    groups, num_ext, num_compact, num_duplicates, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes [twins ; compact ; zeros ; raw]."""
+    """Writes [duplicates ; compact ; zeros ; raw]."""
     tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, g = (row // groups).to(tl.int64), row % groups
     if which == 0:
@@ -126,7 +126,7 @@ def _extend_kernel(
         stride_n = stride_vn
     j = tile * ROWS + tl.arange(0, ROWS)
     inside = (j < num_ext)[:, None]
-    compact = tl.where(j < num_twins, j, j - num_twins)
+    compact = tl.where(j < num_duplicates, j, j - num_duplicates)
     is_compact, is_raw = compact < num_compact, j >= raw_offset
     kept = tl.load(idx_ptr + row.to(tl.int64) * num_compact + compact, mask=is_compact, other=0)
     token = tl.where(is_compact, kept, (j - raw_offset + first_raw).to(tl.int64))
@@ -140,9 +140,9 @@ def _extend_kernel(
 def _extend_backward_kernel(
     grad_k_ext_ptr, grad_v_ext_ptr, inverse_ptr, grad_k_ptr, grad_v_ptr,
     stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
-    groups, num_tokens, num_twins, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
+    groups, num_tokens, num_duplicates, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Each token's gradient: its raw key's, its compact one's and that one's twin's, as far as it has them."""
+    """Each token's gradient: the sum over its raw key, its compact key and the duplicate, as far as it has them."""
     tile, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, g = (row // groups).to(tl.int64), row % groups
     channel = tl.arange(0, DIM)[None, :]
@@ -159,22 +159,21 @@ def _extend_backward_kernel(
     compact = tl.load(inverse_ptr + row.to(tl.int64) * num_tokens + token, mask=inside, other=-1)
     raw_at = base + (raw_offset - first_raw + token).to(tl.int64)[:, None] * stride_n
     grad = tl.load(raw_at, mask=(inside & (token >= first_raw))[:, None], other=0.0).to(tl.float32)
-    compact_at = base + (num_twins + compact).to(tl.int64)[:, None] * stride_n
+    compact_at = base + (num_duplicates + compact).to(tl.int64)[:, None] * stride_n
     grad += tl.load(compact_at, mask=(compact >= 0)[:, None], other=0.0).to(tl.float32)
-    twin_at = base + compact.to(tl.int64)[:, None] * stride_n
-    grad += tl.load(twin_at, mask=((compact >= 0) & (compact < num_twins))[:, None], other=0.0).to(tl.float32)
+    duplicate_at = base + compact.to(tl.int64)[:, None] * stride_n
+    grad += tl.load(duplicate_at, mask=((compact >= 0) & (compact < num_duplicates))[:, None], other=0.0).to(tl.float32)
     out = (row.to(tl.int64) * num_tokens + token)[:, None] * DIM + channel
     tl.store(grad_ptr + out, grad, mask=inside[:, None])
 
 
-def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) -> tuple[Tensor, Tensor]:
-    """`lagkv.select` in two launches; at least one chunk must be compressed, and some of it kept.
+def select(k_BGND: Tensor, v_BGND: Tensor, rule: LagRule) -> tuple[Tensor, Tensor]:
+    """`LagRule.select` with LagKV's scores in two launches; at least one chunk must be compressed, and some of it kept.
 
     Args:
         k_BGND: keys after RoPE, D a power of two.
         v_BGND: values.
-        chunking: the rule's sizes.
-        v_weight: weight of the values' score.
+        rule: with a `LagKVScorer`.
 
     Returns:
         int64 [B, G, C], the positions of the compact keys, and int32 [B, G, N], its inverse: the compact place of
@@ -184,8 +183,8 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
     dtype = torch.promote_types(k_BGND.dtype, v_BGND.dtype)
     k, v = _rows(k_BGND.to(dtype)), _rows(v_BGND.to(dtype))
     batch, groups, num_tokens, dim = k.shape
-    rows, num_scored = batch * groups, chunking.compressed_chunks(num_tokens)
-    sink, lag, num_compact = chunking.sink_size, chunking.lag_size, chunking.compact_len(num_tokens)
+    rows, num_scored = batch * groups, rule.compressed_chunks(num_tokens)
+    sink, lag, num_compact = rule.sink_size, rule.lag_size, rule.compact_len(num_tokens)
     idx = torch.empty(batch, groups, num_compact, dtype=torch.int64, device=k.device)
     inverse = torch.empty(batch, groups, num_tokens, dtype=torch.int32, device=k.device)
     # The dtype is named because Lightning's bf16-true changes the default one.
@@ -196,49 +195,49 @@ def select(k_BGND: Tensor, v_BGND: Tensor, chunking: Chunking, v_weight: float) 
         num_warps=16,
     )  # fmt: skip
     _keep_kernel[(num_scored, rows)](
-        std, idx, inverse, v_weight, num_tokens, num_scored, sink, num_compact,
-        lag, block, chunking.kept, max(16, triton.next_power_of_2(sink)), num_warps=4,
+        std, idx, inverse, rule.scorer.v_weight, num_tokens, num_scored, sink, num_compact,
+        lag, block, rule.kept, max(16, triton.next_power_of_2(sink)), num_warps=4,
     )  # fmt: skip
     return idx, inverse
 
 
 class Extend(torch.autograd.Function):
-    """Keys and values as a `StaticMask` wants them, [B, G, E, D] each.
+    """Keys and values in the order of a `KVLayout`, [B, G, E, D] each.
 
-    Takes k and v [B, G, N, D] of one dtype, idx [B, G, C], inverse [B, G, N] and a mask of whole sequences.
+    Takes k and v [B, G, N, D] of one dtype, idx [B, G, C], inverse [B, G, N] and a layout of complete sequences.
     """
 
     @staticmethod
     def forward(
-        ctx, k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, mask: StaticMask
+        ctx, k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, layout: KVLayout
     ) -> tuple[Tensor, Tensor]:
         k, v = _rows(k_BGND), _rows(v_BGND)
         batch, groups, _, dim = k.shape
-        ctx.mask = mask
+        ctx.layout = layout
         ctx.save_for_backward(inverse_BGN)
-        num_ext = mask.num_keys
+        num_ext = layout.num_keys
         k_ext, v_ext = (z.new_empty(batch, groups, num_ext, dim) for z in (k, v))
         _extend_kernel[(triton.cdiv(num_ext, 64), batch * groups, 2)](
             k, v, idx_BGC, k_ext, v_ext, *k.stride()[:3], *v.stride()[:3],
-            groups, num_ext, mask.num_compact, mask.num_twins, mask.raw_offset, mask.first_raw,
+            groups, num_ext, layout.num_compact, layout.num_duplicates, layout.raw_offset, layout.first_raw,
             dim, ROWS=64, num_warps=4,
         )  # fmt: skip
         return k_ext, v_ext
 
     @staticmethod
     def backward(ctx, grad_k_BGED: Tensor, grad_v_BGED: Tensor):
-        (inverse,), mask = ctx.saved_tensors, ctx.mask
+        (inverse,), layout = ctx.saved_tensors, ctx.layout
         k_ext, v_ext = _rows(grad_k_BGED), _rows(grad_v_BGED)
         batch, groups, num_tokens = inverse.shape
         dim = k_ext.shape[-1]
         grad_k, grad_v = (z.new_empty(batch, groups, num_tokens, dim) for z in (k_ext, v_ext))
         _extend_backward_kernel[(triton.cdiv(num_tokens, 64), batch * groups, 2)](
             k_ext, v_ext, inverse, grad_k, grad_v, *k_ext.stride()[:3], *v_ext.stride()[:3],
-            groups, num_tokens, mask.num_twins, mask.raw_offset, mask.first_raw, dim, ROWS=64, num_warps=4,
+            groups, num_tokens, layout.num_duplicates, layout.raw_offset, layout.first_raw, dim, ROWS=64, num_warps=4,
         )  # fmt: skip
         return grad_k, grad_v, None, None, None
 
 
 def _rows(z_BGND: Tensor) -> Tensor:
-    """The tensor itself where its channels lie side by side, else a copy."""
+    """The tensor itself where its channels are contiguous, else a copy."""
     return z_BGND if z_BGND.stride(-1) == 1 else z_BGND.contiguous()

@@ -26,7 +26,7 @@ _NAMES = {
     "s_aux": "has attention sinks (s_aux)",
     "sinks": "has attention sinks",
     "position_bias": "adds a position bias to its logits",
-    "cu_seq_lens_q": "gets the bounds of packed rows as cu_seq_lens_q: give position_ids that begin anew instead",
+    "cu_seq_lens_q": "gets the bounds of packed rows as cu_seq_lens_q: give cu_seqlens instead",
 }
 
 

@@ -6,6 +6,7 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size.
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,16 @@ def sample_by_sample(execution: Callable) -> Callable:
 
     @wraps(execution)
     def attention(
-        q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mode, scale: float | None = None, *,
+        q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mode_or_rule: Any, scale: float | None = None, *,
         cu_seqlens: CuSeqlens | Tensor | None = None, **options,
     ) -> Tensor:  # fmt: skip
         if cu_seqlens is None:
-            return execution(q_BHND, k_BGND, v_BGND, mode, scale, **options)
+            return execution(q_BHND, k_BGND, v_BGND, mode_or_rule, scale, **options)
         rows = []
         for row, boundaries in enumerate(boundaries_of(cu_seqlens, q_BHND.shape[0], q_BHND.shape[2])):
             q, k, v = (z[row : row + 1] for z in (q_BHND, k_BGND, v_BGND))
             samples = [
-                execution(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], mode, scale, **options)
+                execution(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], mode_or_rule, scale, **options)
                 for start, end in pairwise(boundaries)
             ]
             rows.append(torch.cat(samples, dim=2))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.block_mask import TILE
-from lrsa_lightning.attention.lrsa import LRSA
+from lrsa_lightning.attention.layout import TILE
+from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
 
 
@@ -39,12 +39,12 @@ class Vanilla(AttentionMode):
                 f"did you mean {near[0]}?"
             )
 
-    def context_rule(self, num_tokens: int, size: int) -> LRSA:
-        """LRSA that keeps everything, in chunks small enough for an early and a late segment on each rank."""
+    def context_rule(self, num_tokens: int, size: int, layer_idx: int | None = None) -> LagRule:
+        """A rule that keeps everything, in chunks small enough for an early and a late segment on each rank."""
         lag_size = max(1, num_tokens // (4 * size))
         if lag_size > TILE:
             lag_size -= lag_size % TILE
-        return LRSA(lag_size=lag_size, retention_ratio=1.0, sink_size=0)
+        return LagRule(sink_size=0, lag_size=lag_size, kept=lag_size)
 
     def make_cache(self, config, lengths: Sequence[int] | None = None):
         from transformers import DynamicCache

@@ -1,4 +1,4 @@
-"""How the tokens of a sequence are dealt to the ranks that share it: arithmetic, no tensors of data."""
+"""How the tokens of a sequence are distributed over the ranks of a group: arithmetic, no tensors of data."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,19 +6,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.rule import LagRule
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of whole chunks that lies on one rank. Positions are tokens of the sequence.
+    """A contiguous part of a sequence, complete chunks, on one rank. Positions are tokens of the sequence.
 
     Attributes:
-        index: its place among the segments, in the order of the sequence.
-        rank: where it lies.
+        index: of the segment in the order of the sequence.
+        rank: which holds it.
         chunks: its complete chunks; none where it is the tail alone.
-        start, stop: its tokens; the first segment's begin with the sink, the last one's end with the tail.
-        scored: its chunks that a complete chunk follows, so that they are compressed.
+        start, stop: its tokens; the first segment begins with the sink, the last one ends with the tail.
+        scored: its chunks whose next chunk is complete, so that they are compressed.
     """
 
     index: int
@@ -35,32 +35,32 @@ class Segment:
 
 @dataclass(frozen=True)
 class ContextLayout:
-    """Whole chunks dealt to P ranks, each an early and a late segment, so that all have as much to attend to.
+    """Complete chunks distributed over P ranks, an early and a late segment on each, so that all work equally long.
 
-    A query's cost grows with its position: with one segment a rank the last rank would work up to twice the mean.
+    A query's cost grows with its position. With one segment a rank, the last rank would work up to twice the mean.
 
     Attributes:
         num_tokens: N, of the sequence.
-        chunking: the rule's sizes.
+        rule: its sizes; all layers have the same chunks.
         size: P.
-        zigzag: False deals one segment a rank.
+        zigzag: False gives each rank one segment.
     """
 
     num_tokens: int
-    chunking: Chunking
+    rule: LagRule
     size: int
     zigzag: bool = True
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """All segments in the order of the sequence."""
-        sink, lag, chunks = self.chunking.sink_size, self.chunking.lag_size, self._num_chunks
-        dealt = self._dealt()
+        sink, lag, chunks = self.rule.sink_size, self.rule.lag_size, self._num_chunks
+        counts = self._chunk_counts()
         found, first = [], 0
-        for index, (rank, count) in enumerate(dealt):
+        for index, (rank, count) in enumerate(counts):
             own = range(first, min(first + count, chunks))
             start = 0 if first == 0 else sink + first * lag
-            stop = self.num_tokens if index == len(dealt) - 1 else sink + own.stop * lag
+            stop = self.num_tokens if index == len(counts) - 1 else sink + own.stop * lag
             scored = min(own.stop, chunks - 1) - min(first, chunks - 1)
             found.append(Segment(index, rank, own, start, stop, scored))
             first += count
@@ -68,14 +68,14 @@ class ContextLayout:
 
     @property
     def _num_chunks(self) -> int:
-        return self.chunking.complete_chunks(self.num_tokens)
+        return self.rule.complete_chunks(self.num_tokens)
 
-    def _dealt(self) -> list[tuple[int, int]]:
-        """Ranks and chunk counts of the segments, in the order of the sequence; in a zig-zag the tail counts as one."""
+    def _chunk_counts(self) -> list[tuple[int, int]]:
+        """Rank and number of chunks of each segment, in order; in a zig-zag the tail counts as one."""
         ranks = [*range(self.size), *(reversed(range(self.size)) if self.zigzag else ())]
-        has_tail = self.num_tokens > self.chunking.sink_size + self._num_chunks * self.chunking.lag_size
+        has_tail = self.num_tokens > self.rule.sink_size + self._num_chunks * self.rule.lag_size
         least, more = divmod(self._num_chunks + (self.zigzag and has_tail), len(ranks))
-        # What does not divide goes to the cheapest, the early segments, then to the latest ones of all.
+        # The remainder goes to the cheapest segments, the early ones, then to the latest ones of all.
         order = [*range(self.size), *reversed(range(self.size, len(ranks)))]
         counts = [least] * len(ranks)
         for index in order[:more]:
@@ -97,12 +97,12 @@ class ContextLayout:
 
     def compact_len(self, segment: Segment, kept: int) -> int:
         """Compact keys that come from a segment: the sink with the first, and what its chunks keep."""
-        return (self.chunking.sink_size if segment.index == 0 else 0) + kept * segment.scored
+        return (self.rule.sink_size if segment.index == 0 else 0) + kept * segment.scored
 
     def before(self, segment: Segment) -> Segment | None:
         """The segment whose last chunk this one's first queries see; none before the first."""
         return self.segments[segment.index - 1] if segment.index else None
 
-    def behind(self, segment: Segment) -> Segment | None:
-        """The segment whose first chunk ranks this one's last; none behind the last."""
+    def after(self, segment: Segment) -> Segment | None:
+        """The segment whose first chunk ranks this one's last chunk; none after the last."""
         return self.segments[segment.index + 1] if segment.index + 1 < len(self.segments) else None

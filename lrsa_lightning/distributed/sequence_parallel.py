@@ -81,8 +81,7 @@ class SequenceParallel:
         from lrsa_lightning.distributed.ulysses import Ulysses
 
         kinds = {"ulysses": Ulysses, "context": partial(ContextParallel, zigzag=self.zigzag)}
-        rule = mode.context_rule(seq_len, group.size)
-        order = ["context", "ulysses"] if rule is mode else ["ulysses", "context"]
+        order = ["context", "ulysses"] if mode.prefers_context_parallel else ["ulysses", "context"]
         refusals = []
         for kind in order if self.kind == "auto" else [self.kind]:
             try:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from lrsa_lightning import LRSA, LagKVCache, Vanilla, generate
 from lrsa_lightning.attention.cache import cache_bytes
+from lrsa_lightning.attention.scorers import Scorer
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
@@ -38,7 +40,7 @@ def assert_parity(model, mode, ids, pieces):
     torch.testing.assert_close(run_in_pieces(model, ids, cache, pieces), expected, rtol=0, atol=1e-4)
     assert cache.get_seq_length() == ids.shape[1]
     for layer_idx, layer in enumerate(cache.layers):
-        assert layer.keys.shape[2] == mode.chunking(layer_idx).stored_len(ids.shape[1])
+        assert layer.keys.shape[2] == mode.rule(layer_idx).stored_len(ids.shape[1])
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.25])
@@ -88,19 +90,32 @@ def test_parity_of_every_option(mode, pieces):
     assert_parity(model, mode, ids, pieces)
 
 
-class Watched(LRSA):
-    """Remembers how close the last kept and the first dropped score ever came."""
+@dataclass(frozen=True)
+class WatchedScorer:
+    """A scorer that remembers how close the last kept and the first dropped score ever came."""
 
-    smallest_gap = float("inf")
+    scorer: Scorer
+    kept: int
+    gaps: list[float] = field(default_factory=list, compare=False)
 
     def score(self, *arguments):
-        scores = super().score(*arguments)
-        kept = self.chunking().kept
-        if scores.numel() and 0 < kept < self.lag_size:
+        scores = self.scorer.score(*arguments)
+        if scores.numel() and 0 < self.kept < scores.shape[-1]:
             ordered = scores.sort(dim=-1, descending=True).values
-            gap = float((ordered[..., kept - 1] - ordered[..., kept]).min())
-            self.smallest_gap = min(self.smallest_gap, gap)
+            self.gaps.append(float((ordered[..., self.kept - 1] - ordered[..., self.kept]).min()))
         return scores
+
+
+class Watched(LRSA):
+    """LRSA whose scorer is watched."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self._rule = replace(self._rule, scorer=WatchedScorer(self._rule.scorer, self._rule.kept))
+
+    @property
+    def smallest_gap(self) -> float:
+        return min(self._rule.scorer.gaps, default=float("inf"))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -132,9 +147,7 @@ def test_cache_bytes_are_those_of_the_tokens_held():
     mode.install(model)
     cache = mode.make_cache(model.config)
     model(torch.zeros(1, 70, dtype=torch.long), past_key_values=cache)
-    assert (
-        cache_bytes(cache) == 2 * 2 * 2 * mode.chunking().stored_len(70) * 8 * 4
-    )  # layers, k and v, heads, D, float32
+    assert cache_bytes(cache) == 2 * 2 * 2 * mode.rule().stored_len(70) * 8 * 4  # layers, k and v, heads, D, float32
 
 
 def test_a_foreign_cache_is_refused_with_the_way_out():
@@ -192,7 +205,7 @@ def test_rows_of_unequal_length_hold_no_more_than_the_longest_needs():
     ids = torch.randint(0, 97, (3, 60), generator=torch.Generator().manual_seed(0))
     model(ids, past_key_values=cache)
     for step in range(2 * LAG + 1):
-        longest = max(mode.chunking().stored_len(length + step) for length in lengths)
+        longest = max(mode.rule().stored_len(length + step) for length in lengths)
         assert {layer.keys.shape[2] for layer in cache.layers} == {longest}
         assert cache_bytes(cache) == 2 * 2 * 3 * 2 * longest * 8 * 4  # layers, k and v, rows, heads, D, float32
         positions = torch.tensor([[length + step] for length in lengths])

@@ -6,7 +6,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
-from lrsa_lightning.attention.lagkv import gather_tokens
+from lrsa_lightning.attention.layout import KVLayout
+from lrsa_lightning.attention.rule import gather_tokens
 from tests.attention import rule_by_loops
 
 SINK, LAG = 4, 8
@@ -32,10 +33,13 @@ def with_gradients(execution, q, k, v, mode):
 def test_naive_mask_is_the_definition(num_tokens):
     _, k, v = random_qkv(num_tokens)
     mode = LRSA(lag_size=LAG, sink_size=SINK, retention_ratio=0.5)
-    idx = mode.select(k, v)
-    mask = naive.lrsa_mask(idx, num_tokens, SINK, LAG)
+    mask = naive.lrsa_mask(k, v, mode.rule())
     for group in range(2):
-        kept = set(idx[1, group].tolist())
+        kept = {
+            token
+            for of_chunk in rule_by_loops.kept_positions(k[1, group], v[1, group], SINK, LAG, 0.5)
+            for token in of_chunk
+        }
         for i in range(num_tokens):
             chunk = (i - SINK) // LAG
             for j in range(num_tokens):
@@ -116,9 +120,9 @@ def test_static_mask_on_compact_and_raw_keys_equals_naive():
     """The mask that depends on no data, over the whole sequence at once, as one block mask would run it."""
     q, k, v = random_qkv(61)
     mode = LRSA(lag_size=LAG, sink_size=SINK)
-    idx = mode.select(k, v)
+    idx = mode.rule().select(k, v)
     k_ext, v_ext = (torch.cat([gather_tokens(z, idx), z], dim=2) for z in (k, v))
-    mask = fill.static_mask(0, 61, idx.shape[-1], 0, mode.chunking(), q.device)
+    mask = KVLayout.of_sequence(mode.rule(), 61).mask(q.device)
     out = fill.sdpa(q, k_ext, v_ext, mask, None)
     torch.testing.assert_close(out, naive.lrsa_attention(q, k, v, mode), rtol=0, atol=1e-10)
 

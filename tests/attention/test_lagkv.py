@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA
-from lrsa_lightning.attention.lagkv import Chunking, keep_best, kept_per_chunk, score, select
+from lrsa_lightning.attention.lagkv import score, select
+from lrsa_lightning.attention.rule import LagRule, highest, kept_per_chunk
 from tests.attention.rule_by_loops import kept_positions, score_of_chunk
 
 SINK, LAG = 2, 4
@@ -85,7 +86,7 @@ def test_scores_do_not_follow_the_default_dtype():
 
 def test_ties_go_to_the_lower_position():
     scores = torch.tensor([[[[1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 1.0], [2.0] * 8]]])
-    assert keep_best(scores, 5).tolist() == [[[0, 1, 2, 3, 5, 8, 9, 10, 11, 12]]]
+    assert highest(scores, 5).tolist() == [[[0, 1, 2, 3, 5, 8, 9, 10, 11, 12]]]
 
 
 @pytest.mark.parametrize("num_tokens", range(1, SINK + 4 * LAG + 2))
@@ -113,13 +114,13 @@ def test_selection_depends_on_no_other_row():
 
 @pytest.mark.parametrize("num_tokens", range(1, 40))
 def test_chunk_arithmetic(num_tokens):
-    chunking = Chunking(sink_size=3, lag_size=5, kept=2)
+    rule = LagRule(sink_size=3, lag_size=5, kept=2)
     complete = max(0, (num_tokens - 3) // 5)
-    assert chunking.complete_chunks(num_tokens) == complete
+    assert rule.complete_chunks(num_tokens) == complete
     if complete >= 2:
-        assert chunking.stored_len(num_tokens) == 3 + (complete - 1) * 2 + 5 + (num_tokens - 3 - complete * 5)
+        assert rule.stored_len(num_tokens) == 3 + (complete - 1) * 2 + 5 + (num_tokens - 3 - complete * 5)
     else:
-        assert chunking.stored_len(num_tokens) == num_tokens
+        assert rule.stored_len(num_tokens) == num_tokens
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_chunk_arithmetic(num_tokens):
 )
 def test_a_part_of_a_token_is_not_kept(lag, ratio, kept):
     assert kept_per_chunk(lag, ratio) == kept
-    assert LRSA(lag_size=lag, retention_ratio=ratio).chunking().kept == kept
+    assert LRSA(lag_size=lag, retention_ratio=ratio).rule().kept == kept
     k = torch.randn(1, 1, 3 * lag, 4)
     assert select(k, k, lag, 0, ratio).shape[-1] == 2 * kept
 

@@ -129,7 +129,7 @@ def test_an_implementation_that_transformers_does_not_have_is_refused():
 
 
 def test_the_window_keeps_nothing_at_any_ratio():
-    assert LRSA(lag_size=3, retention_ratio=0.3, scorer="window").chunking().kept == 0
+    assert LRSA(lag_size=3, retention_ratio=0.3, scorer="window").rule().kept == 0
 
 
 @pytest.mark.parametrize(

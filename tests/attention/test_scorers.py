@@ -8,7 +8,7 @@ SINK, LAG = 2, 8
 
 
 def kept(mode, k, v=None, layer_idx=0):
-    return mode.select(k, k if v is None else v, layer_idx)[..., SINK:]
+    return mode.rule().select(k, k if v is None else v, layer_idx)[..., SINK:]
 
 
 def test_key_norm_keeps_the_lowest_norms():
@@ -38,7 +38,7 @@ def test_random_is_even_and_keeps_the_budget():
     mode = LRSA(lag_size=100, sink_size=0, retention_ratio=0.25, scorer="random")
     idx = kept(LRSA(lag_size=100, sink_size=SINK, retention_ratio=0.25, scorer="random"), torch.randn(1, 1, 20_000, 2))
     counts = torch.bincount((idx.flatten() - SINK) % 100 // 10, minlength=10)
-    assert mode.chunking().kept == 25
+    assert mode.rule().kept == 25
     assert counts.sum() == idx.shape[-1]
     assert counts.min() > 0.7 * counts.float().mean()
     assert counts.max() < 1.3 * counts.float().mean()

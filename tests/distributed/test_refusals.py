@@ -46,12 +46,14 @@ def test_head_counts_name_the_legal_degrees():
 
 
 def test_chunk_counts_name_the_most_ranks():
-    with pytest.raises(InputError, match=r"holds 3 whole chunks of lag_size 8192 .* at most 3 ranks"):
+    with pytest.raises(InputError, match=r"holds 3 complete chunks of lag_size 8192 .* at most 3 ranks"):
         shard(LRSA(lag_size=8192), 4, "context")
 
 
 def test_auto_says_why_neither_is_possible():
-    with pytest.raises(InputError, match=r"size 5 is not possible here. context: .*3 whole chunks.* ulysses: .*heads"):
+    with pytest.raises(
+        InputError, match=r"size 5 is not possible here. context: .*3 complete chunks.* ulysses: .*heads"
+    ):
         shard(LRSA(lag_size=8192), 5)
 
 

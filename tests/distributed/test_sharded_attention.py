@@ -10,7 +10,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
-from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.execution import Execution
+from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.distributed import group as collectives
 from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.distributed.group import SequenceGroup
@@ -201,7 +202,7 @@ def events_of_an_attention() -> list[str]:
     """What this rank does in the forward and backward of a layer under context parallelism, in order."""
     sharded = ContextParallel(lrsa(), SimpleNamespace(**SIZES_OF_A_MODEL), 69, SequenceGroup.of_world(2))
     leaves = [z[:, :, sharded.positions].requires_grad_() for z in inputs(6, 2, 69)[:3]]
-    events, attend, gather, reduce = [], LRSA.attend_stretch, collectives._gather, collectives._reduce
+    events, attend, gather, reduce = [], Execution.attend_segment, collectives._gather, collectives._reduce
     arrivals = collectives.Exchange.arrivals
 
     def watched_attend(*args):
@@ -214,7 +215,7 @@ def events_of_an_attention() -> list[str]:
         return lambda *args: (events.append(name), function(*args))[1]
 
     with (
-        patch.object(LRSA, "attend_stretch", watched_attend),
+        patch.object(Execution, "attend_segment", watched_attend),
         patch.object(collectives, "_gather", watched("send", gather)),
         patch.object(collectives, "_reduce", watched("send back", reduce)),
         patch.object(collectives.Exchange, "arrivals", watched("arrive", arrivals)),
@@ -251,7 +252,7 @@ LAYOUTS = [(chunks, size, zigzag) for chunks in range(1, 20) for size in range(1
 @pytest.mark.parametrize("tail", [0, 3])
 def test_every_token_lies_on_one_rank_and_every_rank_holds_a_chunk(tail):
     for chunks, size, zigzag in LAYOUTS:
-        layout = ContextLayout(2 + 4 * chunks + tail, Chunking(2, 4, 2), size, bool(zigzag))
+        layout = ContextLayout(2 + 4 * chunks + tail, LagRule(2, 4, 2), size, bool(zigzag))
         positions = [layout.positions(rank) for rank in range(size)]
         assert sorted(torch.cat(positions).tolist()) == list(range(layout.num_tokens))
         assert all(sum(len(s.chunks) for s in layout.of_rank(rank)) >= 1 for rank in range(size))
@@ -262,16 +263,16 @@ def test_every_token_lies_on_one_rank_and_every_rank_holds_a_chunk(tail):
 def test_zigzag_balances_the_work(num_tokens, size):
     """Largest over mean number of query-key pairs of a rank, counted one query at a time."""
     mode = LRSA()
-    chunking = mode.chunking()
+    rule = mode.rule()
 
     def imbalance(zigzag: bool) -> float:
-        layout = ContextLayout(num_tokens, chunking, size, zigzag)
+        layout = ContextLayout(num_tokens, rule, size, zigzag)
         pairs = []
         for rank in range(size):
-            chunk = (layout.positions(rank) - chunking.sink_size).div(chunking.lag_size, rounding_mode="floor").clamp(0)
+            chunk = (layout.positions(rank) - rule.sink_size).div(rule.lag_size, rounding_mode="floor").clamp(0)
             previous = (chunk - 1).clamp(0)
-            begin = chunking.sink_size + previous * chunking.lag_size
-            pairs.append(float((previous * chunking.kept + layout.positions(rank) - begin).sum()))
+            begin = rule.sink_size + previous * rule.lag_size
+            pairs.append(float((previous * rule.kept + layout.positions(rank) - begin).sum()))
         return max(pairs) / (sum(pairs) / size)
 
     assert imbalance(zigzag=False) > 1.35

@@ -113,7 +113,7 @@ def parts_of(k, v):
 
 
 def test_merged_parts_have_the_gradients_of_one_softmax():
-    from lrsa_lightning.npu.attention import MergedAttention
+    from lrsa_lightning.attention.fill_npu import MergedAttention
 
     q, k, v = random_qkv(49)
     q = q[:, :, -12:].detach().requires_grad_()

@@ -15,7 +15,7 @@ TOKENS = 32768
 @pytest.fixture
 def bf16():
     """The default dtype; a mask without memory is not left to other tests."""
-    from lrsa_lightning.npu.attention import _causal_mask
+    from lrsa_lightning.attention.fill_npu import _causal_mask
 
     torch.set_default_dtype(torch.bfloat16)
     _causal_mask.cache_clear()

@@ -14,7 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
-from lrsa_lightning.attention.lagkv import gather_tokens
+from lrsa_lightning.attention.layout import KVLayout
+from lrsa_lightning.attention.rule import gather_tokens
 from lrsa_lightning.npu.check.settings import Failed, Settings, error_of, random
 
 _DRIVER = Path("/usr/local/Ascend/driver/version.info")
@@ -133,7 +134,7 @@ def softmax_statistics(settings: Settings) -> dict:
 
 def merged_gradients(settings: Settings) -> dict:
     """A softmax over keys in two places, computed part by part."""
-    from lrsa_lightning.npu.attention import MergedAttention
+    from lrsa_lightning.attention.fill_npu import MergedAttention
 
     queries, first = settings.size(256, 12), settings.size(700, 20)
     keys = first + queries
@@ -155,14 +156,14 @@ def lrsa_attention(settings: Settings) -> dict:
     mode = LRSA(lag_size=lag, sink_size=16)
     inputs = random(1, 8, tokens, 64), random(1, 2, tokens, 64, seed=1), random(1, 2, tokens, 64, seed=2)
     on_device = [z.to("npu", torch.bfloat16) for z in inputs]
-    idx = mode.select(*inputs[1:])
-    same = (mode.select(*on_device[1:]).cpu() == idx).float().mean().item()
+    idx = mode.rule().select(*inputs[1:])
+    same = (mode.rule().select(*on_device[1:]).cpu() == idx).float().mean().item()
     if same < 0.999:
         raise Failed(f"only {same:.4f} of the selected tokens are the CPU's")
 
     def filled(q, k, v):
         compact = gather_tokens(k, idx.to(k.device)), gather_tokens(v, idx.to(k.device))
-        return fill.attend(q, compact, (k, v), 0, mode.chunking())
+        return fill.attend(q, compact, (k, v), KVLayout.of_sequence(mode.rule(), k.shape[2]))
 
     expected = _with_gradients(lambda *z: naive.lrsa_attention(*z, mode), inputs)
     got, names = _with_gradients(filled, on_device), ("out", "dq", "dk", "dv")

@@ -11,14 +11,12 @@ call, row by row.
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 import torch_npu
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lrsa_lightning.attention.fill import Fill
+from lrsa_lightning.attention.layout import Fill
 
 # Keys of a call: the fills' keys are copied side by side, which grows with N squared. Also below the operator's 2^20.
 _KEYS_PER_CALL = 2**18
@@ -37,7 +35,7 @@ class FusedFills(torch.autograd.Function):
     """Fills of one chunk each. Takes q [B, H, Q, D], compact and raw keys and values, the fills, the scale or None."""
 
     @staticmethod
-    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: "list[Fill]", scale: float | None):
+    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[Fill], scale: float | None):
         ctx.scale = q.shape[-1] ** -0.5 if scale is None else scale
         ctx.calls = list(_calls(fills, q.shape[0]))
         outs, statistics = [], []
@@ -73,11 +71,11 @@ class FusedFills(torch.autograd.Function):
         return torch.cat(grads_q, dim=1).transpose(1, 2), grad_kc, grad_vc, grad_kr, grad_vr, None, None
 
 
-def _calls(fills: "Sequence[Fill]", batch: int) -> "Sequence[list[Fill]]":
+def _calls(fills: Sequence[Fill], batch: int) -> Sequence[list[Fill]]:
     """Consecutive fills, as many to a call as its limits allow."""
     calls, num_keys = [], 0
     for fill in fills:
-        keys = batch * fill.num_keys
+        keys = batch * fill.layout.num_keys
         if not calls or num_keys + keys > _KEYS_PER_CALL or batch * (len(calls[-1]) + 1) > _SEQUENCES_PER_CALL:
             calls.append([])
             num_keys = 0
@@ -86,37 +84,37 @@ def _calls(fills: "Sequence[Fill]", batch: int) -> "Sequence[list[Fill]]":
     return calls
 
 
-def _tokens(z_BHQD: Tensor, call: "list[Fill]") -> Tensor:
+def _tokens(z_BHQD: Tensor, call: list[Fill]) -> Tensor:
     """The queries of a call, or what is shaped like them: [T, H, D]."""
     return z_BHQD[:, :, call[0].queries.start : call[-1].queries.stop].transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _join(compact_BGKD: Tensor, raw_BGKD: Tensor, call: "list[Fill]") -> Tensor:
+def _join(compact_BGKD: Tensor, raw_BGKD: Tensor, call: list[Fill]) -> Tensor:
     """The keys, or the values, of a call: [T, G, D]."""
     compact, raw = compact_BGKD.transpose(1, 2), raw_BGKD.transpose(1, 2)
-    return torch.cat([z for f in call for z in (compact[:, : f.num_compact], raw[:, f.raw])], dim=1).flatten(0, 1)
+    parts = [z for fill in call for z in (compact[:, : fill.layout.num_compact], raw[:, fill.raw])]
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
-def _add(joined_BGKD: Tensor, compact: Tensor, raw: Tensor, call: "list[Fill]") -> None:
+def _add(joined_BGKD: Tensor, compact: Tensor, raw: Tensor, call: list[Fill]) -> None:
     """Adds the gradients of a call's joined keys to those of the keys they are copies of."""
-    for fill, grad in zip(call, joined_BGKD.split([fill.num_keys for fill in call], dim=2), strict=True):
-        compact[:, :, : fill.num_compact] += grad[:, :, : fill.num_compact]
-        raw[:, :, fill.raw] += grad[:, :, fill.num_compact :]
+    for fill, grad in zip(call, joined_BGKD.split([fill.layout.num_keys for fill in call], dim=2), strict=True):
+        fill.add_gradient(grad, compact, raw)
 
 
-def _sequences(call: "list[Fill]", q_BHQD: Tensor) -> dict:
+def _sequences(call: list[Fill], q_BHQD: Tensor) -> dict:
     """Where the sequences of a call end, and who sees whom within each."""
     batch = q_BHQD.shape[0]
     return {
-        "actual_seq_qlen": list(accumulate([fill.stop - fill.start for fill in call] * batch)),
-        "actual_seq_kvlen": list(accumulate([fill.num_keys for fill in call] * batch)),
+        "actual_seq_qlen": list(accumulate([fill.layout.num_queries for fill in call] * batch)),
+        "actual_seq_kvlen": list(accumulate([fill.layout.num_keys for fill in call] * batch)),
         "atten_mask": _causal_mask(q_BHQD.device),
         "sparse_mode": _LOWER_RIGHT_CAUSAL,
     }
 
 
 class MergedAttention(torch.autograd.Function):
-    """Attention over keys that lie in several places: a softmax over all of them, computed part by part.
+    """Attention over keys in several tensors: a softmax over all of them, computed part by part.
 
     Takes q [B, H, Q, D], the scale, and k, v [B, G, K, D] of each part in turn. Queries see all keys of every part but
     the last, and of that one the lower-right causal triangle. Merging the parts' outputs under autograd would give the

@@ -88,7 +88,7 @@ def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[
 
 
 def causal_over_sparse_tiles(num_tokens: int, rule: LagRule) -> float:
-    """The speed-up over dense causal attention that the tiles allow: tiles of the causal mask over those of the rule."""
+    """Speed-up over dense causal attention that the tiles allow: tiles of the causal mask over those of the rule."""
     seen, _ = KVLayout.of_sequence(rule, num_tokens, TILE).tiles()
     rows = seen.shape[0]
     return rows * (rows + 1) / 2 / int(seen.sum())

@@ -63,7 +63,7 @@ class DecoderFlops:
         Args:
             lengths: how many sequences there are of each length in tokens, padding included where it is computed.
             num_labels: label tokens of all of them.
-            mode: the attention, asked for its visible pairs in each layer.
+            mode: the attention; its visible pairs in each layer count.
         """
         rest = self.token * sum(length * count for length, count in lengths.items()) + self.label_token * num_labels
         layers = range(self.layers)

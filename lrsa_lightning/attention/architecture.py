@@ -1,8 +1,8 @@
 """Whether a rule over full causal attention is exact for a model, found by tracing its decoder.
 
-The decoder is built from its configuration on the meta device, at full size and without memory, and run once in
-training mode with a cache. What its layers ask of the attention function is then known for any architecture,
-whatever its configuration calls it. Takes a fifth of a second for the shape of 7B.
+The trace builds the decoder from its configuration on the meta device, at full size and without memory. It runs the
+decoder once in training mode with a cache, and records what each layer asks of the attention function. This works for
+any architecture, whatever names its configuration uses. It takes a fifth of a second for the shape of 7B.
 """
 
 import copy
@@ -36,7 +36,7 @@ class LayerCall:
         gets_keywords: whether a keyword of the decoder's forward arrives.
         heads: query heads, KV heads.
         sizes: of a head: queries, keys, values.
-        from_cache: keys and values are the very ones that its cache layer has just returned.
+        from_cache: whether keys and values are those that its cache layer has just returned.
     """
 
     module: torch.nn.Module
@@ -129,13 +129,13 @@ def _check_call(config, call: LayerCall, reach: float) -> None:
 
 
 def _is_causal(mask_function: Callable, reach: float) -> bool:
-    """By the first and the last of so many tokens."""
+    """Whether the mask of so many tokens is causal, seen from its first and last token."""
     last = int(min(reach, 2**62)) - 1
     try:
         mask = find_rows(mask_function=mask_function, kv_length=last + 1, q_length=1, q_offset=last, batch_size=1)
         return mask.rows.is_causal
     except (RuntimeError, IndexError):
-        return False  # it looks at the tokens
+        return False  # the function looks at the tokens
 
 
 def _refusal(config, reason: str) -> InputError:

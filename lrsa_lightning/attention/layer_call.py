@@ -1,7 +1,7 @@
-"""What a model's layer asks of the attention function, and whether full causal attention honours it.
+"""What a layer of a model asks of the attention function, and whether full causal attention can do it.
 
-transformers hands an attention function whatever a layer computes with: a window, a cap on the logits, sinks, a bias.
-LRSA refuses what it does not know, for to swallow it is to compute something else.
+transformers passes an attention function everything that a layer computes with: a window, a cap on the logits, sinks, a
+bias. LRSA refuses what it does not know. To ignore it would compute something else.
 """
 
 from torch import Tensor
@@ -43,7 +43,7 @@ def check_layer_call(
 
     Args:
         module: the attention layer.
-        num_tokens: the longest sequence it is asked for.
+        num_tokens: of the longest sequence.
         sliding_window: tokens that a query sees, its own included; no matter where the sequence is no longer.
         dropout: of attention weights.
         is_causal: False where queries see what follows; the layer's own attribute when None.
@@ -58,7 +58,7 @@ def check_layer_call(
     elif dropout:
         problem = f"drops attention weights at random: set {_dropout_keys(module, dropout)} to 0 in the model's config"
     elif not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        problem = "lets tokens see those behind them (it is not causal)"
+        problem = "lets tokens see later ones (it is not causal)"
     else:
         # Not by truth: a tensor has none. False, None and 0 all mean that there is nothing to honour.
         given = (n for n, z in others.items() if n not in _NO_MATTER and (isinstance(z, Tensor) or z))

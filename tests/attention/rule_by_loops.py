@@ -1,4 +1,4 @@
-"""The rule stated once more, by loops over numbers in float64, without a line of the package: what tests hold it to.
+"""The rule once more, by loops over numbers in float64, without a line of the package. Tests compare with it.
 
 Shape suffixes: H query heads, G KV heads, N tokens, D head size.
 """
@@ -24,14 +24,14 @@ def score_of_chunk(z: list[list[float]], reference: list[list[float]]) -> list[f
 def kept_positions(
     k_ND: Tensor, v_ND: Tensor, sink: int, lag: int, ratio: float, v_weight: float = 1.0, scorer: str = "lagkv"
 ) -> list[list[int]]:
-    """Of one head the positions that each chunk keeps once the chunk behind it is complete."""
+    """The positions of one head that each chunk keeps once the next chunk is complete."""
     keys, values = k_ND.double().tolist(), v_ND.double().tolist()
     kept, start = [], sink
     while start + 2 * lag <= len(keys):
-        here, behind = slice(start, start + lag), slice(start + lag, start + 2 * lag)
+        here, following = slice(start, start + lag), slice(start + lag, start + 2 * lag)
         if scorer == "lagkv":
-            of_keys = score_of_chunk(keys[here], keys[behind])
-            of_values = score_of_chunk(values[here], values[behind])
+            of_keys = score_of_chunk(keys[here], keys[following])
+            of_values = score_of_chunk(values[here], values[following])
             scores = [a + v_weight * b for a, b in zip(of_keys, of_values, strict=True)]
         else:
             scores = [-math.sqrt(sum(x * x for x in token)) for token in keys[here]]
@@ -43,7 +43,7 @@ def kept_positions(
 
 
 def attention(q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, sink: int, lag: int, *rule, scale: float) -> Tensor:
-    """What each query attends to, one after the other: [H, N, D], differentiable. ``rule`` as in `kept_positions`."""
+    """Attention, one query after the other: [H, N, D], differentiable. ``rule`` as in `kept_positions`."""
     heads = []
     for head, q_ND in enumerate(q_HND):
         group = head * len(k_GND) // len(q_HND)

@@ -260,3 +260,25 @@ def test_what_a_step_returned_is_freed_with_it():
         assert returned() is None
     finally:
         gc.enable()
+
+
+@torch.no_grad()
+def test_the_decoder_takes_its_cache_by_position_too():
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    mode.install(model)
+    ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    by_name = model.model(ids, past_key_values=mode.make_cache(model.config)).last_hidden_state
+    by_position = model.model(ids, None, None, mode.make_cache(model.config)).last_hidden_state
+    assert torch.equal(by_position, by_name)
+
+
+@torch.no_grad()
+def test_a_mode_is_installed_twice_and_in_a_copy():
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    mode.install(model)
+    mode.install(model)
+    copied = copy.deepcopy(model)
+    mode.install(copied)
+    ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    outputs = [m(ids, past_key_values=mode.make_cache(m.config)).logits for m in (model, copied)]
+    assert torch.equal(*outputs)

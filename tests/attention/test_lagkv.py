@@ -30,9 +30,9 @@ def test_score_equals_the_equations():
     assert got.shape == (2, 3, 3, LAG)
     for chunk in range(3):
         start = SINK + chunk * LAG
-        here, behind = slice(start, start + LAG), slice(start + LAG, start + 2 * LAG)
-        of_k = score_of_chunk(k[1, 2, here].tolist(), k[1, 2, behind].tolist())
-        of_v = score_of_chunk(v[1, 2, here].tolist(), v[1, 2, behind].tolist())
+        here, following = slice(start, start + LAG), slice(start + LAG, start + 2 * LAG)
+        of_k = score_of_chunk(k[1, 2, here].tolist(), k[1, 2, following].tolist())
+        of_v = score_of_chunk(v[1, 2, here].tolist(), v[1, 2, following].tolist())
         expected = torch.tensor([a + 0.7 * b for a, b in zip(of_k, of_v, strict=True)])
         torch.testing.assert_close(got[1, 2, chunk], expected, rtol=1e-4, atol=1e-6)
 

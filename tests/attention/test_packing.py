@@ -8,7 +8,7 @@ from transformers.masking_utils import and_masks, causal_mask_function, or_masks
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
-from lrsa_lightning.attention.rows import find_rows
+from lrsa_lightning.attention.rows import RowMask, find_rows
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
@@ -51,7 +51,7 @@ def test_wrong_boundaries_are_an_error(wrong):
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_models(name, checkpointing):
-    """Positions that begin anew are all a model is told."""
+    """The model only gets positions that restart."""
     model = make_model(attention_dropout=0.0).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -72,6 +72,24 @@ def test_models(name, checkpointing):
         assert (got - parameter.grad).norm() < 1e-4 * parameter.grad.norm() + 1e-6
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["lrsa", "several chunks a fill", "naive", "skipped layer"])
+def test_cu_seqlens_reach_the_attention_and_nothing_is_looked_for(name, checkpointing, monkeypatch):
+    """The same losses and gradients as by positions that restart, without a look at the mask."""
+    ids = torch.randint(0, 97, (2, 114), generator=torch.Generator().manual_seed(0))
+    outcomes = []
+    for arguments in ({}, {"cu_seqlens": BOUNDARIES}):
+        model = make_model(attention_dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        MODES[name].install(model)
+        loss = model(ids, position_ids=POSITIONS, use_cache=False, **arguments).logits.square().mean()
+        loss.backward()
+        outcomes.append([loss.detach(), *(p.grad for p in model.parameters())])
+        monkeypatch.setattr(RowMask, "rows", property(lambda mask: pytest.fail("looked at the mask")))
+    assert all(map(torch.equal, *outcomes))
+
+
 POSITIONS = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in LENGTHS])
 
 
@@ -87,7 +105,7 @@ POSITIONS = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengt
 @pytest.mark.parametrize("backend", ["fill", "naive"])
 @torch.no_grad()
 def test_boundaries_that_transformers_does_not_look_for_are_refused(arguments, backend):
-    """With a mask or a cache it takes positions that begin anew for no packed row."""
+    """With a mask or a cache, transformers does not find packed rows by positions that restart."""
     model = make_model()
     mode = LRSA(lag_size=8, sink_size=4, backend=backend)
     mode.install(model)
@@ -111,7 +129,7 @@ def test_a_row_of_one_sample_may_have_both():
 OTHERS = {
     "window": and_masks(causal_mask_function, sliding_window_overlay(8)),
     "last_token": and_masks(causal_mask_function, lambda batch, head, query, key: (query < 29) | (key > 20)),
-    "behind": or_masks(causal_mask_function, lambda batch, head, query, key: (query < 5) & (key < 5)),
+    "later tokens": or_masks(causal_mask_function, lambda batch, head, query, key: (query < 5) & (key < 5)),
 }
 
 

@@ -136,7 +136,7 @@ def test_a_subclass_of_vanilla_without_a_function_runs_transformers_own():
 
 
 def test_names_mean_nothing_to_transformers():
-    """It looks for kernels behind names with flash, flex_attention, a slash or a bar in them."""
+    """It loads kernels for names with flash, flex_attention, a slash or a bar in them."""
 
     class flash_sdpa_flex_attention(LRSA):
         pass

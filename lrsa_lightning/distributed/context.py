@@ -18,7 +18,7 @@ from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.lagkv import Chunking, gather_tokens
 from lrsa_lightning.distributed.group import Exchange, SequenceGroup
 from lrsa_lightning.distributed.layout import ContextLayout, Segment
-from lrsa_lightning.distributed.sequence_parallel import ShardedAttention
+from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.errors import InputError
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.cli import LRSACLI
 from lrsa_lightning.distributed import STRATEGIES, SequenceGroup, SequenceParallel
-from lrsa_lightning.distributed.ulysses import legal_sizes
+from lrsa_lightning.distributed.ulysses import legal_degrees
 from lrsa_lightning.errors import InputError
 
 
@@ -41,7 +41,7 @@ def test_auto_takes_context_for_lrsa_and_ulysses_for_others_and_says_so(caplog, 
 
 
 def test_head_counts_name_the_legal_degrees():
-    with pytest.raises(InputError, match="12 query and 2 KV heads can be dealt to 1, 2, 4, 6, 12 ranks"):
+    with pytest.raises(InputError, match="12 query and 2 KV heads can be divided among 1, 2, 4, 6, 12 ranks"):
         shard(Vanilla(), 8, "ulysses")
 
 
@@ -85,7 +85,7 @@ def test_degrees_divide_the_processes(size, world):
     ],
 )
 def test_legal_degrees_of_qwen2_5(heads, kv_heads, legal):
-    assert legal_sizes(heads, kv_heads) == legal
+    assert legal_degrees(heads, kv_heads) == legal
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

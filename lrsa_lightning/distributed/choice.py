@@ -1,6 +1,6 @@
-"""Whether `trainer.strategy` is one, with what is wrong with it.
+"""Checks `trainer.strategy` and says what is wrong with it.
 
-The parser takes any text for a name, so that a mapping with a wrong argument in it ends as "invalid strategy name".
+The parser accepts any text as a name. A mapping with a wrong argument would end as "invalid strategy name".
 """
 
 import re
@@ -13,17 +13,17 @@ from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lrsa_lightning.errors import InputError
 
 _REASON = re.compile(r"Parser key .*: (?!Does not validate)|not accepted|No module|Not a valid|no attribute")
-# Lightning's own, under which a run would train something else than it says.
+# Lightning's own, which would not train by the run's settings.
 _OURS = {"DeepSpeedStrategy": "sp_deepspeed", "ModelParallelStrategy": "sp_fsdp2"}
 
 
 def check_choice(given: Any) -> None:
     """
     Args:
-        given: of the configuration: a name, a mapping as text, or the parsed entry of a class.
+        given: from the configuration: a name, a mapping as text, or the parsed entry of a class.
 
     Raises:
-        InputError: there is no such strategy, an argument of it is wrong, or it is Lightning's own where there is ours.
+        InputError: the strategy does not exist, has a wrong argument, or is Lightning's own where there is one of ours.
     """
     if isinstance(given, str) and given.lstrip().startswith("{"):
         _check_mapping(given)
@@ -51,6 +51,6 @@ def _check_mapping(text: str) -> None:
         parser.parse_object({"strategy": yaml.safe_load(text)})
     except (ArgumentError, yaml.YAMLError) as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        # The parser names one kind of value after the other that it is not; of a mapping, the last ones say why.
+        # The parser names each type that the value does not have. For a mapping the last lines say why.
         reason = next((line for line in reversed(lines) if _REASON.search(line)), " ".join(lines))
         raise InputError(f"trainer.strategy {text}: {reason}") from error

@@ -110,7 +110,7 @@ def test_stage_1_goes_where_nothing_is_lost_or_the_user_says_so(arguments, preci
 
 def test_stage_1_with_float32_sums_is_refused_for_what_deepspeed_makes_of_it(arguments):
     config = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
-    with pytest.raises(InputError, match="neither leave out a step nor read its checkpoints: set stage: 2"):
+    with pytest.raises(InputError, match="neither skip a step nor read its checkpoints: set stage: 2"):
         prepared(arguments, config=config)
 
 

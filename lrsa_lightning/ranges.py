@@ -114,8 +114,8 @@ __all__ = [
 
 
 def checked(init: F) -> F:
-    """Decorates an ``__init__``, a dataclass or a function: arguments must lie in the ranges and among the literals of
-    their annotations, and be lists where these say so.
+    """Decorates an ``__init__``, or a function: arguments must lie in the ranges and among the literals of their
+    annotations, and be lists where these say so.
 
     What the parser refuses with the key's name is then refused in Python with the argument's. Numbers reach the body as
     plain int and float, whatever type the parser gave them.
@@ -123,7 +123,7 @@ def checked(init: F) -> F:
     Raises:
         InputError: an argument lies outside; names class or function and argument, the value, and what was expected.
     """
-    if isinstance(init, type):
+    if isinstance(init, type):  # a dataclass, whose __init__ is generated
         init.__init__ = checked(init.__init__)
         return init
     signature, hints = inspect.signature(init), cache(lambda: get_type_hints(init))

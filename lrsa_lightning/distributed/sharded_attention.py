@@ -42,18 +42,9 @@ class ShardedAttention(ABC):
 
     @abstractmethod
     def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **kwargs) -> Tensor:
-        """Attention of this rank's tokens in one layer.
+        """Attention of this rank's tokens in one layer: [B, n, H, D].
 
-        Args:
-            module: the attention layer of transformers.
-            q_BHnD: queries of this rank's tokens.
-            k_BGnD: their keys, after RoPE.
-            v_BGnD: their values.
-            scale: of the logits; 1 / sqrt(D) when None.
-            kwargs: further arguments that transformers passes.
-
-        Returns:
-            [B, n, H, D].
+        Arguments are those of transformers' attention functions. A scale of None is 1 / sqrt(D).
         """
 
     def describe(self) -> str:

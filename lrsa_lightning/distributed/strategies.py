@@ -4,16 +4,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.data.datamodule import LongContextDataModule
-from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
-from lrsa_lightning.errors import InputError
 
 
 class SequenceParallelStrategy:
@@ -76,37 +72,6 @@ class SequenceParallelStrategy:
             group = self.sequence_group
             self.sharding = self.sequence_parallel.shard(mode, model.config, seq_len, group)
             self.sharding.install(model)
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuses strategies that would not train by the run's settings, before any data or weight is read.
-
-    Raises:
-        InputError: the strategy is Lightning's own and there is one of ours, or ZeRO does not support a setting.
-    """
-    strategy = trainer.strategy
-    for theirs, ours, name in (
-        (DeepSpeedStrategy, ZeroStrategy, "sp_deepspeed"),
-        (ModelParallelStrategy, SPModelParallelStrategy, "sp_fsdp2"),
-    ):
-        if isinstance(strategy, theirs) and not isinstance(strategy, ours):
-            raise InputError(f"trainer.strategy is Lightning's own {type(strategy).__name__}: take {name}")
-    if not isinstance(strategy, ZeroStrategy):
-        return
-    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
-        raise InputError(
-            "DeepSpeed clips by the norm alone: set trainer.gradient_clip_algorithm to norm, or leave it out"
-        )
-    if trainer.training:
-        strategy.check_accumulation(_micro_batches(trainer))
-
-
-def _micro_batches(trainer: Trainer) -> int:
-    """Gradient accumulation steps of one rank. The trainer learns them later, when the samples are prepared."""
-    data = trainer.datamodule
-    if not isinstance(data, LongContextDataModule):
-        return trainer.accumulate_grad_batches
-    return accumulation_steps(data.global_batch_size, data.micro_batch_size, trainer.strategy.data_parallel_size)
 
 
 class SPDDPStrategy(SequenceParallelStrategy, DDPStrategy):

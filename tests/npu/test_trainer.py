@@ -1,4 +1,4 @@
-"""Trainer.fit on NPUs: precisions, devices, what is refused."""
+"""Trainer.fit on NPUs: precisions, devices, refusals."""
 
 import lightning
 import pytest
@@ -64,12 +64,12 @@ def test_losses_of_the_cpu_in_four_precisions(precision, dtype, tolerance):
 
 
 def test_float16_scales_its_loss():
-    """Lightning makes a scaler for CUDA, which is off where there is none."""
+    """Lightning makes a scaler for CUDA, which does nothing on other devices."""
     _, trainer = fit(precision="16-mixed", max_steps=1)
     assert trainer.precision_plugin.scaler.get_scale() == 2**16
 
 
-def test_the_device_that_was_asked_for():
+def test_the_requested_device():
     _, trainer = fit(devices=[1], max_steps=1)
     assert trainer.strategy.root_device == torch.device("npu", 1)
     assert trainer.num_devices == 1

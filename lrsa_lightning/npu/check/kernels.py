@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lrsa_lightning import LRSA
-from lrsa_lightning.attention import fill, naive
+from lrsa_lightning.attention import LRSA, fill, naive
 from lrsa_lightning.attention.lagkv import gather_tokens
 from lrsa_lightning.npu.check.settings import BF16, Failed, Settings, error_of, random, with_gradients
 

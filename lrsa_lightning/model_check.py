@@ -5,7 +5,8 @@ import logging
 from lightning import Trainer
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.distributed.strategies import SequenceParallelStrategy, check_strategy
+from lrsa_lightning.distributed.choice import check_strategy
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length
 

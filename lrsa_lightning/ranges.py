@@ -123,6 +123,9 @@ def checked(init: F) -> F:
     Raises:
         InputError: an argument lies outside; names class or function and argument, the value, and what was expected.
     """
+    if isinstance(init, type):  # a dataclass, whose __init__ is generated
+        init.__init__ = checked(init.__init__)
+        return init
     signature, hints = inspect.signature(init), cache(lambda: get_type_hints(init))
 
     @wraps(init)

@@ -1,12 +1,13 @@
-"""Many devices: sequences shared by groups of ranks, and the strategies that carry them.
+"""Many devices: sequence parallelism, and the strategies that divide the model.
 
-Importing this package makes the strategies known to Lightning, by the names that YAML may use.
+Importing this package registers the strategies with Lightning, under the names that YAML uses.
 """
 
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lrsa_lightning.distributed.group import SequenceGroup
-from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
+from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.distributed.strategies import SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
 
 __all__ = [

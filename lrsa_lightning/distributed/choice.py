@@ -1,29 +1,34 @@
-"""Whether `trainer.strategy` is one, with what is wrong with it.
-
-The parser takes any text for a name, so that a mapping with a wrong argument in it ends as "invalid strategy name".
-"""
+"""Checks `trainer.strategy`: in the configuration, and then against the settings of the run."""
 
 import re
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.strategies import Strategy, StrategyRegistry
+from lightning import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 
+from lrsa_lightning.data.datamodule import LongContextDataModule
+from lrsa_lightning.data.sampler import accumulation_steps
+from lrsa_lightning.distributed.deepspeed import ZeroStrategy
+from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 
 _REASON = re.compile(r"Parser key .*: (?!Does not validate)|not accepted|No module|Not a valid|no attribute")
-# Lightning's own, under which a run would train something else than it says.
-_OURS = {"DeepSpeedStrategy": "sp_deepspeed", "ModelParallelStrategy": "sp_fsdp2"}
+# Lightning's own, which would not train by the run's settings, and ours.
+_OURS = {DeepSpeedStrategy: "sp_deepspeed", ModelParallelStrategy: "sp_fsdp2"}
 
 
 def check_choice(given: Any) -> None:
-    """
+    """Checks the text of the configuration.
+
+    The parser accepts any text as a name. A mapping with a wrong argument would end as "invalid strategy name".
+
     Args:
-        given: of the configuration: a name, a mapping as text, or the parsed entry of a class.
+        given: from the configuration: a name, a mapping as text, or the parsed entry of a class.
 
     Raises:
-        InputError: there is no such strategy, an argument of it is wrong, or it is Lightning's own where there is ours.
+        InputError: the strategy does not exist, has a wrong argument, or is Lightning's own where there is one of ours.
     """
     if isinstance(given, str) and given.lstrip().startswith("{"):
         _check_mapping(given)
@@ -31,8 +36,9 @@ def check_choice(given: Any) -> None:
         _check_name(given)
     else:
         name = str(getattr(given, "class_path", "")).rpartition(".")[2]
-        if name in _OURS:
-            raise InputError(f"trainer.strategy {name} is Lightning's own: take {_OURS[name]}")
+        for theirs, ours in _OURS.items():
+            if name == theirs.__name__:
+                raise InputError(f"trainer.strategy {name} is Lightning's own: take {ours}")
 
 
 def _check_name(name: str) -> None:
@@ -51,6 +57,34 @@ def _check_mapping(text: str) -> None:
         parser.parse_object({"strategy": yaml.safe_load(text)})
     except (ArgumentError, yaml.YAMLError) as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        # The parser names one kind of value after the other that it is not; of a mapping, the last ones say why.
+        # The parser names each type that the value does not have. For a mapping the last lines say why.
         reason = next((line for line in reversed(lines) if _REASON.search(line)), " ".join(lines))
         raise InputError(f"trainer.strategy {text}: {reason}") from error
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses strategies that would not train by the run's settings, before any data or weight is read.
+
+    Raises:
+        InputError: the strategy is Lightning's own and there is one of ours, or ZeRO does not support a setting.
+    """
+    strategy = trainer.strategy
+    for theirs, ours in _OURS.items():
+        if isinstance(strategy, theirs) and not isinstance(strategy, SequenceParallelStrategy):
+            raise InputError(f"trainer.strategy is Lightning's own {type(strategy).__name__}: take {ours}")
+    if not isinstance(strategy, ZeroStrategy):
+        return
+    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+        raise InputError(
+            "DeepSpeed clips by the norm alone: set trainer.gradient_clip_algorithm to norm, or leave it out"
+        )
+    if trainer.training:
+        strategy.check_accumulation(_micro_batches(trainer))
+
+
+def _micro_batches(trainer: Trainer) -> int:
+    """Gradient accumulation steps of one rank. The trainer learns them later, when the samples are prepared."""
+    data = trainer.datamodule
+    if not isinstance(data, LongContextDataModule):
+        return trainer.accumulate_grad_batches
+    return accumulation_steps(data.global_batch_size, data.micro_batch_size, trainer.strategy.data_parallel_size)

@@ -23,7 +23,7 @@ from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.distributed.group import Exchange, SequenceGroup
 from lrsa_lightning.distributed.layout import ContextLayout, Segment
-from lrsa_lightning.distributed.sequence_parallel import ShardedAttention
+from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.errors import InputError
 
 

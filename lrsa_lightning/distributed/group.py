@@ -1,6 +1,6 @@
-"""The ranks that share a sequence, and collectives among them, with gradients.
+"""A sequence-parallel group: its ranks divide each sequence. Collectives among them, with gradients.
 
-Free of any strategy: whoever has made a process group can use it.
+Nothing here depends on a strategy: any process group of torch will do.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ else:
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """This process's place among the ranks that share a sequence.
+    """This process in its sequence-parallel group.
 
     Attributes:
-        rank: in the group.
+        rank: of this process in the group.
         size: P, the sequence-parallel degree.
         process_group: torch's handle.
-        received: elements this rank has been sent by others, by collective.
+        received: elements that this rank has received from others, by collective.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class SequenceGroup:
 
     @classmethod
     def of_world(cls, size: int) -> "SequenceGroup":
-        """The group of this process when each ``size`` neighbouring ranks share a sequence; all ranks must call it."""
+        """The group of this process when each ``size`` neighbouring ranks form one. All ranks must call it."""
         rank, found = dist.get_rank(), None
         for first in range(0, dist.get_world_size(), size):
             ranks = range(first, first + size)
@@ -47,32 +47,32 @@ class SequenceGroup:
 
     @torch.no_grad()
     def all_gather(self, x: Tensor) -> Tensor:
-        """What each rank gave, [P, *x.shape]; without gradient."""
+        """The x of every rank, [P, *x.shape]; without gradient."""
         return _wait(*_gather(x, self, "all_gather_no_grad"))
 
     def all_to_all(self, x: Tensor) -> Tensor:
-        """Row i of the P rows of x goes to rank i; row i of the result came from there. Differentiable."""
+        """Sends row i of the P rows of x to rank i. Row i of the result comes from rank i. Differentiable."""
         return _AllToAll.apply(x, self)
 
     def start(self, x: Tensor, rows: Tensor, sent: list[int], expected: list[int]) -> "Exchange":
-        """Starts an all-gather and messages from rank to rank, differentiable, as one.
+        """Starts an all-gather and messages from rank to rank as one differentiable function.
 
         Args:
-            x: what all ranks get.
-            rows: messages, the first ``sent[0]`` rows for rank 0, and so on.
-            sent: numbers of rows for each rank.
-            expected: numbers of rows that come from each rank.
+            x: tensor to all-gather.
+            rows: messages: the first ``sent[0]`` rows go to rank 0, the next ``sent[1]`` to rank 1, and so on.
+            sent: number of rows for each rank.
+            expected: number of rows from each rank.
         """
         return Exchange(self, x, rows, sent, expected)
 
 
 class Exchange:
-    """An all-gather and messages on their way, so that what is computed before `wait` hides them.
+    """An all-gather and messages under way. Computation before `wait` overlaps with them.
 
-    In the backward, too: gradients set out where `wait` was called, and are waited for where the exchange was started.
-    One function for both kinds, since a rank that receives no message would otherwise leave it out of its backward,
-    and the order of two backwards may differ between ranks: either is a deadlock. For the same reason every rank must
-    use what any `wait` returns.
+    The backward overlaps too: it sends the gradients where the forward waited, and waits where the forward started.
+    One autograd function covers both collectives. With two of them a rank without a message would skip one backward,
+    and ranks could run the two in different order; each is a deadlock. For the same reason every rank must use the
+    result of every `wait`.
     """
 
     def __init__(self, group: SequenceGroup, x: Tensor, rows: Tensor, sent: list[int], expected: list[int]):
@@ -81,17 +81,18 @@ class Exchange:
         self._results = _Start.apply(x, rows, self)
 
     def wait(self) -> tuple[Tensor, Tensor]:
-        """To be called once.
+        """Waits for the exchange. Call it once.
 
         Returns:
-            [P, *x.shape], whose gradient is summed over the ranks, and the rows received, in the order of the ranks.
+            the x of every rank, [P, *x.shape], with a gradient that is summed over the ranks; and the received rows, in
+            the order of the ranks.
         """
-        # Let go of, since their graph holds this object.
+        # The graph of the results holds this object: keeping them here would be a reference cycle.
         results, self._results = self._results, None
         return _Wait.apply(*results, self)
 
     def arrivals(self) -> list[Tensor]:
-        """What was under way, all of it arrived."""
+        """Waits for the transfers under way and returns their tensors."""
         arrived, self.under_way = [_wait(*transfer) for transfer in self.under_way], []
         return arrived
 
@@ -133,7 +134,7 @@ class _Wait(torch.autograd.Function):
         group = exchange.group
         reducing = _reduce(grad_gathered, group)
         exchange.under_way = [reducing, _exchange(grad_received, group, exchange.expected, exchange.sent)]
-        # They reach `_Start`, whose own gradients are what is under way.
+        # Autograd passes these to `_Start`, which returns the transferred gradients in their place.
         return grad_gathered, grad_received, None
 
 

@@ -1,6 +1,7 @@
-"""Ulysses (arXiv 2309.14509): around the attention each rank exchanges its tokens for its heads.
+"""Ulysses (arXiv 2309.14509): an all-to-all before the attention exchanges a rank's tokens for its share of the heads.
 
-Shape suffixes: B batch, H query heads, G KV heads, N tokens of the row, n tokens on this rank, P ranks, D head size.
+Shape suffixes: B batch, H query heads, h those of this rank, G KV heads, N tokens of the row, n tokens on this rank,
+P ranks, D head size.
 """
 
 import copy
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.distributed.group import SequenceGroup
-from lrsa_lightning.distributed.sequence_parallel import ShardedAttention
+from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.errors import InputError
 
 
 class Ulysses(ShardedAttention):
-    """Any attention mode, whole sequences long, on a share of the heads."""
+    """Any attention mode: each rank attends over complete sequences with its share of the heads."""
 
     kind = "ulysses"
 
@@ -25,20 +26,21 @@ class Ulysses(ShardedAttention):
             mode: the attention mode.
             config: the model's.
             seq_len: N.
-            group: the ranks.
+            group: the sequence-parallel group.
 
         Raises:
-            InputError: the heads cannot be dealt to so many ranks.
+            InputError: the heads cannot be divided among so many ranks.
         """
         super().__init__(mode, config, seq_len, group)
-        legal = legal_sizes(self._heads, self._kv_heads)
+        legal = legal_degrees(self._heads, self._kv_heads)
         if group.size not in legal:
             raise InputError(
-                f"{self._heads} query and {self._kv_heads} KV heads can be dealt to {', '.join(map(str, legal))} ranks"
+                f"{self._heads} query and {self._kv_heads} KV heads can be divided among "
+                f"{', '.join(map(str, legal))} ranks, not {group.size}"
             )
         num_local = -(-seq_len // group.size)
         self.positions = torch.arange(num_local, device="cpu") + group.rank * num_local
-        # A rank's first KV head; with fewer heads than ranks neighbours hold copies of one.
+        # The rank's first KV head. With fewer heads than ranks, neighbouring ranks hold copies of one.
         self._inner = mode.for_heads(group.rank * self._kv_heads // group.size)
 
     def received_elements(self) -> int:
@@ -46,31 +48,33 @@ class Ulysses(ShardedAttention):
         return heads * len(self.positions) * self._head_dim * (self.group.size - 1) // self.group.size
 
     def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **kwargs) -> Tensor:
+        kwargs.pop("position_ids", None)  # of this rank's tokens, while the attention receives the complete row
         copies = max(1, self.group.size // k_BGnD.shape[1])
         k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
         device_type = q_BHnD.device.type
         if torch.is_autocast_enabled(device_type):
-            # The attention would round them anyway. Not keys and values: LRSA chooses by them as they are.
+            # The attention would round queries anyway. Keys and values stay exact, since LRSA scores them.
             q_BHnD = q_BHnD.to(torch.get_autocast_dtype(device_type))
         q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
         layer = LayerOfHeads(module, q.shape[1] // k.shape[1], self.mode)
-        out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **_whole(kwargs))
+        out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **kwargs)
         return self._heads_for_tokens(out_BNhD)
 
     def _tokens_for_heads(self, *states: Tensor) -> list[Tensor]:
         """Queries, keys, values: [B, H, n, D] -> [B, H / P, N, D] each, in the order of the sequence.
 
-        One exchange for each dtype: under autocast RoPE leaves keys in float32, which nothing else should travel in.
+        One all-to-all for each dtype: under autocast RoPE leaves keys in float32, and nothing else should travel in it.
         """
-        whole = list(states)
+        gathered = list(states)
         for dtype in dict.fromkeys(z_BHnD.dtype for z_BHnD in states):
-            places = [place for place, z_BHnD in enumerate(states) if z_BHnD.dtype == dtype]
-            parts = [states[place].unflatten(1, (self.group.size, -1)).transpose(0, 1) for place in places]
+            indices = [index for index, z_BHnD in enumerate(states) if z_BHnD.dtype == dtype]
+            parts = [states[index].unflatten(1, (self.group.size, -1)).transpose(0, 1) for index in indices]
             from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
-            whole_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
-            for place, z_BHND in zip(places, whole_BHND.split([part.shape[2] for part in parts], dim=1), strict=True):
-                whole[place] = z_BHND
-        return whole
+            of_dtype_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
+            split = of_dtype_BHND.split([part.shape[2] for part in parts], dim=1)
+            for index, z_BHND in zip(indices, split, strict=True):
+                gathered[index] = z_BHND
+        return gathered
 
     def _heads_for_tokens(self, out_BNhD: Tensor) -> Tensor:
         """[B, N, H / P, D] -> [B, n, H, D]."""
@@ -83,7 +87,7 @@ class Ulysses(ShardedAttention):
 
 
 class LayerOfHeads:
-    """An attention layer as its mode's function sees it, with the rank's ratio of query to KV heads."""
+    """An attention layer as the mode's function sees it, with the rank's ratio of query to KV heads."""
 
     def __init__(self, module, num_key_value_groups: int, mode: AttentionMode):
         self._module, self._mode = module, mode
@@ -91,7 +95,7 @@ class LayerOfHeads:
 
     @property
     def config(self):
-        """The model's, naming the mode's own implementation: transformers finds the flash attention to call by it."""
+        """The model's, with the mode's own implementation: transformers looks up which flash attention to call."""
         config = copy.copy(self._module.config)
         config._attn_implementation = self._mode.registry_key()
         return config
@@ -100,11 +104,9 @@ class LayerOfHeads:
         return getattr(self._module, name)
 
 
-def _whole(kwargs: dict) -> dict:
-    """Without what describes the rank's tokens: the attention meets the whole row."""
-    return {name: value for name, value in kwargs.items() if name != "position_ids"}
-
-
-def legal_sizes(heads: int, kv_heads: int) -> list[int]:
-    """Numbers of ranks that query heads and KV heads, or copies of them, can be dealt to alike."""
+def legal_degrees(heads: int, kv_heads: int) -> list[int]:
+    """Numbers of ranks that divide the query heads, and that divide the KV heads or are a multiple of them."""
     return [p for p in range(1, heads + 1) if heads % p == 0 and (kv_heads % p == 0 or p % kv_heads == 0)]
+
+
+legal_sizes = legal_degrees  # for head_parallel and ruler/sharing alone: goes with them

@@ -1,4 +1,4 @@
-"""What ZeRO-3 alone needs: weights of the first rank dealt out to all, universal folders loaded as they were."""
+"""ZeRO-3 alone: partitioning the first rank's weights, and loading universal checkpoints with the run's settings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from torch.utils import swap_tensors
 
 
 def partition(model: Module, config: dict[str, Any], remote_device: str | None, device: torch.device) -> None:
-    """Cuts each parameter over the ranks and gives all of them the buffers; does nothing the second time.
+    """Partitions each parameter among the ranks and copies the buffers to all of them. A second call does nothing.
 
     Args:
-        model: whole on the first rank, on the meta device elsewhere.
+        model: with weights on the first rank, on the meta device elsewhere.
         config: DeepSpeed's.
-        remote_device: where parts lie, Lightning's argument.
+        remote_device: device of the partitions, Lightning's argument.
         device: of this rank.
     """
     for module in model.modules():
@@ -30,7 +30,7 @@ def partition(model: Module, config: dict[str, Any], remote_device: str | None, 
 
 
 class _OneByOne(Module):
-    """Shows DeepSpeed, which sends each parameter from the first rank to all, one at a time with memory behind it."""
+    """Shows DeepSpeed one parameter at a time with memory allocated: it broadcasts each one from the first rank."""
 
     def __init__(self, model: Module, dtype: torch.dtype | None):
         super().__init__()
@@ -45,7 +45,7 @@ class _OneByOne(Module):
     def _materialise(self, parameter: Parameter) -> None:
         dtype = self.dtype or parameter.dtype
         if parameter.is_meta:
-            # The object stays, for its name, its ties and its place in the optimizer.
+            # The object stays: its name, tied weights and the optimizer refer to it.
             empty = Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype), parameter.requires_grad)
             swap_tensors(parameter, empty)
         else:
@@ -59,11 +59,11 @@ def _of_first_rank(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @contextmanager
-def groups_apart(optimizer: Optimizer) -> Iterator[None]:
-    """Undoes what ZeRO-3 does to the groups of parameters when it loads a universal folder.
+def groups_kept_apart(optimizer: Optimizer) -> Iterator[None]:
+    """Undoes what ZeRO-3 does to parameter groups when it loads a universal checkpoint.
 
-    All get the first one's settings, so that vectors would begin to decay, and one tensor together as their count of
-    steps, which each would then advance for all.
+    DeepSpeed gives all groups the settings of the first one: vectors would decay too. It also gives them one tensor as
+    step count: each group would advance it for all.
     """
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     yield

@@ -1,4 +1,4 @@
-"""What a run sets in DeepSpeed's configuration, and what of a user's own it refuses."""
+"""The settings that a run adds to DeepSpeed's configuration, and the user's settings that it refuses."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from typing import Any
 
 from lrsa_lightning.errors import InputError
 
-# Keys whose meaning a setting of the run has; DeepSpeed would follow both, or its own alone.
+# Keys that duplicate a setting of the run: DeepSpeed would apply both, or its own alone.
 _SET_ELSEWHERE = {
     "optimizer": "model.lr, model.betas and model.weight_decay",
     "scheduler": "model.lr and model.warmup_steps",
@@ -26,7 +26,7 @@ def stage_of(config: dict[str, Any]) -> int:
 def check_config(config: dict[str, Any]) -> None:
     """
     Raises:
-        InputError: a key is set that a setting of the run decides, or no stage from 1 to 3.
+        InputError: a key duplicates a setting of the run, or the stage is not 1, 2 or 3.
     """
     for key, setting in _SET_ELSEWHERE.items():
         if key in config:
@@ -45,7 +45,7 @@ def check_config(config: dict[str, Any]) -> None:
 def check_compiler(config: dict[str, Any]) -> None:
     """
     Raises:
-        InputError: states are offloaded, and what steps them must be compiled where nothing can.
+        InputError: states are offloaded, and this machine cannot compile DeepSpeed's AdamW.
     """
     from deepspeed.git_version_info import installed_ops
 
@@ -64,10 +64,10 @@ def check_precision(config: dict[str, Any], precision: str, has_fp16: bool) -> N
     Args:
         config: DeepSpeed's.
         precision: of the trainer.
-        has_fp16: whether the device computes in float16.
+        has_fp16: whether DeepSpeed supports float16 on the device.
 
     Raises:
-        InputError: the configuration and the trainer name different precisions, or one the device does not have.
+        InputError: the configuration and the trainer name different precisions, or the device lacks the precision.
     """
     dtype = _BIT16.get(precision)
     for key in ("bf16", "fp16"):
@@ -81,11 +81,12 @@ def check_precision(config: dict[str, Any], precision: str, has_fp16: bool) -> N
 
 
 def sum_gradients_in_float32(config: dict[str, Any]) -> None:
-    """Lets gradients be summed over micro-batches and ranks in float32, unless the configuration names other types.
+    """Sums gradients over micro-batches and ranks in float32, unless the configuration names other types.
 
-    DeepSpeed's default is the type of the weights. In bf16 16 micro-batches lose 0.4% of the gradient, and the sum over
-    the ranks depends on how many there are. Stage 1 adds up in the weights' type: with float32 DeepSpeed (0.19.8) takes
-    another optimizer there. It cannot leave out a step, and DeepSpeed's own tools cannot read its checkpoints.
+    DeepSpeed's default is the dtype of the weights. In bf16, 16 micro-batches lose 0.4% of the gradient, and the sum
+    over the ranks depends on their number. Stage 1 still accumulates in the dtype of the weights: with float32,
+    DeepSpeed (0.19.8) uses another optimizer. That one cannot skip a step, and DeepSpeed's own tools cannot read its
+    checkpoints.
     """
     config.setdefault("communication_data_type", "fp32")
     if stage_of(config) > 1 and _accumulation_type(config) is None:
@@ -97,10 +98,10 @@ def check_accumulation(config: dict[str, Any], precision: str, micro_batches: in
     Args:
         config: DeepSpeed's.
         precision: of the trainer.
-        micro_batches: of an optimizer step on one rank.
+        micro_batches: gradient accumulation steps of one rank.
 
     Raises:
-        InputError: gradients of 16 bits would be added up in 16 bits without the user's wish.
+        InputError: DeepSpeed would sum 16-bit gradients in 16 bits, and the user did not choose that.
     """
     from deepspeed.runtime.config import DtypeEnum
 
@@ -113,16 +114,15 @@ def check_accumulation(config: dict[str, Any], precision: str, micro_batches: in
         ) from error
     if stage_of(config) > 1 or precision not in _BIT16:
         return
-    way_out = "set stage: 2, which takes less memory"
-    if chosen == "fp32" and _BIT16[precision] == "bf16":
+    dtype, advice = _BIT16[precision], "set stage: 2, which takes less memory"
+    if chosen == "fp32" and dtype == "bf16":
         raise InputError(
-            "ZeRO stage 1 with data_types.grad_accum_dtype fp32 can neither leave out a step nor read its checkpoints: "
-            f"{way_out}"
+            "ZeRO stage 1 with data_types.grad_accum_dtype fp32 can neither skip a step nor read its checkpoints: "
+            f"{advice}"
         )
     if chosen is None and micro_batches > 1:
-        dtype = _BIT16[precision]
         raise InputError(
-            f"ZeRO stage 1 would add up the gradients of {micro_batches} micro-batches in {dtype}: {way_out}, "
+            f"ZeRO stage 1 would sum the gradients of {micro_batches} micro-batches in {dtype}: {advice}, "
             "raise data.micro_batch_size until a step has one micro-batch, or accept it with data_types: "
             f"{{grad_accum_dtype: {dtype}}} in the strategy's config"
         )

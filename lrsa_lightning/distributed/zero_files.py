@@ -26,17 +26,17 @@ from lrsa_lightning.errors import InputError
 
 # checkpoint_faults.ZERO_CLASSES names the same without DeepSpeed.
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
-# torch's switches, which go before what a call leaves open or says; it refuses both together.
+# torch's switches override the argument of a call. torch refuses both together.
 _LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 class ShardFiles(TorchCheckpointEngine):
-    """Writes to the disk and no further than there; what fails is noted.
+    """Writes files to the disk and notes an error instead of raising it.
 
-    A rank that raised would leave the others waiting for it in the next collective.
+    If one rank raised, the others would wait for it in the next collective.
 
     Attributes:
-        error: of the first file that could not be written since it was set to None.
+        error: of the first file that could not be written since `error` was set to None.
     """
 
     error: Exception | None = None
@@ -48,25 +48,25 @@ class ShardFiles(TorchCheckpointEngine):
             self.note(error)
 
     def note(self, error: Exception) -> None:
-        # torch hides a full disk behind an error of its own, and exceptions that travel lose what caused them.
+        # torch hides a full disk behind an error of its own, and a pickled exception loses its cause.
         self.error = self.error or disk_full(error) or error
 
 
 def save_shards(
     engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool = False
 ) -> Exception | None:
-    """Writes every rank's files of a checkpoint; all ranks must call it.
+    """Writes the files of every rank of a checkpoint. All ranks must call it.
 
     Args:
-        engine: whose `checkpoint_engine` is `ShardFiles`.
+        engine: DeepSpeed's, with `ShardFiles` as its `checkpoint_engine`.
         folder: an existing one, the same on all ranks.
-        client_state: of Lightning, the same on all ranks.
-        exclude_frozen_parameters: leave out what is not trained.
+        client_state: Lightning's, the same on all ranks.
+        exclude_frozen_parameters: omit the parameters that are not trained.
 
     Returns:
         The error of a rank that failed, on all ranks; None when everything is on the disk.
     """
-    # Without it a checkpoint of ZeRO-1 or 2 cannot be made universal.
+    # ds_to_universal needs it for a checkpoint of ZeRO-1 or 2.
     version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     client_state = {**client_state, UNIVERSAL_CHECKPOINT_INFO: version}
     files = engine.checkpoint_engine
@@ -84,7 +84,7 @@ def save_shards(
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Lets DeepSpeed load no more than tensors and plain data: its own calls would run whatever a file holds."""
+    """Restricts DeepSpeed's loading to tensors and plain data: its own calls would run any code in a file."""
     before = {name: os.environ.pop(name, None) for name in _LOADING}
     os.environ[_LOADING[0]] = "1"
     try:
@@ -96,13 +96,13 @@ def safe_loading() -> Iterator[None]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The parameters of a ZeRO checkpoint by name, float32, on the CPU."""
+    """The parameters of a ZeRO checkpoint by name: float32, on the CPU."""
     with safe_loading():
         return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
 
 
 def read_client_state(folder: Path) -> dict[str, Any]:
-    """What Lightning put into a ZeRO checkpoint, and DeepSpeed beside it."""
+    """The state in a ZeRO checkpoint that Lightning and DeepSpeed saved beside the tensors."""
     file = min((folder / TAG).glob("*_model_states.pt"))
     with safe_loading():
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
@@ -127,12 +127,14 @@ def check_resumable(path: Path, stage: int, world_size: int) -> None:
         of_stage_3 = any((path / TAG).glob("zero_pp_rank_*_model_states.pt"))
         if of_stage_3 != (stage == 3):
             stages = "ZeRO-3" if of_stage_3 else "ZeRO-1 or 2"
-            raise InputError(f"{path} is of {stages}, the strategy's stage is {stage}: set it so")
+            raise InputError(f"{path} is of {stages}, the strategy's stage is {stage}: set the checkpoint's stage")
         return
     if (written := read_written(path)) is None:
         return
     if written.stage != stage:
-        raise InputError(f"{path} is of ZeRO-{written.stage}, the strategy's stage is {stage}: set it so")
+        raise InputError(
+            f"{path} is of ZeRO-{written.stage}, the strategy's stage is {stage}: set stage {written.stage}"
+        )
     if written.world_size != world_size:
         universal = path.with_suffix(".universal")
         raise InputError(

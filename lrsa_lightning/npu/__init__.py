@@ -1,6 +1,6 @@
-"""Ascend NPUs: importing this package registers accelerator and strategies with Lightning, by the names in YAML.
+"""Ascend NPUs. Importing this package registers the accelerator and the strategies with Lightning.
 
-torch_npu itself is imported when one of them is used.
+YAML uses their names. torch_npu is imported only when one of them is used.
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ for _strategy in (SingleNPUStrategy, NPUDDPStrategy, NPUDeepSpeedStrategy):
 
 
 def resolve_auto(trainer: Any) -> None:
-    """Settles `auto` in the Trainer's arguments where there are NPUs, which Lightning does not look for.
+    """Replaces `auto` in the Trainer's arguments where there are NPUs: Lightning does not look for them.
 
     Args:
         trainer: namespace with accelerator, strategy, devices and num_nodes; changed in place.
 
     Raises:
-        InputError: accelerator npu was asked for and cannot be used.
+        InputError: accelerator npu is given and cannot be used.
     """
     if trainer.accelerator == "auto" and NPUAccelerator.is_available():
         trainer.accelerator = "npu"

@@ -9,28 +9,29 @@ from lightning.pytorch.accelerators import Accelerator
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.environment import VISIBLE, require_npu
+from lrsa_lightning.npu.strategies import OnNPU
 
 log = logging.getLogger(__name__)
 
 
 class NPUAccelerator(Accelerator):
-    """Ascend NPUs through torch_npu. Needs one of the strategies npu_single, npu_ddp and npu_deepspeed."""
+    """Ascend NPUs through torch_npu. It needs one of the strategies npu_single, npu_ddp and npu_deepspeed."""
 
     def __init__(self):
         """
         Raises:
-            InputError: no NPU can be used, and why.
+            InputError: no NPU can be used; the message says why.
         """
         require_npu()
 
     def setup_device(self, device: torch.device) -> None:
         """
         Raises:
-            InputError: the device is none: Lightning's strategy `auto` gives an accelerator it does not know the CPU.
+            InputError: the device is no NPU. Lightning's strategy `auto` passes the CPU to unknown accelerators.
         """
         if device.type != "npu":
             raise InputError(
-                f"accelerator npu was given the device {device}: set trainer.strategy to npu_single (one device) or "
+                f"accelerator npu received the device {device}: set trainer.strategy to npu_single (one device) or "
                 "npu_ddp (several)"
             )
         torch.npu.set_device(device)
@@ -38,10 +39,8 @@ class NPUAccelerator(Accelerator):
     def setup(self, trainer) -> None:
         """
         Raises:
-            InputError: the strategy is not made for NPUs; Lightning's would compute in the wrong precision, or crash.
+            InputError: the strategy is not for NPUs. Lightning's own would compute in the wrong precision or crash.
         """
-        from lrsa_lightning.npu.strategies import OnNPU
-
         if not isinstance(trainer.strategy, OnNPU):
             raise InputError(
                 f"{type(trainer.strategy).__name__} does not run on NPUs: set trainer.strategy to npu_single, npu_ddp "
@@ -52,15 +51,15 @@ class NPUAccelerator(Accelerator):
         torch.npu.empty_cache()
 
     def get_device_stats(self, device: torch.device) -> dict[str, Any]:
-        """The allocator's statistics, with the keys that `torch.cuda.memory_stats` has."""
+        """The allocator's statistics, with the keys of `torch.cuda.memory_stats`."""
         return torch.npu.memory_stats(device)
 
     @staticmethod
     def parse_devices(devices: int | str | list[int]) -> list[int]:
-        """Numbers of the devices among the visible ones; -1 means all.
+        """Indices of the devices among the visible ones; -1 means all.
 
         Raises:
-            InputError: there are not so many.
+            InputError: an index is not visible.
         """
         if isinstance(devices, str):
             devices = [int(n) for n in devices.strip(", ").split(",")] if "," in devices else int(devices)
@@ -83,7 +82,7 @@ class NPUAccelerator(Accelerator):
 
     @staticmethod
     def is_available() -> bool:
-        """Whether an NPU can be used; where torch_npu is installed and none can, the log says why."""
+        """Whether an NPU can be used. If torch_npu is installed but no NPU can be used, the log says why."""
         if find_spec("torch_npu") is None:
             return False
         try:

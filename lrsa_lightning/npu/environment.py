@@ -1,4 +1,4 @@
-"""What must hold before an Ascend NPU can be used, each with its own message. torch_npu is imported here alone."""
+"""Conditions for using an Ascend NPU, each with its own message. This is the one place that imports torch_npu."""
 
 import os
 from importlib.metadata import version
@@ -14,37 +14,39 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 
 
 def require_npu() -> None:
-    """Imports torch_npu, so that `torch.npu` and the device "npu" exist.
+    """Imports torch_npu, which defines `torch.npu` and the device "npu".
 
     Raises:
-        InputError: torch_npu or CANN is missing, they do not fit together, or no device is visible.
+        InputError: torch_npu or CANN is missing, torch_npu does not fit torch, or no device is visible.
     """
     check_versions()
     check_cann()
     check_visible_devices(os.environ.get(VISIBLE))
     try:
         import torch_npu  # noqa: F401
-    except Exception as error:  # whatever a broken installation raises, of which there are many kinds
+    except Exception as error:  # broken installations raise many kinds of errors
         raise InputError(f"torch_npu cannot be imported: {str(error).splitlines()[0]}") from error
     if torch.npu.device_count() == 0:
         raise InputError(
-            f"no NPU is visible ({VISIBLE}={os.environ.get(VISIBLE, 'not set')}): see what `npu-smi info` shows, and "
-            "whether the container was given /dev/davinci*"
+            f"no NPU is visible ({VISIBLE}={os.environ.get(VISIBLE, 'not set')}): look at the output of `npu-smi "
+            "info`, and check that the container has /dev/davinci*"
         )
 
 
 def check_versions() -> None:
-    """Whether torch_npu is there and made for this torch: it loads with no other minor version, and with no CUDA build,
-    whose allocator registers the same settings: the process would be aborted, without an exception.
+    """Checks that torch_npu is installed and fits this torch.
+
+    It loads only with torch of its own minor version. Beside a CUDA build of torch it aborts the process without an
+    exception, since both allocators register the same settings.
 
     Raises:
-        InputError: it is not.
+        InputError: it is missing, or it does not fit.
     """
     line = torch_line()
     if torch.version.cuda is not None:
         raise InputError(
-            f"accelerator npu needs a CPU build of torch, and {torch.__version__} is built for CUDA, beside which "
-            f"torch_npu cannot be loaded: pip install --force-reinstall 'torch=={line}.*' --index-url {CPU_BUILDS}"
+            f"accelerator npu needs a CPU build of torch: torch_npu cannot be loaded beside {torch.__version__}, which "
+            f"is built for CUDA: pip install --force-reinstall 'torch=={line}.*' --index-url {CPU_BUILDS}"
         )
     if find_spec("torch_npu") is None:
         raise InputError(f"accelerator npu needs torch_npu: pip install 'torch_npu=={line}.*'")
@@ -56,15 +58,15 @@ def check_versions() -> None:
 
 
 def torch_line() -> str:
-    """Major and minor version of torch, which torch_npu's must equal."""
+    """Major and minor version of torch. Those of torch_npu must be equal."""
     return ".".join(torch.__version__.split("+")[0].split(".")[:2])
 
 
 def check_cann() -> None:
-    """Whether CANN's environment is set. Unset, torch_npu only warns, and DeepSpeed fails later with a KeyError.
+    """Checks that CANN's environment is set. Without it torch_npu warns, and DeepSpeed fails later with a KeyError.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not set.
     """
     home = os.environ.get("ASCEND_HOME_PATH")
     if not home or not Path(home).is_dir():
@@ -75,10 +77,10 @@ def check_cann() -> None:
 
 
 def check_visible_devices(visible: str | None) -> None:
-    """Whether the devices are listed as CANN reads them: out of order it finds none, without a word.
+    """Checks the order of the visible devices. In any other order CANN finds none and says nothing.
 
     Raises:
-        InputError: they are not.
+        InputError: the device numbers do not ascend.
     """
     if visible is None:
         return

@@ -1,10 +1,11 @@
-"""Processes that only evaluate, without a Trainer: on NPUs too, which Lightning's Fabric does not know."""
+"""Fabric for processes that evaluate without a Trainer. Lightning's own does not know NPUs."""
 
 import torch
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lrsa_lightning.npu.accelerator import NPUAccelerator
+from lrsa_lightning.npu.strategies import unbind_device
 
 
 def make_fabric(num_devices: int) -> Fabric:
@@ -18,7 +19,7 @@ def make_fabric(num_devices: int) -> Fabric:
     """
     if not NPUAccelerator.is_available():
         return Fabric(accelerator="auto" if torch.cuda.is_available() else "cpu", devices=num_devices)
-    # Fabric's own choice for an accelerator that it does not know is the CPU.
+    # For an accelerator that it does not know, Fabric chooses the CPU.
     strategy = SingleDeviceStrategy("npu:0") if num_devices == 1 else _SeveralNPUs()
     return Fabric(accelerator=NPUAccelerator(), devices=num_devices, strategy=strategy)
 
@@ -29,9 +30,3 @@ class _SeveralNPUs(DDPStrategy):
     def _setup_distributed(self) -> None:
         super()._setup_distributed()
         unbind_device()
-
-
-def unbind_device() -> None:
-    """Lets groups of gloo, such as Lightning's barriers, be made: torch would look for their part on the device that
-    Lightning has bound to the world's group."""
-    torch.distributed.group.WORLD.bound_device_id = None

@@ -1,4 +1,4 @@
-"""RMSNorm, SwiGLU and rotary embeddings of a transformers decoder through torch_npu's fused operators, by choice."""
+"""Optional fused operators of torch_npu for RMSNorm, SwiGLU and rotary embeddings of a transformers decoder."""
 
 import sys
 from types import MethodType
@@ -32,16 +32,17 @@ class FusedLayers(Callback):
         fuse(pl_module.model, self.rms_norm, self.swiglu, self.rotary)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the rotary embeddings back to the process; the model keeps its own layers."""
+        """Restores the process's rotary embedding function. The model keeps its fused layers."""
         file = sys.modules[type(pl_module.model).__module__]
         if isinstance(rotary := getattr(file, "apply_rotary_pos_emb", None), _Rotary):
             file.apply_rotary_pos_emb = rotary.plain
 
 
 def fuse(model: nn.Module, rms_norm: bool = True, swiglu: bool = True, rotary: bool = True) -> None:
-    """Replaces the forward of a model's layers in place; its parameters and their names stay.
+    """Replaces the forward of a model's layers in place. Parameters and their names stay.
 
-    Rotary embeddings are a function of the model's Python file: replaced for all its models, on NPUs alone.
+    The rotary embedding is a function of the model's Python module: its replacement serves all models of that module,
+    and acts on NPUs only.
     """
     for module in model.modules():
         if rms_norm and type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
@@ -80,7 +81,7 @@ class _Rotary:
             return self.plain(q, k, cos, sin, unsqueeze_dim)
         import torch_npu
 
-        # The operator takes one dtype: under autocast that of the angles, as the plain arithmetic promotes.
+        # The operator takes one dtype: the one that plain arithmetic would promote to, float32 under autocast.
         dtype = torch.promote_types(q.dtype, cos.dtype)
         cos, sin = (z.unsqueeze(unsqueeze_dim).to(dtype) for z in (cos, sin))
         return torch_npu.npu_rotary_mul(q.to(dtype), cos, sin), torch_npu.npu_rotary_mul(k.to(dtype), cos, sin)

@@ -1,4 +1,4 @@
-"""Precision on NPUs. Lightning's mixed precision opens an autocast for CUDA there, and computes in float32."""
+"""Mixed precision on NPUs. Lightning's own would open a CUDA autocast there and compute in float32."""
 
 from typing import Literal
 
@@ -13,18 +13,13 @@ class NPUMixedPrecision(MixedPrecision):
         if precision == "16-mixed" and scaler is None:
             from torch_npu.npu.amp import GradScaler as NPUGradScaler
 
-            # torch's own inverts the scale in float64, and does not read the overflow flags of older chips.
+            # torch's own scaler inverts the scale in float64 and does not read the overflow flags of older chips.
             scaler = NPUGradScaler()
         super().__init__(precision, "npu", scaler)
 
-    def clip_gradients(self, optimizer, clip_val=0.0, gradient_clip_algorithm="norm") -> None:
-        """Clips for fused optimizers too, which Lightning refuses: without a scaler there is nothing to unscale."""
-        clip = super().clip_gradients if self.scaler is not None else super(MixedPrecision, self).clip_gradients
-        clip(optimizer, clip_val, gradient_clip_algorithm)
-
 
 def on_npu(plugin: Precision | None) -> Precision | None:
-    """The plug-in that does on an NPU what the given one would do on CUDA; others know no device and stay."""
+    """The counterpart on NPUs of a plug-in for CUDA; any other plug-in as it is."""
     if isinstance(plugin, MixedPrecision) and plugin.device == "cuda":
         return NPUMixedPrecision(plugin.precision)
     return plugin

@@ -1,4 +1,4 @@
-"""Lightning's strategies on NPUs: one device, and over HCCL distributed data parallel and DeepSpeed's ZeRO."""
+"""Lightning's strategies on NPUs: one device; over HCCL, distributed data parallel and DeepSpeed's ZeRO."""
 
 import os
 from importlib.util import find_spec
@@ -12,21 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrsa_lightning.distributed import SPDDPStrategy, SPDeepSpeedStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu.accelerator import NPUAccelerator
-from lrsa_lightning.npu.fabric import unbind_device
 from lrsa_lightning.npu.precision import on_npu
 
 
 class OnNPU(Strategy):
-    """What the strategies of NPUs share: no other accelerator, and `precision: bf16-mixed` an autocast for NPUs."""
+    """Base of the strategies on NPUs. It refuses other accelerators, and `precision: bf16-mixed` autocasts on NPUs."""
 
     def setup_environment(self) -> None:
         """
         Raises:
-            InputError: the accelerator is another, such as the CPU that `auto` took.
+            InputError: the accelerator is another, for example the CPU under `auto`.
         """
-        if not isinstance(self.accelerator, NPUAccelerator):
-            name = self.accelerator.name()
+        if (name := self.accelerator.name()) != "npu":
             raise InputError(f"{type(self).__name__} is for accelerator npu, not {name}: set trainer.accelerator: npu")
         super().setup_environment()
 
@@ -35,7 +32,7 @@ class OnNPU(Strategy):
         self._random_state = torch.npu.get_rng_state(self.root_device)
 
     def on_validation_end(self) -> None:
-        """Validation leaves training's random numbers alone: of devices, Lightning's sanity check isolates CUDA's."""
+        """Restores training's random numbers. Lightning's sanity check restores those of CPU and CUDA only."""
         torch.npu.set_rng_state(self._random_state, self.root_device)
         super().on_validation_end()
 
@@ -49,17 +46,17 @@ class OnNPU(Strategy):
 
 
 class SingleNPUStrategy(OnNPU, SingleDeviceStrategy):
-    """One NPU: that of `trainer.devices`."""
+    """The one NPU of `trainer.devices`."""
 
     strategy_name = "npu_single"
 
     def __init__(self, accelerator=None, checkpoint_io=None, precision_plugin=None):
-        """Arguments as in Lightning's strategies; the device is known when the Trainer has parsed `devices`."""
+        """Arguments as in Lightning's strategies. The Trainer sets the device after it has parsed `devices`."""
         super().__init__("cpu", accelerator, checkpoint_io, precision_plugin)
 
     @property
     def parallel_devices(self) -> None:
-        """None: the Trainer sets it to what `trainer.devices` came to."""
+        """None. The Trainer sets it to the parsed `trainer.devices`."""
 
     @parallel_devices.setter
     def parallel_devices(self, devices: list[torch.device]) -> None:
@@ -69,7 +66,7 @@ class SingleNPUStrategy(OnNPU, SingleDeviceStrategy):
 
 
 class OnNPUs(OnNPU):
-    """What the strategies of several NPUs share. Mixed in before a Lightning strategy."""
+    """Base of the strategies on several NPUs. Mixed in before a Lightning strategy."""
 
     def setup_distributed(self) -> None:
         super().setup_distributed()
@@ -77,42 +74,50 @@ class OnNPUs(OnNPU):
 
 
 class NPUDDPStrategy(OnNPUs, SPDDPStrategy):
-    """Distributed data parallel over HCCL, where ranks may share sequences."""
+    """Distributed data parallel over HCCL, with sequence parallelism."""
 
     strategy_name = "npu_ddp"
 
     def __init__(self, *args, start_method: Literal["popen", "spawn"] = "popen", **kwargs):
         """
         Args:
-            start_method: of the processes; an NPU that was used cannot be taken along by a fork.
+            start_method: of the processes. A forked process cannot use an NPU that its parent has used.
 
         Raises:
-            InputError: it is another.
+            InputError: the start method is neither popen nor spawn.
         """
         if start_method not in ("popen", "spawn"):
             raise InputError(f"npu_ddp: start_method {start_method!r} cannot work with NPUs, take popen or spawn")
         super().__init__(*args, start_method=start_method, **kwargs)
 
     def _setup_model(self, model: torch.nn.Module) -> DistributedDataParallel:
-        # As in DDPStrategy, which opens a stream of CUDA.
+        # As in DDPStrategy, which opens a CUDA stream.
         with torch.npu.stream(torch.npu.Stream()):
             return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
 
 class NPUDeepSpeedStrategy(OnNPUs, SPDeepSpeedStrategy):
-    """DeepSpeed ZeRO 1, 2 or 3 over HCCL, where ranks may share sequences. Arguments as in SPDeepSpeedStrategy."""
+    """DeepSpeed ZeRO 1, 2 or 3 over HCCL, with sequence parallelism. Arguments as in SPDeepSpeedStrategy."""
 
     strategy_name = "npu_deepspeed"
 
     def __init__(self, *args, **kwargs):
         if find_spec("torch_npu") is not None:
-            # Said before SPDeepSpeedStrategy looks for devices: torch_npu may be imported later, with the accelerator.
+            # Before SPDeepSpeedStrategy looks for devices: torch_npu may be imported later, with the accelerator.
             os.environ.setdefault("DS_ACCELERATOR", "npu")
         super().__init__(*args, **kwargs)
 
     def setup_environment(self) -> None:
         import deepspeed
 
-        # ZeRO-3 would sum gradient norms over the ranks in float64, which HCCL refuses on all but the newest chips.
+        # ZeRO-3 would sum gradient norms over the ranks in float64. HCCL supports that on the newest chips only.
         deepspeed.get_accelerator().is_fp64_supported = lambda: False
         super().setup_environment()
+
+
+def unbind_device() -> None:
+    """Lets torch make gloo groups, for example for Lightning's barriers.
+
+    torch would look for gloo on the device that Lightning has bound to the world's group.
+    """
+    torch.distributed.group.WORLD.bound_device_id = None

@@ -1,4 +1,4 @@
-"""Runs under ZeRO that several tests look at, made once."""
+"""Runs under ZeRO for several tests, made once."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.runs import callback, command
 
 @pytest.fixture(scope="session")
 def zero_arguments(tokenizer, tokenizer_dir, tmp_path_factory) -> dict[str, str]:
-    """The options of a run of seven steps, of which an epoch has six, with accumulation on one and two ranks."""
+    """The options of a run of seven steps, six an epoch, with gradient accumulation on one and two ranks."""
     folder = tmp_path_factory.mktemp("zero")
     callbacks = [callback("Checkpoints", every_n_steps=2, keep_last=2, keep_every_n_steps=4)]
     own = {

@@ -1,4 +1,4 @@
-"""Fits on forked ranks, configured as `lrsa fit` is, and the gradients they computed."""
+"""Fits on forked ranks, configured as `lrsa fit` is, and their gradients."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.processes import free_port, place
 
 
 class KeepGradients(Callback):
-    """Writes the whole gradients of the first optimizer step, before they are clipped."""
+    """Writes the full gradients of the first optimizer step, before they are clipped."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         engine = getattr(trainer.strategy, "deepspeed_engine", None)
@@ -45,7 +45,7 @@ STRATEGIES = {
 
 
 def strategy(name: str, size: int = 1, kind: str = "auto") -> dict[str, str]:
-    """The option that chooses a strategy and how its ranks share sequences."""
+    """The option for a strategy with a degree and a kind of sequence parallelism."""
     class_path, options = STRATEGIES[name]
     options = {**options, "sequence_parallel": {"size": size, "kind": kind}}
     return {"trainer.strategy": json.dumps({"class_path": class_path, "init_args": options})}
@@ -53,7 +53,7 @@ def strategy(name: str, size: int = 1, kind: str = "auto") -> dict[str, str]:
 
 @dataclass
 class Fit:
-    """What a run left behind: its metrics, and the gradients of its first step by parameter."""
+    """A run's metrics, and the gradients of its first step by parameter."""
 
     rows: list[dict]
     gradients: dict[str, torch.Tensor]
@@ -63,13 +63,13 @@ class Fit:
 
 
 def fit(size: int, options: dict[str, str], tmp_path: Path, ckpt_path: str | None = None) -> Fit:
-    """Runs a fit with these options on ``size`` ranks; the run's directory is tmp_path / runs / x."""
+    """Runs a fit with these options on ``size`` ranks. The run's directory is tmp_path / runs / x."""
     warm.up()
     # As under torchrun: Lightning then takes the processes as they are.
     torchrun = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0", **place(0, size, free_port())}
     os.chdir(tmp_path)
     with patch.dict(os.environ, torchrun):
-        # Read once, before the fork: of so small a run it is most of the time.
+        # Parsed once, before the fork: it takes most of the time of so small a run.
         options = {**options, "trainer.devices": str(size)}
         cli = LRSACLI([f"--{key}={value}" for key, value in options.items()], run=False)
         on_ranks(size, _fit, cli, ckpt_path, tmp_path=tmp_path, joined=False)

@@ -1,4 +1,4 @@
-"""Real processes over gloo for the tests of what ranks do together."""
+"""Real processes over gloo for tests of several ranks."""
 
 import os
 import sys
@@ -14,10 +14,10 @@ TIMEOUT = timedelta(seconds=60)
 
 
 def on_ranks(size: int, function: Callable, *args, tmp_path: Path, joined: bool = True) -> list:
-    """What ``function(*args)`` returned on each of ``size`` ranks of a gloo process group.
+    """The results of ``function(*args)`` on each of ``size`` ranks of a gloo process group.
 
-    The processes are forked: what the test has imported and made is theirs at once. Unless ``joined``, the function
-    makes the process group itself.
+    The processes are forked, and so inherit the test's imports and objects. Unless ``joined``, the function makes the
+    process group itself.
     """
     sys.stdout.flush()
     children = []
@@ -27,9 +27,9 @@ def on_ranks(size: int, function: Callable, *args, tmp_path: Path, joined: bool 
         children.append(child)
     failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1]]
     if failed:
-        # The first to fail is the cause; the others only lost it.
+        # The first error is the cause; the other ranks lost their connection.
         errors = sorted(tmp_path.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
-        raise AssertionError(errors[0].read_text() if errors else f"ranks {failed} died without a word")
+        raise AssertionError(errors[0].read_text() if errors else f"ranks {failed} died without an error")
     return [torch.load(tmp_path / f"result-{rank}", weights_only=False) for rank in range(size)]
 
 

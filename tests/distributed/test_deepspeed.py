@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_losses_and_norms_are_those_of_one_process(run_of_stage, stage):
-    """Gradients are clipped at a norm of 1, so that a wrong scale would show in the losses too."""
+    """Gradients are clipped at a norm of 1: a wrong scale would change the losses too."""
     one, two = run_of_stage(0), run_of_stage(stage)
     assert list(curve(two)) == list(range(7))
     assert curve(two) == pytest.approx(curve(one), abs=5e-6)
@@ -24,7 +24,7 @@ def test_losses_and_norms_are_those_of_one_process(run_of_stage, stage):
 
 
 def test_a_pretrained_model_is_read_by_one_rank_alone(zero_arguments, tokenizer, tmp_path):
-    """Under ZeRO-3, its head tied to its embedding; neither costs anything of the losses. Started as users do."""
+    """Under ZeRO-3, with the head tied to the embedding and started as users do; the losses stay the same."""
     make_model(vocab_size=len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "pretrained")
     options = {**zero_arguments, "trainer.max_steps": "2", "model.name_or_path": str(tmp_path / "pretrained")}
     del options["model.from_config"]
@@ -37,7 +37,7 @@ def test_a_pretrained_model_is_read_by_one_rank_alone(zero_arguments, tokenizer,
 
 
 def test_offloaded_states_and_parameters_change_nothing(zero_arguments, run_of_stage, tmp_path):
-    """But DeepSpeed's kernel, which takes minutes to compile, is replaced by torch's."""
+    """torch's AdamW replaces DeepSpeed's, which takes minutes to compile."""
     callbacks = json.dumps([callback("UncompiledAdam")])
     strategy = zero(3, offload_optimizer=True, offload_parameters=True)
     options = {"trainer.strategy": strategy, "trainer.callbacks": callbacks}

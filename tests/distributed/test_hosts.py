@@ -1,4 +1,4 @@
-"""Processes that believe they are on hosts of their own train as those of one host do."""
+"""Two processes, launched as two hosts of one device, train like one host of two devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ def test_two_hosts_of_one_process_are_one_host_of_two(
     started = [Run(arguments, **start(host)) for host in range(2)]
     ended = [run.wait(120) for run in started]
     assert not any(run.status for run in ended), "".join(run.err for run in ended)
-    # Not bit for bit: on some processors the sums of processes with one local rank differ in their last bits.
+    # Not bit for bit: on some processors, sums of processes with one local rank differ in the last bits.
     assert curve(tmp_path / "hosts") == pytest.approx(curve(run_of_stage(2)), abs=1e-5)
     assert sorted(path.name for path in (tmp_path / "hosts" / "checkpoints").iterdir()) == sorted(
         path.name for path in (run_of_stage(2) / "checkpoints").iterdir()

@@ -1,4 +1,4 @@
-"""The same samples give the same losses, gradient norms and gradients, however many ranks share them, and how."""
+"""The same samples give the same losses, gradient norms and gradients, whatever degree and kind divide sequences."""
 
 import json
 
@@ -59,28 +59,28 @@ def assert_equal(got: Fit, expected: Fit) -> None:
 
 @pytest.mark.parametrize("kind", ["ulysses", "context"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_two_ranks_share_sequences(runs, name, kind):
+def test_one_group_of_two_ranks(runs, name, kind):
     runs(2, strategy(name, 2, kind))
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero3", "fsdp2"])
 @pytest.mark.parametrize("kind", ["ulysses", "context"])
-def test_two_pairs_of_ranks_share_sequences(runs, name, kind):
+def test_two_groups_of_two_ranks(runs, name, kind):
     runs(4, strategy(name, 2, kind), data__micro_batch_size="2")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("zero2", "ulysses"), ("zero2", "context"), ("fsdp2", "context")])
-def test_four_ranks_share_sequences(runs, name, kind):
+def test_one_group_of_four_ranks(runs, name, kind):
     runs(4, strategy(name, 4, kind))
 
 
 @pytest.mark.parametrize("kind", ["ulysses", "context"])
-def test_full_attention_is_shared_too(runs, kind):
+def test_full_attention(runs, kind):
     runs(2, strategy("zero2", 2, kind), "vanilla")
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
-def test_layers_that_are_recomputed_choose_the_same_tokens(runs, name):
+def test_recomputed_layers_choose_the_same_tokens(runs, name):
     runs(2, strategy(name, 2, "context"), model__gradient_checkpointing="true")
 
 
@@ -91,8 +91,8 @@ def test_a_head_tied_to_the_embedding(runs, arguments, name):
 
 
 @pytest.mark.parametrize("name", ["zero3", "fsdp2"])
-def test_processes_call_the_head_alike_when_one_has_no_answer(runs, name):
-    """The answers are short and last: of a row's ranks, one has them all."""
+def test_a_rank_without_label_tokens_calls_the_head_as_often_as_others(runs, name):
+    """The label tokens are few and last in the row: one rank of the group has all of them."""
     runs(2, strategy(name, 2, "context"), model__loss_chunk_size="2", data__loss_weighting="sample")
 
 

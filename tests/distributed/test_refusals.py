@@ -1,4 +1,4 @@
-"""Settings that ranks cannot share sequences under are refused before anything is loaded, with those that they can."""
+"""Impossible settings of sequence parallelism are refused before anything is loaded; errors name the possible ones."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.cli import LRSACLI
 from lrsa_lightning.distributed import STRATEGIES, SequenceGroup, SequenceParallel
-from lrsa_lightning.distributed.ulysses import legal_sizes
+from lrsa_lightning.distributed.ulysses import legal_degrees
 from lrsa_lightning.errors import InputError
 
 
@@ -33,7 +33,7 @@ def shard(mode: AttentionMode, size: int, kind: str = "auto", heads: int = 12, k
         (LRSA(lag_size=16384), 2, "ulysses"),
     ],
 )
-def test_auto_takes_context_for_lrsa_and_ulysses_for_others_and_says_so(caplog, mode, size, kind):
+def test_auto_takes_context_for_lrsa_and_ulysses_for_others_and_logs_it(caplog, mode, size, kind):
     caplog.set_level(logging.INFO, logger="lrsa_lightning")
     assert shard(mode, size).kind == kind
     assert f"sequence parallelism over {size} ranks: {kind}" in caplog.text
@@ -41,11 +41,11 @@ def test_auto_takes_context_for_lrsa_and_ulysses_for_others_and_says_so(caplog, 
 
 
 def test_head_counts_name_the_legal_degrees():
-    with pytest.raises(InputError, match="12 query and 2 KV heads can be dealt to 1, 2, 4, 6, 12 ranks"):
+    with pytest.raises(InputError, match="12 query and 2 KV heads can be divided among 1, 2, 4, 6, 12 ranks"):
         shard(Vanilla(), 8, "ulysses")
 
 
-def test_chunk_counts_name_the_most_ranks():
+def test_chunk_counts_name_the_largest_degree():
     with pytest.raises(InputError, match=r"holds 3 complete chunks of lag_size 8192 .* at most 3 ranks"):
         shard(LRSA(lag_size=8192), 4, "context")
 
@@ -85,7 +85,7 @@ def test_degrees_divide_the_processes(size, world):
     ],
 )
 def test_legal_degrees_of_qwen2_5(heads, kv_heads, legal):
-    assert legal_sizes(heads, kv_heads) == legal
+    assert legal_degrees(heads, kv_heads) == legal
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -105,7 +105,7 @@ def test_strategies_are_chosen_by_name_and_by_class_path(arguments, in_tmp_path,
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values())
-def test_in_python_a_mapping_will_do(strategy):
+def test_python_accepts_a_mapping(strategy):
     chosen = strategy(sequence_parallel={"size": 2, "kind": "context"})
     assert chosen.sequence_parallel == SequenceParallel(2, "context")
 
@@ -123,7 +123,7 @@ def test_in_python_a_mapping_will_do(strategy):
     ],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES.values())
-def test_what_is_no_way_of_sharing_is_refused(strategy, given, said):
+def test_wrong_settings_of_sequence_parallelism_are_refused(strategy, given, said):
     with pytest.raises(InputError, match=re.escape(said)):
         strategy(sequence_parallel=given)
 
@@ -146,13 +146,13 @@ def of_class(name: str, **arguments) -> str:
         (of_class("SPDDPStrategy", sequence_parallel={"degree": 2}), "Option 'degree' is not accepted"),
     ],
 )
-def test_what_is_wrong_with_a_strategy_is_said(arguments, in_tmp_path, given, said):
-    """The parser takes any text for a name of one."""
+def test_errors_say_what_is_wrong_with_a_strategy(arguments, in_tmp_path, given, said):
+    """The parser alone would accept any text as a name."""
     with pytest.raises(InputError, match=re.escape(said)):
         LRSACLI([f"--{k}={v}" for k, v in {**arguments, "trainer.strategy": given}.items()], run=False)
 
 
-def test_packed_rows_are_not_shared(arguments, in_tmp_path):
+def test_packed_rows_are_refused(arguments, in_tmp_path):
     chosen = {"class_path": "lrsa_lightning.distributed.SPDDPStrategy", "init_args": {"sequence_parallel": {"size": 2}}}
     options = {**arguments, "trainer.devices": "2", "trainer.strategy": json.dumps(chosen)}
     options |= {"data.packing": "true", "data.extend": "false"}

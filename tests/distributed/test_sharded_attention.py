@@ -1,4 +1,4 @@
-"""Attention of sequences that ranks share, against `naive` on the whole of them, in float64."""
+"""Attention under sequence parallelism against `naive` on complete sequences, in float64."""
 
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -47,7 +47,7 @@ def whole(mode, layer_idx, q, k, v, weight) -> list[torch.Tensor]:
 
 
 def compare(case: dict, group: SequenceGroup | None) -> dict | None:
-    """This rank's largest errors in output, dq, dk and dv, and what it received."""
+    """This rank's largest errors in output, dq, dk and dv, and the elements it received."""
     if group is None:
         return None
     mode, heads, kv_heads, num_tokens = case["mode"], case["heads"], case["kv_heads"], case["num_tokens"]
@@ -135,14 +135,14 @@ def found(tmp_path_factory) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_shared_sequences_equal_whole_ones(found, name):
+def test_ranks_compute_the_attention_of_one_device(found, name):
     assert len(found[name]) == CASES[name]["size"]
     for rank in found[name]:
         assert max(rank["errors"]) < 1e-12, rank
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "skipped" not in name])
-def test_what_ranks_receive_is_what_the_formula_says(found, name):
+def test_ranks_receive_the_elements_of_the_formula(found, name):
     ranks = found[name]
     for rank in ranks:
         assert sum(rank["forward"].values()) == BATCH * rank["formula"]
@@ -155,7 +155,7 @@ def test_what_ranks_receive_is_what_the_formula_says(found, name):
 
 @pytest.mark.parametrize(("kind", "mebibytes"), [(Ulysses, 48.0), (ContextParallel, 14.0)])
 def test_the_volume_of_a_model_at_32k(kind, mebibytes):
-    """Qwen2.5-1.5B on four ranks, bf16, r = 1/2: the formulas of the literature, by hand."""
+    """Qwen2.5-1.5B on four ranks, bf16, r = 1/2, against the formulas of the literature."""
     config = SimpleNamespace(num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, head_dim=128)
     heads, kept, sink, lag = 12, 0.5, 16, 1024
     by_hand = {
@@ -168,7 +168,7 @@ def test_the_volume_of_a_model_at_32k(kind, mebibytes):
 
 
 def under_autocast(kind: type, send: str) -> tuple[float, list[int]]:
-    """The largest difference from one device, both computing in bf16, and the bytes an element takes on its way."""
+    """The largest difference from one device, both in bf16, and the bytes of each element sent."""
     group = SequenceGroup.of_world(2)
     sharded = kind(lrsa(lag_size=64), SimpleNamespace(**SIZES_OF_A_MODEL), 1500, group)
     q, k, v, _ = (z.float() for z in inputs(6, 2, 1500))
@@ -189,17 +189,17 @@ def under_autocast(kind: type, send: str) -> tuple[float, list[int]]:
 
 @pytest.mark.parametrize(
     ("kind", "send", "itemsizes"),
-    # Ulysses: queries and values, the keys that whole heads are chosen by, and the outputs.
+    # Ulysses sends queries and values in bf16, the keys for the selection in float32, the outputs in bf16.
     [(ContextParallel, "start", [2, 2]), (Ulysses, "all_to_all", [2, 4, 2])],
 )
-def test_under_autocast_tokens_are_chosen_unrounded_and_travel_rounded(tmp_path, kind, send, itemsizes):
+def test_autocast_rounds_what_ranks_send_but_not_what_they_score(tmp_path, kind, send, itemsizes):
     for difference, sizes in on_ranks(2, under_autocast, kind, send, tmp_path=tmp_path):
         assert difference < 0.02, difference
         assert sizes == itemsizes
 
 
 def events_of_an_attention() -> list[str]:
-    """What this rank does in the forward and backward of a layer under context parallelism, in order."""
+    """The events on this rank in forward and backward of a layer under context parallelism, in order."""
     sharded = ContextParallel(lrsa(), SimpleNamespace(**SIZES_OF_A_MODEL), 69, SequenceGroup.of_world(2))
     leaves = [z[:, :, sharded.positions].requires_grad_() for z in inputs(6, 2, 69)[:3]]
     events, attend, gather, reduce = [], Execution.attend_segment, collectives._gather, collectives._reduce
@@ -224,15 +224,15 @@ def events_of_an_attention() -> list[str]:
     return events
 
 
-def test_late_segments_travel_while_the_early_one_is_attended_to_and_back(tmp_path):
+def test_messages_of_late_segments_overlap_with_the_attention_of_the_early_one(tmp_path):
     forward = ["send", "send", "arrive", "attend", "arrive", "attend"]
     backward = ["attend backward", "send back", "attend backward", "send back", "arrive", "arrive"]
     for events in on_ranks(2, events_of_an_attention, tmp_path=tmp_path):
-        assert events == ["send", *forward, *backward]  # first of all the ranges of the next chunks
+        assert events == ["send", *forward, *backward]  # the first message holds the ranges of the next chunks
 
 
-def test_flash_attention_is_found_by_its_own_name(monkeypatch):
-    """transformers' function looks up which flash attention to call in the layer's configuration."""
+def test_a_layer_under_ulysses_names_its_flash_attention(monkeypatch):
+    """transformers looks up the flash attention to call in the layer's configuration."""
     model, names = make_model(), []
 
     def flash_attention(module, q_BHND, *_, **__):
@@ -250,7 +250,7 @@ LAYOUTS = [(chunks, size, zigzag) for chunks in range(1, 20) for size in range(1
 
 
 @pytest.mark.parametrize("tail", [0, 3])
-def test_every_token_lies_on_one_rank_and_every_rank_holds_a_chunk(tail):
+def test_each_token_is_on_one_rank_and_each_rank_has_a_chunk(tail):
     for chunks, size, zigzag in LAYOUTS:
         layout = ContextLayout(2 + 4 * chunks + tail, LagRule(2, 4, 2), size, bool(zigzag))
         positions = [layout.positions(rank) for rank in range(size)]
@@ -261,7 +261,7 @@ def test_every_token_lies_on_one_rank_and_every_rank_holds_a_chunk(tail):
 
 @pytest.mark.parametrize(("num_tokens", "size"), [(32768, 4), (131072, 8)])
 def test_zigzag_balances_the_work(num_tokens, size):
-    """Largest over mean number of query-key pairs of a rank, counted one query at a time."""
+    """The ratio of the largest to the mean number of query-key pairs of a rank, counted query by query."""
     mode = LRSA()
     rule = mode.rule()
 

@@ -1,4 +1,4 @@
-"""Folders that ZeRO's ranks write: whole or absent, kept by the rules of files, and resumed from exactly."""
+"""ZeRO's checkpoint folders: complete or absent, kept by the same rules as files, and resumed from exactly."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def copy_of(run_of_stage, tmp_path):
 
 def resume(run: Path, ckpt_path: str, *options: str, fails: bool = False) -> str:
     config = ["fit", f"--config={run / 'config.yaml'}", f"--runs_dir={run.parent}", f"--ckpt_path={ckpt_path}"]
-    # The configuration names the folder of checkpoints of the run that was copied.
+    # The configuration names the original run's folder of checkpoints.
     callbacks = json.dumps([ours("Checkpoints", every_n_steps=2, dirpath=str(run / "checkpoints"))])
     return lrsa(*config, f"--trainer.callbacks={callbacks}", *options, fails=fails)
 
@@ -52,7 +52,7 @@ def test_rules_of_keeping_hold_for_folders(run_of_stage):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_resume_is_bit_exact(copy_of, run_of_stage, stage):
-    """Amid an epoch of six steps, and over its end; what a write that was cut short left is removed."""
+    """Within an epoch of six steps and across its end. The resume removes an interrupted write."""
     run = copy_of(stage)
     shutil.rmtree(run / "checkpoints" / "step=6.ckpt")
     (run / "checkpoints" / "step=7.ckpt").rename(run / "checkpoints" / ".step=5.ckpt.partial")
@@ -68,7 +68,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(run / "checkpoints" / "step=7.ckpt").model.state_dict()
 
 
-def test_a_corrupt_folder_is_left_out_and_refused(copy_of):
+def test_a_corrupt_folder_is_skipped_and_refused(copy_of):
     folder = copy_of(2) / "checkpoints"
     newest = folder / "step=7.ckpt"
     shard = next((newest / "checkpoint").glob("*_1_*optim_states.pt"))
@@ -83,7 +83,7 @@ def test_a_corrupt_folder_is_left_out_and_refused(copy_of):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_folder_becomes_a_model_for_transformers(run_of_stage, tmp_path, stage):
-    """Its weights are those of one process after as many steps, and bit by bit those of the checkpoint."""
+    """The weights equal the checkpoint's bit for bit, and those of one process after as many steps."""
     export(run_of_stage(stage), tmp_path / "exported")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="auto").state_dict()
     own, plain = weights(run_of_stage(stage)), weights(run_of_stage(0))
@@ -93,7 +93,7 @@ def test_a_folder_becomes_a_model_for_transformers(run_of_stage, tmp_path, stage
 
 
 def test_a_validation_has_the_checkpoints_weights(run_of_stage, zero_arguments):
-    """Under ZeRO-3, where DeepSpeed fails without an optimizer; on one process, whatever number wrote the folder."""
+    """Under ZeRO-3, where DeepSpeed fails without an optimizer; on one process, while two wrote the folder."""
     losses = []
     for source, strategy in ((run_of_stage(0), "auto"), (run_of_stage(3), zero(3))):
         name = f"validated-{source.name}"
@@ -125,7 +125,7 @@ def test_another_number_of_processes_goes_on_from_a_universal_folder(copy_of, ru
 
 
 def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of):
-    """Training goes on on both; nothing waits for the rank that failed; the last step's loss is an error."""
+    """Both ranks continue, and neither waits for the other. A last step that is not saved is an error."""
     run = copy_of(2)
     checkpoints = ours("Checkpoints", every_n_steps=1, dirpath=str(run / "checkpoints"))
     callbacks = [checkpoints, callback("FullDisk", rank=1, step=6)]
@@ -141,7 +141,7 @@ def test_a_full_disk_of_one_rank_leaves_the_folders_before_it(copy_of):
 
 
 def test_a_folder_holds_plain_data_too(copy_of):
-    """What numpy's numbers are equal to is kept; what has no plain form ends the run on all ranks, after the save."""
+    """numpy's numbers become plain ones. State without a plain form ends the run on all ranks, after the save."""
     run = copy_of(2)
     keeps = [
         interruption("Keeps", what="numpy"),

@@ -1,4 +1,4 @@
-"""ZeRO adds up the gradients of bf16 weights in float32, over micro-batches and ranks, or says why it cannot."""
+"""ZeRO sums the gradients of bf16 weights in float32, over micro-batches and ranks, or refuses."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ HERE = "tests.distributed.test_zero_precision"
 
 
 class Float32Sum(Callback):
-    """On one plain process: the bf16 gradients of each micro-batch, added up outside of it."""
+    """Sums the bf16 gradients of each micro-batch itself, in one process without ZeRO."""
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in pl_module.named_parameters()}
@@ -33,7 +33,7 @@ class Float32Sum(Callback):
 
 
 class EngineTypes(Callback):
-    """Looks at what DeepSpeed was told and took."""
+    """Checks the dtypes that DeepSpeed uses."""
 
     def on_train_start(self, trainer, pl_module) -> None:
         engine = trainer.strategy.deepspeed_engine
@@ -44,7 +44,7 @@ class EngineTypes(Callback):
 
 @pytest.fixture(scope="module")
 def expected() -> list[Fit]:
-    """Of one plain process, made once."""
+    """The fit of one process without ZeRO, made once."""
     return []
 
 
@@ -70,7 +70,7 @@ def relative_error(got: Fit, expected: Fit) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_gradients_are_a_float32_sum(run, expected, name):
-    """Of 16 micro-batches, eight on each of two ranks; in bf16 it is off by 3e-3."""
+    """16 micro-batches, eight on each of two ranks. A sum in bf16 would be off by 3e-3."""
     if not expected:
         expected.append(run(1, {}, f"{HERE}.Float32Sum"))
     found = run(2, strategy(name), "tests.distributed.fits.KeepGradients", f"{HERE}.EngineTypes")
@@ -78,7 +78,7 @@ def test_gradients_are_a_float32_sum(run, expected, name):
 
 
 def prepared(arguments, precision: str = "bf16-true", micro_batch: int = 1, **strategy_arguments) -> LRSACLI:
-    """A run whose data and settings have been looked at, and nothing of it read."""
+    """A run after its checks, before any data or weight is read."""
     chosen = {"class_path": "lrsa_lightning.distributed.SPDeepSpeedStrategy", "init_args": strategy_arguments}
     options = {**arguments, "trainer.strategy": json.dumps(chosen), "trainer.precision": precision}
     options |= {"data.micro_batch_size": str(micro_batch), "data.global_batch_size": "4", "trainer.devices": "2"}
@@ -91,7 +91,7 @@ def prepared(arguments, precision: str = "bf16-true", micro_batch: int = 1, **st
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", "bf16"), ("bf16-mixed", "bf16"), ("16-mixed", "fp16")])
-def test_stage_1_refuses_to_add_up_in_16_bits_and_names_the_ways_out(arguments, precision, dtype):
+def test_stage_1_refuses_sums_in_16_bits_and_names_the_alternatives(arguments, precision, dtype):
     with pytest.raises(InputError, match=f"gradients of 2 micro-batches in {dtype}: set stage: 2, .*micro_batch_size"):
         prepared(arguments, precision, stage=1)
 
@@ -104,17 +104,17 @@ def test_stage_1_refuses_to_add_up_in_16_bits_and_names_the_ways_out(arguments, 
         ("bf16-true", 1, {"data_types": {"grad_accum_dtype": "bf16"}}),
     ],
 )
-def test_stage_1_goes_where_nothing_is_lost_or_the_user_says_so(arguments, precision, micro_batch, config):
+def test_stage_1_runs_where_nothing_is_lost_or_the_user_accepts_it(arguments, precision, micro_batch, config):
     prepared(arguments, precision, micro_batch, config={"zero_optimization": {"stage": 1}, **config})
 
 
-def test_stage_1_with_float32_sums_is_refused_for_what_deepspeed_makes_of_it(arguments):
+def test_stage_1_with_float32_sums_is_refused(arguments):
     config = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
-    with pytest.raises(InputError, match="neither leave out a step nor read its checkpoints: set stage: 2"):
+    with pytest.raises(InputError, match="neither skip a step nor read its checkpoints: set stage: 2"):
         prepared(arguments, config=config)
 
 
-def test_types_that_the_user_names_stay():
+def test_the_users_types_stay():
     own = {"zero_optimization": {"stage": 2}, "communication_data_type": "bf16"}
     own["data_types"] = {"grad_accum_dtype": "bf16"}
     config = dict(own)
@@ -142,7 +142,7 @@ def test_types_that_the_user_names_stay():
         ({"offload_parameters": True}, "offload_parameters needs ZeRO stage 3, not 2"),
     ],
 )
-def test_what_the_run_decides_is_not_taken_from_deepspeeds_configuration(tmp_path, arguments, said):
+def test_deepspeeds_configuration_may_not_contain_settings_of_the_run(tmp_path, arguments, said):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=said):
         SPDeepSpeedStrategy(**arguments)

@@ -1,4 +1,4 @@
-"""Command lines of runs under ZeRO, what they left behind, and callbacks that change what they find."""
+"""Command lines of runs under ZeRO, their metrics, and callbacks that inject faults."""
 
 import errno
 import json
@@ -19,10 +19,10 @@ def zero(stage: int, **arguments) -> str:
 
 
 def lrsa(*arguments: str, fails: bool = False) -> str:
-    """Runs the command to its end, each of its devices in a process that torchrun might have started.
+    """Runs the command to its end, with a process for each device, as torchrun starts them.
 
     Returns:
-        what the processes said on stderr.
+        the stderr of all processes.
     """
     ended = on_lines([[*arguments]] * _devices(arguments), timeout=120)
     said = "".join(process.err for process in ended)
@@ -31,7 +31,7 @@ def lrsa(*arguments: str, fails: bool = False) -> str:
 
 
 def launched(*arguments: str) -> None:
-    """Runs the installed command to its end; it starts the processes of its devices itself."""
+    """Runs the installed command to its end. It starts a process for each device itself."""
     executable = Path(sys.executable).parent / "lrsa"
     tests = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(
@@ -48,7 +48,7 @@ def _devices(arguments: tuple[str, ...]) -> int:
 
 
 def callback(name: str, **arguments) -> dict:
-    """One of this file."""
+    """The configuration of a callback of this file."""
     return {"class_path": f"tests.distributed.zero.{name}", "init_args": arguments}
 
 
@@ -61,7 +61,7 @@ def curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
 
 
 class FullDisk(Callback):
-    """From a step on one rank can write no more of a checkpoint than half a file."""
+    """From a step on, one rank writes only half of each checkpoint file."""
 
     def __init__(self, rank: int, step: int):
         self.rank = rank
@@ -85,7 +85,7 @@ class OneReader(Callback):
 
 
 class UncompiledAdam(Callback):
-    """Puts torch's AdamW in the place of the one that DeepSpeed compiles."""
+    """Replaces the AdamW that DeepSpeed compiles by torch's."""
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         import torch

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def run_arguments(tokenizer, tokenizer_dir, tmp_path_factory) -> dict[str, str]:
-    """The options of a run of six steps, on one and on two ranks alike, that checkpoints after the third and last."""
+    """The options of a run of six steps on one or two ranks, with checkpoints after the third and the last."""
     folder = tmp_path_factory.mktemp("npu")
     own = {
         "runs_dir": str(folder / "runs"),
@@ -57,7 +57,7 @@ KINDS["npu_zero1"] = {**KINDS["npu_ddp"], "trainer.strategy": plugin("NPUDeepSpe
 for _kind in ("ulysses", "context"):
     _strategy = plugin("NPUDDPStrategy", sequence_parallel={"size": 2, "kind": _kind})
     KINDS[f"npu_ddp_{_kind}"] = {**KINDS["npu_ddp"], "trainer.strategy": _strategy}
-for _stage in (2, 3):  # as users run them, and both ranks share each sequence
+for _stage in (2, 3):  # as users run them, and degree 2
     KINDS[f"npu_zero{_stage}"] = {"config": str(CONFIGS / f"npu_zero{_stage}_sp2.yaml"), "trainer.devices": "2"}
 
 
@@ -75,13 +75,13 @@ def run_of(run_arguments) -> Callable[[str], Path]:
 
 
 def on_ranks_of(kind: str, arguments: list[str]) -> None:
-    """Runs the command to its end, in a process for each device of a kind."""
+    """Runs the command to its end, with a process for each device of a kind."""
     for ended in on_lines([arguments] * int(KINDS[kind]["trainer.devices"]), timeout=300):
         assert ended.status == 0, ended.err
 
 
 def lrsa(*arguments: str, **environment: str) -> str:
-    """Runs the command to its end in a process of its own, which starts the others; returns what it said."""
+    """Runs the command to its end in a process that starts the others. Returns its stderr."""
     user = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}  # the strategy says it
     result = subprocess.run(
         [sys.executable, "-m", "lrsa_lightning.cli", *arguments],

@@ -1,4 +1,4 @@
-"""The hardware check, run through on the stand-ins: that it works, not that any hardware does."""
+"""The hardware check on the stand-ins. This tests the check, not any hardware."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def test_a_failure_is_reported_and_exits_non_zero(tmp_path, capsys):
     versions, numbers = json.loads(out.read_text())["items"]
     assert not versions["passed"]
     assert "devices are missing" in versions["error"]
-    assert numbers["passed"]  # the items behind it have their turn
+    assert numbers["passed"]  # the next items still run
     assert "FAIL  versions" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Errors before anything runs: what is missing, what does not fit, what the way out is."""
+"""Errors before anything runs: what is missing, what does not fit, what to do."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def cpu_build(monkeypatch):
 
 
 def test_a_cuda_build_of_torch(monkeypatch, caplog):
-    """First of all: to install torch_npu beside it would abort every `import torch`."""
+    """The first check: torch_npu installed beside it would abort every `import torch`."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs a CPU build of torch.*pip install.*whl/cpu"):
@@ -69,9 +69,9 @@ def test_visible_devices_in_order(visible):
 
 
 @pytest.mark.npu
-def test_deepspeed_is_told_its_device_before_torch_npu_is_there(monkeypatch):
-    """DeepSpeed would choose by what is installed, and other code of ours by what is imported."""
-    monkeypatch.setenv("DS_ACCELERATOR", "")  # so that it is as before in the end
+def test_deepspeeds_device_is_set_before_torch_npu_is_imported(monkeypatch):
+    """DeepSpeed would choose by the installed packages, and ZeroStrategy by the imported ones."""
+    monkeypatch.setenv("DS_ACCELERATOR", "")  # so that the test restores it
     monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(strategies, "find_spec", lambda name: object())
     monkeypatch.setattr(deepspeed, "_device_type", lambda: "cpu")

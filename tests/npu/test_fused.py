@@ -1,4 +1,4 @@
-"""Fused layers against transformers' own on the CPU, in loss and gradients, each by its switch."""
+"""Each fused layer against transformers' own on the CPU, in loss and gradients."""
 
 import pytest
 import torch

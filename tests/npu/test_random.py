@@ -1,4 +1,4 @@
-"""Random numbers that an NPU draws: seeded, isolated, drawn again."""
+"""Random numbers of NPUs: seeded, isolated, repeated."""
 
 import lightning
 import pytest

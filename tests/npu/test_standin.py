@@ -1,4 +1,4 @@
-"""The lane itself: genuine torch_npu, operators on aliases of the device's memory."""
+"""The test lane itself: genuine torch_npu, with operators on the device's memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Full attention by transformers' own implementations: which operators of an NPU it becomes, and in which dtype."""
+"""Full attention by transformers' own implementations: the NPU's operators and their dtype."""
 
 import pytest
 import torch

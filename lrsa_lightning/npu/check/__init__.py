@@ -1,1 +1,1 @@
-"""What only hardware can decide: `python -m lrsa_lightning.npu.check --devices 8 --out npu_check.json`."""
+"""The check on real hardware: `python -m lrsa_lightning.npu.check --devices 8 --out npu_check.json`."""

@@ -1,7 +1,7 @@
 """Checks NPUs, CANN, torch_npu and this package together; exits non-zero when an item fails.
 
 Items: versions, kernels against float32 on the CPU, LRSA against its specification, HCCL, training on one and several
-devices, ZeRO, kill and resume. TORCH_NPU_FALLBACK_CPU_DISABLE=1 is set: an operator without a kernel fails.
+devices, ZeRO, kill and resume. The check sets TORCH_NPU_FALLBACK_CPU_DISABLE=1: an operator without a kernel fails.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from pathlib import Path
 from time import perf_counter
 
 from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.npu.check import kernels, runs
+from lrsa_lightning.npu.check import device, kernels, runs
 from lrsa_lightning.npu.check.settings import Settings
 from lrsa_lightning.npu.environment import require_npu
 
 ITEMS: tuple[Callable[[Settings], dict], ...] = (
-    kernels.versions,
+    device.versions,
     kernels.fused_attention,
     kernels.softmax_statistics,
     kernels.merged_gradients,
     kernels.lrsa_attention,
     kernels.attention_at_length,
-    kernels.fused_layers,
-    kernels.optimizer,
-    kernels.random_numbers,
+    device.fused_layers,
+    device.optimizer,
+    device.random_numbers,
     runs.collectives,
     runs.steps,
     runs.ddp,
@@ -42,7 +42,7 @@ ITEMS: tuple[Callable[[Settings], dict], ...] = (
 
 @dataclass
 class Result:
-    """What an item came to."""
+    """The result of an item."""
 
     item: str
     passed: bool
@@ -52,7 +52,7 @@ class Result:
 
 
 def run(item: Callable[[Settings], dict], settings: Settings) -> Result:
-    """An item's result; whatever it raises is a failure, and the next item has its turn."""
+    """Runs an item. Any exception is a failure, and the next item still runs."""
     start = perf_counter()
     try:
         numbers = item(settings)
@@ -65,9 +65,9 @@ def run(item: Callable[[Settings], dict], settings: Settings) -> Result:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lrsa_lightning.npu.check", description=__doc__)
-    parser.add_argument("--devices", type=int, default=1, help="NPUs to use; several take HCCL, DDP and ZeRO in")
+    parser.add_argument("--devices", type=int, default=1, help="number of NPUs; HCCL, DDP and ZeRO need several")
     parser.add_argument("--out", type=Path, default=Path("npu_check.json"), help="file of the results")
-    parser.add_argument("--only", nargs="+", choices=[i.__name__ for i in ITEMS], help="these items alone")
+    parser.add_argument("--only", nargs="+", choices=[i.__name__ for i in ITEMS], help="run these items only")
     parser.add_argument("--small", action="store_true", help="sizes for a machine without hardware")
     options = parser.parse_args(arguments)
     os.environ["TORCH_NPU_FALLBACK_CPU_DISABLE"] = "1"

@@ -13,7 +13,7 @@ from lrsa_lightning.npu.environment import require_npu
 
 
 def main() -> None:
-    """Argument: megabytes of the tensors. Exits non-zero where a value is wrong."""
+    """Takes the megabytes of the tensors as argument. Exits with status 1 if a value is wrong."""
     require_npu()
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.npu.set_device(rank)

@@ -1,4 +1,4 @@
-"""Collectives, and whole runs of `lrsa fit` that must have the same losses however they are run."""
+"""Collectives, and runs of `lrsa fit` whose losses must not depend on devices, strategy or launch mode."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from lrsa_lightning.npu.check.settings import Failed, Settings
 
 _REFERENCE = "single"
-# Sums in a fixed order, where an operator has such; not an error where it has not.
+# Sums in a fixed order where an operator supports it, a warning where it does not.
 _EXACT = {"trainer.precision": "32-true", "trainer.deterministic": "warn"}
 
 
@@ -37,7 +37,7 @@ def _collectives(settings: Settings, ranks: int) -> dict:
 
 
 def steps(settings: Settings) -> dict:
-    """Steps of a Qwen2.5 in bf16-mixed without a fall-back to the CPU, and how fast they are."""
+    """Steps of a Qwen2.5 in bf16-mixed without a fall-back to the CPU, and their throughput."""
     callbacks = json.dumps([{"class_path": "lrsa_lightning.callbacks.Throughput", "init_args": {"peak_tflops": 354}}])
     run = _fit(settings, "bf16", {"trainer.precision": "bf16-mixed", "trainer.callbacks": callbacks})
     losses = _curve(run)
@@ -53,28 +53,28 @@ def ddp(settings: Settings) -> dict:
 
 
 def zero2(settings: Settings) -> dict:
-    """ZeRO-2 has them too, where each two devices share a sequence by Ulysses."""
-    return _same_as_one(settings, "zero2", _sharing(settings, 2, "ulysses"))
+    """ZeRO-2 with Ulysses at degree 2 has the losses of one device."""
+    return _same_as_one(settings, "zero2", _on_pairs(settings, 2, "ulysses"))
 
 
 def zero3(settings: Settings) -> dict:
-    """And ZeRO-3, where they share it by context parallelism."""
-    return _same_as_one(settings, "zero3", _sharing(settings, 3, "context"))
+    """ZeRO-3 with context parallelism at degree 2 has the losses of one device."""
+    return _same_as_one(settings, "zero3", _on_pairs(settings, 3, "context"))
 
 
-def _sharing(settings: Settings, stage: int, kind: str) -> dict[str, str]:
+def _on_pairs(settings: Settings, stage: int, kind: str) -> dict[str, str]:
     size = 1 if settings.devices % 2 else 2
     return _on_all(settings, "NPUDeepSpeedStrategy", stage=stage, sequence_parallel={"size": size, "kind": kind})
 
 
 def task_queue(settings: Settings) -> dict:
-    """So has every other way to launch operators."""
+    """Each other mode of TASK_QUEUE_ENABLE, which launches operators, has the losses of one device."""
     others = {"0", "1", "2"} - {os.environ.get("TASK_QUEUE_ENABLE", "1")}
     return {m: _same_as_one(settings, f"queue{m}", {}, TASK_QUEUE_ENABLE=m)["worst"] for m in sorted(others)}
 
 
 def resume(settings: Settings) -> dict:
-    """A run that is killed goes on to the losses of one that is not, bit for bit."""
+    """A killed and resumed run has the losses of an uninterrupted one, bit for bit."""
     callbacks = [{"class_path": "lrsa_lightning.callbacks.Checkpoints", "init_args": {"every_n_steps": 1}}]
     options = {"trainer.callbacks": json.dumps(callbacks)}
     command, metrics = _command(settings, "killed", options), settings.folder / "runs" / "killed" / "metrics.jsonl"
@@ -101,10 +101,10 @@ def _same_as_one(
         _fit(settings, _REFERENCE, {})
     expected, losses = _curve(reference), _curve(_fit(settings, name, options, **environment))
     if losses.keys() != expected.keys():
-        raise Failed(f"steps {sorted(losses)} instead of {sorted(expected)}")
+        raise Failed(f"logged steps {sorted(losses)}, expected {sorted(expected)}")
     worst = max(abs(losses[step] - loss) / abs(loss) for step, loss in expected.items())
     if worst > tolerance:
-        raise Failed(f"losses differ by {worst:.1e} of their value: {losses} instead of {expected}")
+        raise Failed(f"losses differ by {worst:.1e} of their value: {losses}, expected {expected}")
     return {"worst": worst}
 
 

@@ -1,23 +1,27 @@
-"""What the items of the check are told, and how they say that something is wrong."""
+"""The settings of the check's items, and their comparisons."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+BF16 = 2e-2
+"""Relative error that bfloat16 explains."""
+
 
 class Failed(AssertionError):
-    """A number is out of its bounds."""
+    """A number lies outside its bounds."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """
     Attributes:
-        devices: NPUs to use.
+        devices: number of NPUs.
         folder: for runs and data of the check.
-        small: sizes for a machine without hardware, where the time and the memory mean nothing.
+        small: takes small sizes for a machine without hardware. Time and memory mean nothing there.
     """
 
     devices: int
@@ -29,10 +33,10 @@ class Settings:
 
 
 def error_of(what: str, got: Tensor, expected: Tensor, tolerance: float) -> float:
-    """Largest difference, as a share of the largest expected value.
+    """Largest difference relative to the largest expected value.
 
     Raises:
-        Failed: it is above ``tolerance``, or not a number.
+        Failed: the error is above ``tolerance``, or NaN.
     """
     expected = expected.float()
     error = ((got.float().cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
@@ -42,5 +46,13 @@ def error_of(what: str, got: Tensor, expected: Tensor, tolerance: float) -> floa
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers that bfloat16 can hold, on the CPU."""
+    """Normal random numbers that bfloat16 represents exactly: float32, on the CPU."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output of a function and the gradients of its inputs, under a fixed random gradient of the output."""
+    inputs = [z.detach().requires_grad_() for z in inputs]
+    out = function(*inputs)
+    weights = random(*out.shape, seed=4).to(out)
+    return [out.detach(), *torch.autograd.grad(out, inputs, weights)]

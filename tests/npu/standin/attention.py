@@ -23,7 +23,7 @@ _SEED = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)  # 
 
 @dataclass(frozen=True)
 class Call:
-    """What forward and backward must be told alike."""
+    """The arguments that forward and backward must agree on."""
 
     heads: int
     kv_heads: int

@@ -169,7 +169,7 @@ HcclResult HcclReduceScatter(void *from, void *to, uint64_t count, HcclDataType 
         }
     return OK;
 }
-// Every rank gets all ranks' values, one behind the other; `count` is one rank's.
+// Every rank gets all ranks' values, concatenated; `count` is one rank's.
 HcclResult HcclAllGather(void *from, void *to, uint64_t count, HcclDataType type, HcclComm comm, stream_t stream) {
     uint64_t bytes = count * WIDTH[type];
     for (uint64_t at = 0; at < bytes; at += PIECE) {

@@ -64,7 +64,7 @@ def _install_torch_npu() -> Path:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
         pip = subprocess.run([*command, f"torch_npu=={line}.*"], capture_output=True, text=True)
         if pip.returncode:
-            raise Unavailable(f"no torch_npu {line} to be had: {pip.stderr.strip().splitlines()[-1]}")
+            raise Unavailable(f"no torch_npu {line} is available: {pip.stderr.strip().splitlines()[-1]}")
         partial.rename(site)
     return site
 
@@ -101,7 +101,7 @@ def _autoload_entry() -> Path:
 
 
 def main() -> None:
-    """Runs the arguments with this Python; says why not, and succeeds, where the lane cannot be had."""
+    """Runs the arguments with this Python. Where the lane is unavailable, it prints the reason and succeeds."""
     try:
         prepared = environment()
     except Unavailable as reason:

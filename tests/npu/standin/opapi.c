@@ -22,7 +22,7 @@ tensor *aclCreateTensor(const int64_t *shape, uint64_t dims, int type, const int
 int aclDestroyTensor(const tensor *t) { free((void *)t); return 0; }
 // Numbers that an operator takes beside its tensors.
 int64_t *aclCreateIntArray(const int64_t *values, uint64_t count) {
-    assert(count == 2 && values[0] == 0);  // padding behind the last axis
+    assert(count == 2 && values[0] == 0);  // padding after the last axis
     return malloc(1);
 }
 int aclDestroyIntArray(const int64_t *values) { free((void *)values); return 0; }
@@ -52,7 +52,7 @@ static int64_t load(const tensor *t, int64_t i) {
     }
 }
 
-// Converts between types, of which only integers and bool are needed.
+// Converts between types: integers and bool only.
 int aclnnCastGetWorkspaceSize(const tensor *from, int type, tensor *to, uint64_t *size, executor **run) {
     return aclnnConstantPadNdGetWorkspaceSize(from, NULL, NULL, to, size, run);
 }

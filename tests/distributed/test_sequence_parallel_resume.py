@@ -1,4 +1,4 @@
-"""Runs whose ranks share sequences go on exactly where they were, and with other numbers of ranks."""
+"""Runs with sequence parallelism resume exactly, also with another number of ranks."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
 
 @pytest.fixture
 def options(arguments) -> dict[str, str]:
-    """Eight steps, of which an epoch has six, with a checkpoint of every fourth."""
+    """Eight steps, six an epoch, with a checkpoint after every fourth."""
     ours = json.dumps([callback("Checkpoints", every_n_steps=4)])
     return {
         **arguments,
@@ -54,8 +54,8 @@ def test_a_resume_is_bit_exact(options, tmp_path, name, kind):
         ((2, "fsdp2", 2, "ulysses"), (4, "fsdp2", 2, "context")),
     ],
 )
-def test_a_resume_may_share_sequences_otherwise(options, tmp_path, first, then):
-    """The order of the samples stays; sums are taken in another order."""
+def test_a_resume_may_change_degree_and_kind(options, tmp_path, first, then):
+    """The order of the samples stays. The order of sums changes."""
     whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
     again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
     for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):

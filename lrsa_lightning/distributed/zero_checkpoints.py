@@ -1,0 +1,102 @@
+"""Checkpoints under ZeRO: folders that all ranks write together, complete or absent."""
+
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lrsa_lightning.checkpoint_files import (
+    AtomicFiles,
+    Written,
+    is_universal,
+    make_empty,
+    partial_of,
+    publish,
+    remove,
+    saved_without,
+)
+from lrsa_lightning.disk import disk_full
+from lrsa_lightning.distributed.zero_config import stage_of
+from lrsa_lightning.plain_state import plain_checkpoint
+
+
+class ZeroCheckpoints(DeepSpeedStrategy):
+    """Lightning's strategy with atomic checkpoint folders, loaded as tensors and plain data only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: None = None) -> None:
+        """Writes a folder beside its place. The first rank moves it there once the files of all ranks are on the disk.
+
+        On a full disk it sets `checkpoint_io.disk_full` and raises nothing, as for checkpoints of one file.
+
+        Raises:
+            OSError: a rank cannot write. All ranks raise it.
+            InputError: as for checkpoints of one file. All ranks raise it.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        state, left_out = plain_checkpoint(state)
+        error = self._save_folder(state, path)
+        if error is not None and self.is_global_zero:
+            with suppress(OSError):
+                remove(partial_of(path))
+        full = disk_full(error)
+        if isinstance(self.checkpoint_io, AtomicFiles):
+            self.checkpoint_io.disk_full = full
+        if error is not None and (full is None or not isinstance(self.checkpoint_io, AtomicFiles)):
+            raise error
+        if error is None and left_out:
+            raise saved_without(path, left_out)
+
+    def _save_folder(self, state: dict[str, Any], path: Path) -> Exception | None:
+        """Returns the first error of any rank, on all ranks."""
+        from lrsa_lightning.distributed.zero_files import save_shards
+
+        partial = partial_of(path)
+        if error := self._on_first_rank(make_empty, partial):
+            return error
+        if error := save_shards(self.deepspeed_engine, partial, state, self.exclude_frozen_parameters):
+            return error
+        written = Written(state["global_step"], self.world_size, stage_of(self.config))
+        return self._on_first_rank(publish, partial, path, written)
+
+    def _on_first_rank(self, function: Callable, *arguments) -> OSError | None:
+        """Calls a function on the first rank, for which the others wait. Returns its error on all ranks."""
+        error = None
+        if self.is_global_zero:
+            try:
+                function(*arguments)
+            except OSError as caught:
+                error = caught
+        return self.broadcast(error)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads tensors and plain data only, whatever ``weights_only`` says.
+
+        Raises:
+            InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
+        """
+        from lrsa_lightning.distributed.zero3 import groups_kept_apart
+        from lrsa_lightning.distributed.zero_files import (
+            check_folder,
+            check_resumable,
+            read_client_state,
+            read_weights,
+            safe_loading,
+        )
+
+        path = Path(checkpoint_path)
+        is_fit = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        check_resumable(path, stage_of(self.config), self.world_size) if is_fit else check_folder(path)
+        if self.zero_stage_3 and not is_fit:
+            # DeepSpeed would take the weights from the optimizer's states, and there is no optimizer here.
+            self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
+            return read_client_state(path)
+        self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
+        groups = nullcontext()
+        if is_universal(path) and self.zero_stage_3:
+            groups = groups_kept_apart(self.deepspeed_engine.optimizer.optimizer)
+        with safe_loading(), groups:
+            return super().load_checkpoint(path, weights_only=True)

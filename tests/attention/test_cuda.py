@@ -1,8 +1,8 @@
 """What only a GPU can run: FlexAttention, FlashAttention-4 and the Triton kernels, against `naive`, `fill` and `lagkv`.
 
-Compilation is nearly all of the time. FlexAttention compiles each shape, mask and dtype, forward and backward.
-FlashAttention-4 compiles each head size, ratio of heads, rule and dtype, and one sample apart from several. So the
-tests share a few shapes, and a new one costs about 5 s (FlexAttention) or 15 s (FlashAttention-4).
+Compilation takes most of the time. FlexAttention compiles for each shape, mask and dtype, forward and backward.
+FlashAttention-4 compiles for each head size, ratio of heads, rule and dtype, and for one sample apart from several.
+So the tests share a few shapes. Reuse these before you add one.
 """
 
 import pytest
@@ -116,7 +116,7 @@ def test_segments_that_ranks_hold(kernel, index):
 
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
 def test_packed_rows(kernel):
-    """The second row holds one sample, as GROUPED does; the first one's long samples share a compiled kernel."""
+    """The first row's long samples have one length, and the second row has that of GROUPED: kernels are shared."""
     qkv = random_qkv(2, *GROUPED[1:])
     skip_without(kernel, qkv[0])
     mode, boundaries = LRSA(**LONG_CHUNKS), [[0, 1450, 1550, 3000], [0, 3000]]

@@ -1,4 +1,9 @@
-"""What only a GPU can run: FlexAttention's kernels and the Triton kernels, against `naive` and `lagkv`."""
+"""What only a GPU can run: FlexAttention, FlashAttention-4 and the Triton kernels, against `naive`, `fill` and `lagkv`.
+
+Compilation takes most of the time. FlexAttention compiles for each shape, mask and dtype, forward and backward.
+FlashAttention-4 compiles for each head size, ratio of heads, rule and dtype, and for one sample apart from several.
+So the tests share a few shapes. Reuse these before you add one.
+"""
 
 import pytest
 import torch
@@ -10,13 +15,30 @@ from lrsa_lightning.distributed.layout import ContextLayout
 from tests.conftest import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-SHAPES = [(2, 12, 2, 3000, 128), (1, 4, 4, 2048, 64), (1, 6, 1, 1537, 128), (1, 4, 2, 1100, 80)]
+LONG_CHUNKS = {"lag_size": 256, "sink_size": 16}
+SHORT_CHUNKS = {"lag_size": 64, "sink_size": 4}
+# Samples, query heads, KV heads, tokens, head size.
+GROUPED = (1, 12, 2, 3000, 128)
+UNGROUPED = (2, 4, 4, 769, 64)
+NO_POWER_OF_TWO = (1, 6, 1, 1100, 80)
+# A model whose attention has the shape UNGROUPED. One layer: rounding in a second one's keys might keep other tokens.
+UNGROUPED_MODEL = {
+    "hidden_size": 128,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 1,
+}
 
 
 def random_qkv(batch, heads, groups, num_tokens, dim, dtype=torch.bfloat16):
     torch.manual_seed(0)
     shapes = [(batch, num_tokens, h, dim) for h in (heads, groups, groups)]
     return [torch.randn(s, device="cuda", dtype=dtype).transpose(1, 2).requires_grad_() for s in shapes]
+
+
+def random_ids(*shape):
+    return torch.randint(0, 97, shape, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
 
 
 def skip_without(kernel, q):
@@ -37,29 +59,33 @@ def assert_close(outcome, reference):
 
 
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [(GROUPED, LONG_CHUNKS), (UNGROUPED, SHORT_CHUNKS), (NO_POWER_OF_TWO, LONG_CHUNKS)],
+    ids=["grouped heads", "as many KV heads", "head size 80"],
+)
 @pytest.mark.parametrize("scorer", ["lagkv", "random"])
-def test_flex_equals_naive_in_output_and_gradients(kernel, shape, scorer):
+def test_flex_equals_naive_in_output_and_gradients(kernel, shape, sizes, scorer):
     qkv = random_qkv(*shape)
     skip_without(kernel, qkv[0])
-    mode = LRSA(lag_size=256, sink_size=16, scorer=scorer)
+    mode = LRSA(**sizes, scorer=scorer)
     outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel), qkv)
     assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode), qkv))
 
 
 def test_float32_stays_float32():
-    qkv = random_qkv(1, 4, 2, 1500, 64, torch.float32)
-    mode = LRSA(lag_size=64, sink_size=4)
-    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel="TRITON"), qkv)
-    reference = with_gradients(naive.lrsa_attention(*qkv, mode), qkv)
+    qkv = random_qkv(*UNGROUPED, torch.float32)
+    mode, scale = LRSA(**SHORT_CHUNKS), UNGROUPED[-1] ** -0.5  # the scale of a model: both share a compiled kernel
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, scale, kernel="TRITON"), qkv)
+    reference = with_gradients(naive.lrsa_attention(*qkv, mode, scale), qkv)
     for got, expected in zip(outcome, reference, strict=True):
         assert (got - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_long_rows_whose_sink_queries_run_apart():
+def test_long_rows_run_the_queries_of_the_sink_apart():
     qkv = random_qkv(1, 6, 1, 33000, 128)
     skip_without("FLASH", qkv[0])
-    mode = LRSA(lag_size=256, sink_size=16)
+    mode = LRSA(**LONG_CHUNKS)
     wide = [z.detach().float().requires_grad_() for z in qkv]
     outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel="FLASH"), qkv)
     reference = with_gradients(fill.lrsa_attention(*wide, mode), wide)
@@ -67,12 +93,11 @@ def test_long_rows_whose_sink_queries_run_apart():
     assert_close(*([z[:, :, : mode.sink_size] for z in parts] for parts in (outcome, reference)))
 
 
-@pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
-@pytest.mark.parametrize("index", range(3))
-def test_stretches_that_ranks_hold(kernel, index):
+@pytest.mark.parametrize(("kernel", "index"), [("FLASH", 0), ("FLASH", 1), ("FLASH", 2), ("TRITON", 2)])
+def test_segments_that_ranks_hold(kernel, index):
     q, k, v = random_qkv(1, 12, 2, 4200, 128)
     skip_without(kernel, q)
-    mode = LRSA(lag_size=256, sink_size=16)
+    mode = LRSA(**LONG_CHUNKS)
     chunking = mode.chunking()
     segment = ContextLayout(4200, chunking, 2).segments[index]
     first_raw = max(0, segment.start - chunking.lag_size)
@@ -91,26 +116,36 @@ def test_stretches_that_ranks_hold(kernel, index):
 
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
 def test_packed_rows(kernel):
-    qkv = random_qkv(2, 12, 2, 3000, 128)
+    """The first row's long samples have one length, and the second row has that of GROUPED: kernels are shared."""
+    qkv = random_qkv(2, *GROUPED[1:])
     skip_without(kernel, qkv[0])
-    mode, boundaries = LRSA(lag_size=256, sink_size=16), [[0, 1200, 1300, 3000], [0, 3000]]
+    mode, boundaries = LRSA(**LONG_CHUNKS), [[0, 1450, 1550, 3000], [0, 3000]]
     outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel, cu_seqlens=boundaries), qkv)
     assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode, cu_seqlens=boundaries), qkv))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("sink", "lag", "ratio"), [(16, 256, 0.5), (0, 100, 0.25), (3, 7, 0.9), (200, 1024, 0.01)])
+@pytest.mark.parametrize(
+    ("sizes", "ratio", "dtype"),
+    [
+        (LONG_CHUNKS, 0.5, torch.bfloat16),
+        ({"lag_size": 100, "sink_size": 0}, 0.25, torch.float32),
+        ({"lag_size": 7, "sink_size": 3}, 0.9, torch.bfloat16),
+        ({"lag_size": 1024, "sink_size": 200}, 0.01, torch.float32),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("v_weight", [1.0, 0.0, -0.5])
-def test_fused_selection_equals_the_rule(dtype, sink, lag, ratio, v_weight):
+def test_fused_selection_equals_the_rule(sizes, ratio, dtype, v_weight):
+    """Compiled; `test_kernels.py` compares more of it under Triton's interpreter."""
     from lrsa_lightning.attention import kernels
 
-    _, k, v = (z.detach() for z in random_qkv(2, 4, 2, 3333, 64, dtype))
-    k[:, :, 500:900, 3] = 1.5  # channels without range
+    _, k, v = (z.detach() for z in random_qkv(2, 4, 2, 3333, 128, dtype))
+    k[:, :, 500:900, 3] = 1.5  # a channel without range
     k[:, :, 1000:1100] = k[:, :, 1000:1001]  # equal tokens: ties
     v[:, :, 1000:1100] = v[:, :, 1000:1001]
-    mode = LRSA(lag_size=lag, sink_size=sink, retention_ratio=ratio, v_weight=v_weight)
+    mode = LRSA(**sizes, retention_ratio=ratio, v_weight=v_weight)
     idx, inverse = kernels.select(k, v, mode.chunking(), v_weight)
-    expected = lagkv.select(k, v, lag, sink, ratio, v_weight)
+    expected = lagkv.select(k, v, mode.lag_size, mode.sink_size, ratio, v_weight)
     # Scores that differ by rounding alone may be ordered either way.
     assert (idx != expected).float().mean() < 1e-3
     places = torch.arange(idx.shape[-1], device="cuda", dtype=torch.int32).expand_as(idx)
@@ -128,14 +163,11 @@ def test_a_model_trains_under_lightnings_precisions_as_with_fill(precision):
         "32-true": Precision,
     }
     plugin = plugins[precision]()
-    ids = torch.randint(0, 97, (1, 1500), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    ids = random_ids(UNGROUPED[0], UNGROUPED[3])
     losses, gradients = [], []
     for backend in ("flex", "fill"):
-        # One layer: a second one would see the kernels' rounding in its keys, and might keep other tokens.
-        model = make_model(hidden_size=128, head_dim=64, num_hidden_layers=1, max_position_embeddings=4096)
-        model = model.cuda().train()
-        model = plugin.convert_module(model)
-        LRSA(lag_size=64, sink_size=4, backend=backend).install(model)
+        model = plugin.convert_module(make_model(**UNGROUPED_MODEL).cuda().train())
+        LRSA(**SHORT_CHUNKS, backend=backend).install(model)
         with plugin.forward_context():
             loss = model(ids, labels=ids, use_cache=False).loss
         loss.backward()
@@ -146,7 +178,7 @@ def test_a_model_trains_under_lightnings_precisions_as_with_fill(precision):
     assert (gradients[0] - gradients[1]).norm() < 5 * tolerance * gradients[1].norm()
 
 
-def test_deterministic_algorithms_leave_flash_aside():
+def test_deterministic_algorithms_do_not_take_flash():
     q, _, _ = random_qkv(1, 4, 2, 256, 128)
     torch.use_deterministic_algorithms(True)
     try:
@@ -165,7 +197,7 @@ def test_prefill_in_pieces_equals_the_masked_forward(pieces):
     ids = torch.randint(0, 97, (2, sum(pieces)), device="cuda")
     logits = {}
     for backend in ("auto", "fill"):
-        mode = LRSA(lag_size=256, sink_size=16, backend=backend)
+        mode = LRSA(**LONG_CHUNKS, backend=backend)
         mode.install(model)
         cache, parts = mode.make_cache(model.config), []
         for piece in ids.split(pieces, dim=1):
@@ -178,10 +210,8 @@ def test_prefill_in_pieces_equals_the_masked_forward(pieces):
 
 @torch.no_grad()
 def test_a_model_gives_the_same_logits_under_flex_and_fill():
-    model = make_model(hidden_size=128, head_dim=64, num_hidden_layers=1, max_position_embeddings=4096).cuda()
-    ids = torch.randint(0, 97, (1, 1500), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    logits = []
+    model, ids, logits = make_model(**UNGROUPED_MODEL).cuda(), random_ids(UNGROUPED[0], UNGROUPED[3]), []
     for backend in ("flex", "fill"):
-        LRSA(lag_size=64, sink_size=4, backend=backend).install(model)
+        LRSA(**SHORT_CHUNKS, backend=backend).install(model)
         logits.append(model(ids, use_cache=False).logits)
     torch.testing.assert_close(*logits, rtol=0, atol=2e-2)

@@ -1,4 +1,4 @@
-"""What only a GPU can run: FlexAttention, FlashAttention-4 and the Triton kernels, against `naive`, `fill` and `lagkv`.
+"""What only a GPU can run: FlexAttention, FlashAttention-4 and the Triton kernels, against `naive`, `fill` and the rule.
 
 Compilation takes most of the time. FlexAttention compiles for each shape, mask and dtype, forward and backward.
 FlashAttention-4 compiles for each head size, ratio of heads, rule and dtype, and for one sample apart from several.
@@ -11,6 +11,8 @@ import torch
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv, naive
 from lrsa_lightning.attention.flex import pick_kernel
+from lrsa_lightning.attention.layout import KVLayout
+from lrsa_lightning.attention.rule import gather_tokens
 from lrsa_lightning.distributed.layout import ContextLayout
 from tests.conftest import make_model
 
@@ -98,19 +100,20 @@ def test_segments_that_ranks_hold(kernel, index):
     q, k, v = random_qkv(1, 12, 2, 4200, 128)
     skip_without(kernel, q)
     mode = LRSA(**LONG_CHUNKS)
-    chunking = mode.chunking()
-    segment = ContextLayout(4200, chunking, 2).segments[index]
-    first_raw = max(0, segment.start - chunking.lag_size)
-    visible = chunking.compact_visible(chunking.chunk_of(segment.stop - 1))
-    idx = mode.select(k.detach(), v.detach(), 0)[:, :, :visible]
+    rule = mode.rule()
+    segment = ContextLayout(4200, rule, 2).segments[index]
+    first_raw = max(0, segment.start - rule.lag_size)
+    visible = rule.compact_visible(rule.chunk_of(segment.stop - 1))
+    idx = rule.select(k.detach(), v.detach())[:, :, :visible]
+    layout = KVLayout(rule, visible, segment.num_tokens, segment.start, first_raw)
 
     def attend(execution, q, k, v, *more):
-        compact, raw = ([*parts] for parts in zip(*((lagkv.gather_tokens(z, idx), z) for z in (k, v)), strict=True))
+        compact, raw = ([*parts] for parts in zip(*((gather_tokens(z, idx), z) for z in (k, v)), strict=True))
         raw = [z[:, :, first_raw : segment.stop] for z in raw]
-        return execution(q[:, :, segment.start : segment.stop], compact, raw, first_raw, chunking, *more)
+        return execution(q[:, :, segment.start : segment.stop], compact, raw, layout, *more)
 
     wide = [z.detach().float().requires_grad_() for z in (q, k, v)]
-    outcome = with_gradients(attend(flex.attend_stretch, q, k, v, None, kernel), (q, k, v))
+    outcome = with_gradients(attend(flex.attend_segment, q, k, v, None, kernel), (q, k, v))
     assert_close(outcome, with_gradients(attend(fill.attend, *wide), wide))
 
 
@@ -144,7 +147,7 @@ def test_fused_selection_equals_the_rule(sizes, ratio, dtype, v_weight):
     k[:, :, 1000:1100] = k[:, :, 1000:1001]  # equal tokens: ties
     v[:, :, 1000:1100] = v[:, :, 1000:1001]
     mode = LRSA(**sizes, retention_ratio=ratio, v_weight=v_weight)
-    idx, inverse = kernels.select(k, v, mode.chunking(), v_weight)
+    idx, inverse = kernels.select(k, v, mode.rule())
     expected = lagkv.select(k, v, mode.lag_size, mode.sink_size, ratio, v_weight)
     # Scores that differ by rounding alone may be ordered either way.
     assert (idx != expected).float().mean() < 1e-3

@@ -11,32 +11,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrsa_lightning.attention import lagkv
-from lrsa_lightning.attention.block_mask import TILE, StaticMask
-from lrsa_lightning.attention.lagkv import Chunking
+from lrsa_lightning.attention.layout import TILE, KVLayout
+from lrsa_lightning.attention.rule import LagRule, gather_tokens
+from lrsa_lightning.attention.scorers import LagKVScorer
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (it has wheels for Linux)")
 
 
-def rule(sink: int, lag: int, kept: int) -> Chunking:
-    return Chunking(sink, lag, kept)
+def rule(sink: int, lag: int, kept: int, v_weight: float = 0.7) -> LagRule:
+    return LagRule(sink, lag, kept, LagKVScorer(v_weight))
 
 
-def select(k_BGND: Tensor, v_BGND: Tensor, sizes: Chunking, v_weight: float = 0.7) -> tuple[Tensor, Tensor]:
+def select(k_BGND: Tensor, v_BGND: Tensor, sizes: LagRule) -> tuple[Tensor, Tensor]:
     """The fused selection: positions of the compact keys, and their inverse."""
     from lrsa_lightning.attention import kernels
 
-    return kernels.select(k_BGND, v_BGND, sizes, v_weight)
+    return kernels.select(k_BGND, v_BGND, sizes)
 
 
-def select_by_rule(k_BGND: Tensor, v_BGND: Tensor, sizes: Chunking, v_weight: float = 0.7) -> tuple[Tensor, Tensor]:
+def select_by_rule(k_BGND: Tensor, v_BGND: Tensor, sizes: LagRule) -> tuple[Tensor, Tensor]:
     """The same by the torch code."""
-    scores = lagkv.score(k_BGND, v_BGND, sizes.lag_size, sizes.sink_size, v_weight)
-    idx_BGC = lagkv.compact_positions(scores, k_BGND.shape[2], sizes.sink_size, sizes.kept)
+    idx_BGC = sizes.select(k_BGND, v_BGND)
     return idx_BGC, inverse_of(idx_BGC, k_BGND.shape[2])
 
 
-def extend(k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, mask: StaticMask, gradients: list[Tensor]) -> list[Tensor]:
+def extend(k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, mask: KVLayout, gradients: list[Tensor]) -> list[Tensor]:
     """The extended keys and values, then the gradients of keys and values, by the kernels."""
     from lrsa_lightning.attention import kernels
 
@@ -46,19 +45,19 @@ def extend(k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, mask: StaticMask, gr
 
 
 def extend_by_gathering(
-    k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, mask: StaticMask, gradients: list[Tensor]
+    k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, mask: KVLayout, gradients: list[Tensor]
 ) -> list[Tensor]:
     """The same by torch's autograd."""
     inputs = [z.requires_grad_() for z in (k_BGND, v_BGND)]
-    outputs = [mask.lay_out(lagkv.gather_tokens(z, idx_BGC), z[:, :, mask.first_raw :]) for z in inputs]
+    outputs = [mask.lay_out(gather_tokens(z, idx_BGC), z[:, :, mask.first_raw :]) for z in inputs]
     return [*(z.detach() for z in outputs), *torch.autograd.grad(outputs, inputs, gradients)]
 
 
 LAYOUTS = {
-    "padding": StaticMask.of_sequence(300, rule(16, 64, 32)),
-    "no padding": StaticMask.of_sequence(335, rule(0, 64, 32)),
-    "duplicated tiles": StaticMask.of_sequence(900, rule(16, 32, 32)).with_twins(),
-    "without the sink's queries": StaticMask.behind_sink(900, rule(20, 32, 32)).with_twins(),
+    "padding": KVLayout.of_sequence(rule(16, 64, 32), 300, TILE),
+    "no padding": KVLayout.of_sequence(rule(0, 64, 32), 335, TILE),
+    "duplicated tiles": KVLayout.of_sequence(rule(16, 32, 32), 900, TILE).with_duplicates(),
+    "without the sink's queries": KVLayout.after_sink(rule(20, 32, 32), 900, TILE).with_duplicates(),
 }
 
 
@@ -95,8 +94,8 @@ def random_tokens(batch: int, groups: int, num_tokens: int, dim: int, dtype=torc
     return k, v.contiguous()
 
 
-def assert_same_selection(interpreted, k, v, sizes, *v_weight):
-    got, expected = interpreted(select, k, v, sizes, *v_weight), select_by_rule(k, v, sizes, *v_weight)
+def assert_same_selection(interpreted, k, v, sizes):
+    got, expected = interpreted(select, k, v, sizes), select_by_rule(k, v, sizes)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
@@ -122,7 +121,7 @@ def test_fused_selection_equals_the_rule(interpreted, sizes, shape, dtype):
 def test_fused_selection_weighs_the_values_as_the_rule(interpreted, v_weight):
     """Each chunk is four times as wide as the next one: only then do scores depend on the size of the deviations."""
     widths = 4.0 ** -(torch.arange(150) // 32).unsqueeze(-1)
-    assert_same_selection(interpreted, *(z * widths for z in random_tokens(1, 2, 150, 2)), rule(0, 32, 11), v_weight)
+    assert_same_selection(interpreted, *(z * widths for z in random_tokens(1, 2, 150, 2)), rule(0, 32, 11, v_weight))
 
 
 def constant_channels(z):
@@ -195,7 +194,7 @@ def test_fused_selection_takes_keys_and_values_of_two_dtypes_and_any_memory_orde
     assert_same_selection(interpreted, k[:, :, 1:], v.bfloat16()[:, :, 1:], rule(4, 16, 5))
 
 
-def random_layout(mask: StaticMask, dtype=torch.float32):
+def random_layout(mask: KVLayout, dtype=torch.float32):
     """Keys, values, compact positions and gradients; integers, so that the order of a sum changes nothing."""
     torch.manual_seed(0)
     num_tokens = mask.first_query + mask.num_queries
@@ -214,7 +213,7 @@ def assert_same_extension(interpreted, *arguments):
 @pytest.mark.parametrize(("layout", "dtype"), zip(LAYOUTS, [torch.float32, torch.bfloat16] * 2, strict=True), ids=str)
 def test_extended_keys_and_their_gradients_equal_those_of_gathering(interpreted, layout, dtype):
     mask = LAYOUTS[layout]
-    assert (mask.num_twins > 0) == ("padding" not in layout)
+    assert (mask.num_duplicates > 0) == ("padding" not in layout)
     assert (mask.num_compact % TILE == 0) == (layout == "no padding")
     k, v, idx, gradients = random_layout(mask, dtype)
     assert_same_extension(interpreted, k, v, idx, mask, gradients)

@@ -1,4 +1,4 @@
-"""What only a GPU can run: FlexAttention, FlashAttention-4 and the Triton kernels, against `naive`, `fill` and the rule.
+"""What only a GPU can run: FlexAttention, FlashAttention-4 and Triton, against `naive`, `fill` and the rule.
 
 Compilation takes most of the time. FlexAttention compiles for each shape, mask and dtype, forward and backward.
 FlashAttention-4 compiles for each head size, ratio of heads, rule and dtype, and for one sample apart from several.

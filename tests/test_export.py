@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.trained_model import load_checkpoint
 from tests.runs import callback, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")

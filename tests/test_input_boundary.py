@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from lrsa_lightning import input_boundary
 from lrsa_lightning.callbacks import EndTogether
-from lrsa_lightning.callbacks.first_step import FirstStep, begin_anew
+from lrsa_lightning.callbacks.first_step import FirstStep
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.library_errors import reading
+from lrsa_lightning.library_errors import reading, set_computing
 from tests.conftest import make_model
 from tests.runs import callback, command
 
@@ -157,12 +157,12 @@ def test_before_the_first_step_a_run_s_processes_are_ended_at_once(monkeypatch, 
     launcher.procs = [process]
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
     monkeypatch.setattr("lrsa_lightning.callbacks.end_together._GRACE_S", 0.5)
-    begin_anew()
+    set_computing(False)
     if has_begun:
         FirstStep().on_train_batch_start(trainer, None)
     started = time.monotonic()
     EndTogether().on_exception(trainer, None, InputError("x"))
-    begin_anew()
+    set_computing(False)
     assert process.returncode == -9
     assert (time.monotonic() - started >= 0.5) == has_begun
 

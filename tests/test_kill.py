@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrsa_lightning.checkpoint_files import find_last
+from lrsa_lightning.last_checkpoint import find_last
 from tests.interruptions import KillInSave, interruption
 from tests.runs import callback, command, losses
 from tests.warm import Run

@@ -80,7 +80,7 @@ def test_weights_of_another_architecture(tmp_path):
 def test_a_decoder_without_its_head(tmp_path):
     make_model().model.save_pretrained(tmp_path)
     with pytest.raises(
-        InputError, match=r"they lack lm_head\.weight\. Give the folder of a whole causal language model"
+        InputError, match=r"they lack lm_head\.weight\. Give the folder of a complete causal language model"
     ):
         load(tmp_path)
 
@@ -121,7 +121,7 @@ def test_files_that_are_missing(folder, tmp_path):
     with pytest.raises(InputError, match=f"lacks the weights of {part.name}: copy the folder again"):
         load(tmp_path / "parts")
     (tmp_path / "parts" / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(InputError, match=r"index\.json is no index of weights"):
+    with pytest.raises(InputError, match=r"index\.json is not an index of weights"):
         load(tmp_path / "parts")
 
 
@@ -155,13 +155,13 @@ def test_half_precision_is_read_exactly(folder, dtype):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
 def test_types_that_need_scales_are_refused(folder, dtype):
     change(folder, lm_head__weight=load_file(folder / WEIGHTS)["lm_head.weight"].to(dtype))
-    with pytest.raises(InputError, match=r"lm_head\.weight is of type .* Give weights in float32, bfloat16 or float16"):
+    with pytest.raises(InputError, match=r"lm_head\.weight has dtype .*: give weights in float32, bfloat16 or float16"):
         load(folder)
 
 
 def test_quantised_models_are_refused(folder):
     configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(InputError, match=r"is quantised \(gptq\): give the weights it was made from"):
+    with pytest.raises(InputError, match=r"is quantised \(gptq\): give the weights before quantisation"):
         load(folder)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.data.loader import ResumableLoader
 from lrsa_lightning.data.sampler import GlobalBatchSampler
 from lrsa_lightning.saved_config import dump
@@ -174,7 +175,7 @@ def test_a_whole_checkpoint_that_cannot_be_loaded_is_left_out_with_the_reason(tw
     kept_by_others(two_steps / "checkpoints" / "step=2.ckpt")
     resume("--trainer.max_steps=3")
     assert "left out: step=2.ckpt; last is step=1.ckpt" in caplog.text
-    assert "step=2.ckpt is whole, but holds pathlib" in caplog.text
+    assert "step=2.ckpt is complete, but holds pathlib" in caplog.text
     assert list(losses()) == [0, 1, 2]
     aside = [json.loads(line) for line in (two_steps / "metrics-1.jsonl").read_text().splitlines()]
     assert {row["step"] for row in aside} == {1}
@@ -191,7 +192,7 @@ def test_a_run_is_never_started_over_where_checkpoints_lie(two_steps, capsys, ha
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert "checkpoints holds checkpoints, but none to go on from" in error
-    reason = "is corrupt or no checkpoint" if harm == "corrupt" else "is whole, but holds pathlib"
+    reason = "is corrupt or no checkpoint" if harm == "corrupt" else "is complete, but holds pathlib"
     assert all(f"step={step}.ckpt {reason}" in error for step in (1, 2))
     assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from lrsa_lightning.callbacks import SaveConfig
-from lrsa_lightning.cli import LRSACLI, main
-from lrsa_lightning.run_claim import told_to_further_processes
-from lrsa_lightning.run_directory import first_of_all
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.run_claim import run_name_for_processes
+from lrsa_lightning.run_directory import is_global_first
 from lrsa_lightning.run_start import RunStart, is_start
 from tests.interruptions import interruption
 from tests.runs import command, everything, losses, refusal
@@ -79,7 +80,7 @@ def test_one_process_of_all_hosts_takes_the_lock(monkeypatch, environment, is_fi
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert first_of_all() is is_first
+    assert is_global_first() is is_first
 
 
 @pytest.mark.parametrize("name", ["../../y", "/tmp/y", ".", "..", "a\nb", "", "cells"])
@@ -115,7 +116,7 @@ def test_processes_of_further_devices_are_told_the_name_and_nobody_else(argument
     strategy = cli.trainer.strategy
     monkeypatch.setattr(strategy, "setup_environment", lambda: told.append(os.environ["LRSA_RUN_NAME"]))
     monkeypatch.setattr("sys.argv", ["lrsa", "--token=abc"])
-    with told_to_further_processes("x", strategy, lambda text: text.replace("abc", "-")):
+    with run_name_for_processes("x", strategy, lambda text: text.replace("abc", "-")):
         assert sys.argv == ["lrsa", "--token=abc"]  # what they are started by
         strategy.setup_environment()
         assert sys.argv == ["lrsa", "--token=-"]

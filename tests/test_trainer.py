@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.trainer import RangedTrainer
 from tests.runs import command

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrsa_lightning.checkpoint_faults import ZERO_CLASSES
-from lrsa_lightning.checkpoint_files import AtomicFiles, find_last, is_whole, read_index, step_of
+from lrsa_lightning.checkpoint_files import AtomicFiles
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.last_checkpoint import ZERO_CLASSES, fault_of, find_last, read_index, step_of
+from lrsa_lightning.trained_model import load_checkpoint
 from tests.conftest import TINY_MODEL
 from tests.runs import command
 
@@ -91,10 +91,10 @@ def test_a_file_that_would_run_code_is_read_by_none_of_ours(evil):
     )
     assert read_index(evil) is None
     assert step_of(evil) is None
-    assert not is_whole(evil)
+    assert fault_of(evil)
     assert find_last(evil.parent).path is None
     for load in (load_checkpoint, AtomicFiles().load_checkpoint):
-        with pytest.raises(Exception, match=r"(?i)is whole, but holds|weights only"):
+        with pytest.raises(Exception, match=r"(?i)is complete, but holds|weights only"):
             load(evil)
     with pytest.raises(Exception, match=r"(?i)weights only"):
         AtomicFiles().load_checkpoint(evil, weights_only=False)
@@ -126,7 +126,7 @@ def test_nor_by_deepspeed(evil, touched):
     (folder / "latest").write_text("checkpoint")
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         os.link(evil, folder / "checkpoint" / name)
-    assert not is_whole(folder)
+    assert fault_of(folder)
     for load in (zero_files.read_client_state, zero_files.read_weights):
         with pytest.raises(Exception, match=r"(?i)weights only"):
             load(folder)
@@ -142,7 +142,7 @@ def test_the_command_refuses_it(evil, arguments, capsys, subcommand, path):
     with pytest.raises(SystemExit) as caught:
         main(command(arguments, subcommand))
     assert caught.value.code == 2
-    assert "is whole, but holds posix.system" in capsys.readouterr().err
+    assert "is complete, but holds posix.system" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("in_tmp_path")

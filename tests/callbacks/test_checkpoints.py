@@ -141,7 +141,7 @@ def test_one_that_begins_to_keep_it_ends_the_run_and_loses_no_step(fit, capsys, 
 @pytest.fixture
 def full_disk(monkeypatch):
     """The disk is full while the checkpoint of a step is written; of step 4 at first."""
-    write, at = checkpoint_files.write_whole, {"step": 4, "number": errno.ENOSPC}
+    write, at = checkpoint_files.write_synced, {"step": 4, "number": errno.ENOSPC}
 
     def writing(checkpoint, path):
         if checkpoint["global_step"] == at["step"]:
@@ -149,7 +149,7 @@ def full_disk(monkeypatch):
             raise OSError(at["number"], os.strerror(at["number"]))
         write(checkpoint, path)
 
-    monkeypatch.setattr(checkpoint_files, "write_whole", writing)
+    monkeypatch.setattr(checkpoint_files, "write_synced", writing)
     return at
 
 

@@ -68,7 +68,7 @@ def test_a_real_full_disk_is_seen_through_torch():
 
 
 def test_a_write_is_beside_its_place_until_it_is_complete(tmp_path, monkeypatch):
-    """Not in the system's temporary folder, from which a move is a copy."""
+    """The system's temporary folder would not do: a move from there is a copy."""
     seen = {}
     replace = os.replace
 
@@ -91,7 +91,7 @@ def test_last_is_what_the_link_names(tmp_path):
 
 
 def test_a_later_step_of_a_branch_that_was_left_is_not_last(tmp_path):
-    """The run went back to step 2: what it had written before is older than the link."""
+    """The run resumed from step 2: its earlier checkpoints are older than the link."""
     old = write(tmp_path, 4, when=10**9)
     link(tmp_path / "last.ckpt", write(tmp_path, 2, when=2 * 10**9))
     assert find_last(tmp_path).path == tmp_path / "step=2.ckpt"

@@ -50,7 +50,7 @@ def test_inspect_data_shows_lengths_label_tokens_and_a_sample(arguments, tmp_pat
     assert "--sample is 99, but must be from 0 to 23" in wrong.stderr
 
 
-def test_prepare_data_prepares_what_a_run_then_finds(arguments, tmp_path):
+def test_a_run_finds_what_prepare_data_prepared(arguments, tmp_path):
     result = run("prepare_data.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "cache" / "prepared").iterdir()

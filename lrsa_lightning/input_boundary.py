@@ -23,8 +23,8 @@ from lrsa_lightning.library_errors import (
 )
 
 _GRACE_S = 2
-# Deprecations in the newest releases, a datamodule without validation files, and advice on loaders and summaries that
-# does not apply to prepared data and our attention.
+# Deprecations in the newest releases, a datamodule without validation files, and advice on loaders and summaries. None
+# of it applies to prepared data and our attention.
 _NOISE = (
     "'set_vital' is deprecated",
     ".*LeafSpec.* is deprecated",

@@ -85,6 +85,7 @@ def check_yaml(text: str, where: str) -> dict[str, int]:
         walk = _Walk(yaml.parse(text, Loader=_Loader), where)
         for event in walk.events:
             if isinstance(event, yaml.NodeEvent):
+                lines = {}  # load_yaml refuses a second document
                 walk.take(event, "", lines, ())
     except yaml.YAMLError as error:
         raise InputError(f"{where}{_described(error, text)}") from error

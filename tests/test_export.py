@@ -159,7 +159,7 @@ def test_a_checkpoint_loads_only_plain_data(run, monkeypatch):
     torch.save({**torch.load(file, weights_only=True), "of a callback": TouchesAFile()}, file)
     for looks in (True, False):
         if not looks:
-            monkeypatch.setattr("lrsa_lightning.pretrained.fault_of", lambda _: None)
+            monkeypatch.setattr("lrsa_lightning.trained_model.fault_of", lambda _: None)
         with pytest.raises(InputError, match=r"step=1\.ckpt is"):
             load_checkpoint(file)
     assert not Path("touched").exists()
@@ -170,10 +170,10 @@ def test_a_checkpoint_of_another_model_is_named(run):
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["state_dict"]["model.lm_head.weight"]
     torch.save(checkpoint, file)
-    with pytest.raises(InputError, match=r"has not the weights of its run's model: .*lm_head\.weight"):
+    with pytest.raises(InputError, match=r"does not hold the weights of its run's model: .*lm_head\.weight"):
         load_checkpoint(file)
     torch.save({"weights": torch.ones(1)}, file)
-    with pytest.raises(InputError, match=r"step=1\.ckpt is no checkpoint of a run"):
+    with pytest.raises(InputError, match=r"step=1\.ckpt is not a checkpoint of a run"):
         load_checkpoint(file)
 
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_model_is_named(run):
     [
         ("nowhere", "nowhere does not exist"),
         ("runs/x/checkpoints/corrupt.ckpt", "corrupt.ckpt is corrupt or no checkpoint"),
-        ("runs/empty", "runs/empty has no whole checkpoint"),
+        ("runs/empty", "runs/empty has no complete checkpoint"),
         ("runs", "runs is neither a run (it has no config.yaml) nor a checkpoint"),
         ("runs/x/checkpoints", "checkpoints is neither a run"),
         ("alone.ckpt", "config.yaml does not exist"),

@@ -61,7 +61,7 @@ class Last:
         if not self.skipped:
             return ""
         taken = self.path.name if self.path else "none, for there is no other"
-        text = f"skipped, corrupt or incomplete: {', '.join(self.skipped)}; last is {taken}"
+        text = f"skipped, training cannot resume from: {', '.join(self.skipped)}; last is {taken}"
         reasons = [f"\n  {name} {fault}" for name, fault in self.faults.items() if fault != CORRUPT]
         return text + "".join(reasons)
 

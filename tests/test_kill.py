@@ -98,5 +98,5 @@ def test_what_is_last_after_a_kill_during_a_write(start, moment):
     assert find_last(Path("runs/x/checkpoints")).path.name == ("step=6.ckpt" if written else "step=3.ckpt")
     ended = start("x").wait(60)
     assert ended.status == 0
-    warned = "not whole and left out: .step=6.ckpt.partial; last is step=3.ckpt" in ended.err
+    warned = "skipped, training cannot resume from: .step=6.ckpt.partial; last is step=3.ckpt" in ended.err
     assert warned == (not written)

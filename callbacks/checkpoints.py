@@ -29,10 +29,11 @@ _SCORES = "scores.json"
 
 
 class Checkpoints(Checkpoint):
-    """Writes ``checkpoints/step=<n>.ckpt`` every so many steps, at the last step and when a signal ends the run.
+    """Writes ``checkpoints/step=<n>.ckpt`` every n steps, at the last step and when a signal ends the run.
 
-    ``last.ckpt`` and ``best.ckpt`` name one of them. Any is whole: a run killed while it writes one resumes from the
-    one before. One file, under ZeRO one folder, serves all rules of keeping, so nothing is written twice.
+    ``last.ckpt`` and ``best.ckpt`` are links to one of them. Writes are atomic: a run that is killed during a write
+    resumes from the previous checkpoint. Every rule for keeping refers to the same file (a folder under ZeRO), so
+    nothing is written twice.
     """
 
     @checked
@@ -50,15 +51,15 @@ class Checkpoints(Checkpoint):
         """
         Args:
             every_n_steps: optimizer steps between two checkpoints.
-            keep_last: how many of the newest are kept; all when None.
-            keep_every_n_steps: checkpoints of these steps are kept for good.
-            monitor: any logged metric, such as ruler/subset_mean or val/loss, whose best are kept. A checkpoint has a
-                score when the metric was measured at its step.
+            keep_last: how many of the newest to keep; all if None.
+            keep_every_n_steps: checkpoints of these steps are never removed.
+            monitor: a logged metric, such as ruler/subset_mean or val/loss, whose best checkpoints are kept. A
+                checkpoint has a score if the metric was measured at its step.
             mode: whether a high or a low value is better.
-            keep_best: how many of the best are kept.
-            on_full_disk: whether training goes on without the checkpoint, with a warning, or ends; the checkpoints
-                before remain either way. A run whose last step could not be saved ends with an error.
-            dirpath: folder; checkpoints/ in the run directory when None.
+            keep_best: how many of the best to keep.
+            on_full_disk: whether training goes on without the checkpoint, with a warning, or ends. Earlier checkpoints
+                remain either way. A run whose last step could not be saved ends with an error.
+            dirpath: folder; checkpoints/ in the run directory if None.
         """
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
@@ -73,13 +74,13 @@ class Checkpoints(Checkpoint):
         self._scores: dict[int, float] = {}
         self._measured = None
         self._unlogged: dict[str, float] = {}
-        self._given_up, self._given_up_step = "", 0  # why the newest checkpoint was not saved, and its step
+        self._given_up, self._given_up_step = "", 0  # reason and step of the newest checkpoint, if it was not saved
         self._monitor = Monitor(monitor)
         self._effort = BestEffort(f"{LAST}, {BEST} and {_SCORES}")
 
     @property
     def best_model_path(self) -> str:
-        """Of the best by `monitor`; empty when none has a score."""
+        """Path of the best checkpoint by `monitor`; empty if none has a score."""
         return str(self._path(best[0])) if (best := self._best()) else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,12 +91,12 @@ class Checkpoints(Checkpoint):
             self._monitor.check_data(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes the partial files of writes that were cut short.
+        """Removes the partial files of interrupted writes.
 
         Raises:
             InputError: the state of a callback or the datamodule could not be loaded again from a checkpoint.
         """
-        for name, part in _kept(trainer):
+        for name, part in _states(trainer):
             check_plain(part, name)
         if trainer.is_global_zero:
             for partial in self._folder.glob(f".*{PARTIAL}"):
@@ -114,10 +115,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > 0:
-            self.log_what_was_not(trainer, trainer.global_step)
+            self.log_unlogged(trainer, trainer.global_step)
         file = self._folder / _SCORES
         scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        # The run goes on from an earlier step at times: what came after it is measured anew.
+        # The run may resume from an earlier step: later steps are measured again.
         self._scores = {int(step): value for step, value in scores.items() if int(step) <= trainer.global_step}
         self._measured = trainer.callback_metrics.get(self.monitor)
         if trainer.global_step == 0:
@@ -125,7 +126,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
-        # By steps, by epochs, or by max_time and whatever else stops a run.
+        # A run ends by steps, by epochs, or by max_time and other reasons to stop.
         is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         ends = step == trainer.max_steps or is_last_epoch or trainer.should_stop
         if step not in (self._saved_step, self._given_up_step) and (step % self.every_n_steps == 0 or ends):
@@ -142,34 +143,33 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """
         Raises:
-            InputError: the last step could not be saved; names the one that is.
+            InputError: the last step could not be saved; names the newest saved one.
         """
         self._monitor.sum_up(trainer)
         if self._given_up:
-            safe = (
-                f"step {self._saved_step} is safe in {self._path(self._saved_step)}" if self._saved_step else "none is"
-            )
+            saved = self._path(self._saved_step)
+            safe = f"step {self._saved_step} is safe in {saved}" if self._saved_step else "no step is saved"
             raise InputError(
-                f"the last step, {trainer.global_step}, was not saved ({self._given_up}); {safe}: free the disk and go "
-                "on with --ckpt_path last"
+                f"the last step, {trainer.global_step}, was not saved ({self._given_up}); {safe}: free the disk and "
+                "resume with --ckpt_path last"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._effort.sum_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves when a signal ends the run; after an error the weights may be those of half a step."""
+        """Saves if a signal ended the run. After an error it does not: the step may be incomplete."""
         if isinstance(exception, Stopped):
             if trainer.global_step not in (0, self._saved_step):
                 self._save(trainer)
             exception.saved = str(self._path(self._saved_step)) if self._saved_step else None
 
-    def log_what_was_not(self, trainer: Trainer, step: int) -> None:
-        """Lightning logs a step after its checkpoint is written: a run killed between the two has not logged it.
+    def log_unlogged(self, trainer: Trainer, step: int) -> None:
+        """Logs the step of a checkpoint if the run was killed before it could: Lightning writes the checkpoint first.
 
         Args:
             trainer: its loggers get the row.
-            step: optimizer steps of the checkpoint from which this callback has its state.
+            step: optimizer steps of the checkpoint that this callback's state comes from.
         """
         files = metrics_files(trainer.loggers)
         if self._unlogged and files and not any(_has_row(file, step - 1, self._unlogged) for file in files):
@@ -181,12 +181,12 @@ class Checkpoints(Checkpoint):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        path, self._unlogged, refused = self._path(trainer.global_step), _to_be_logged(trainer), None
+        path, self._unlogged, refused = self._path(trainer.global_step), _metrics_to_log(trainer), None
         try:
             trainer.save_checkpoint(path, weights_only=False)
         except InputError as error:
             refused = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where ranks that do not write wait
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # the ranks that do not write wait there
         full = str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or "")
         full, refused = trainer.strategy.broadcast((full, str(refused or "")))
         if full:
@@ -199,20 +199,20 @@ class Checkpoints(Checkpoint):
                     link(self._folder / LAST, path)
                     self._prune()
         if refused:
-            raise InputError(f"{refused}: mend it and go on with --ckpt_path last")
+            raise InputError(f"{refused}: fix it and resume with --ckpt_path last")
 
     def _give_up(self, path: Path, reason: str) -> None:
-        what = f"{path} was not saved ({reason}); the checkpoints before it are whole"
+        what = f"{path} was not saved ({reason}); the earlier checkpoints are complete"
         if self.on_full_disk == "stop":
             raise InputError(f"{what}: free the disk and resume with --ckpt_path last, or lower Checkpoints.keep_last")
         if rank_zero_only.rank == 0:
-            log.warning("%s; training goes on, the next is due in %d steps", what, self.every_n_steps)
+            log.warning("%s; training goes on, the next checkpoint is due in %d steps", what, self.every_n_steps)
 
     def _score(self, trainer: Trainer) -> None:
-        """Notes the metric where it was measured anew at the step of the newest checkpoint."""
+        """Notes the metric if it was measured at the step of the newest checkpoint."""
         measured = trainer.callback_metrics.get(self.monitor) if self.monitor is not None else None
         fresh, self._measured = measured is not None and measured is not self._measured, measured
-        # NaN compares with nothing, and infinity says that something broke: neither is a score.
+        # NaN and infinity are no scores: NaN cannot be compared, and infinity means that something broke.
         if fresh and trainer.global_step == self._saved_step and math.isfinite(measured):
             self._scores[self._saved_step] = float(measured)
             if trainer.is_global_zero:
@@ -223,13 +223,13 @@ class Checkpoints(Checkpoint):
                     self._prune()
 
     def _best(self) -> list[int]:
-        """Steps of the best checkpoints, the best first; the earlier of two that are equal."""
+        """Steps of the best checkpoints, the best first; of two equal ones the earlier first."""
         sign = 1 if self.mode == "min" else -1
         scored = [step for step in self._scores if self._path(step).exists()]
         return sorted(scored, key=lambda step: (sign * self._scores[step], step))[: self.keep_best]
 
     def _prune(self) -> None:
-        """Removes the checkpoints that no rule keeps; those of later steps, of a run resumed from before, stay."""
+        """Removes the checkpoints that no rule keeps. Those of later steps stay: the run resumed from before them."""
         if self.keep_last is None:
             return
         names = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in self._folder.glob("step=*.ckpt")}
@@ -244,8 +244,8 @@ class Checkpoints(Checkpoint):
         return self._folder / f"step={step}.ckpt"
 
 
-def _kept(trainer: Trainer) -> Iterator[tuple[str, dict]]:
-    """What a checkpoint will hold of callbacks, module and datamodule, as far as there is any before the first step."""
+def _states(trainer: Trainer) -> Iterator[tuple[str, dict]]:
+    """Names and states of callbacks, module and datamodule in a checkpoint, as far as they exist before training."""
     modules = [module for module in (trainer.lightning_module, trainer.datamodule) if module is not None]
     for module in modules:
         yield "hyper_parameters", dict(module.hparams)
@@ -253,13 +253,13 @@ def _kept(trainer: Trainer) -> Iterator[tuple[str, dict]]:
     owners |= {type(module).__qualname__: module for module in modules[1:]}
     for name, owner in owners.items():
         state = {}
-        with suppress(Exception):  # made up as training runs: then it is looked at when it is written
+        with suppress(Exception):  # some states exist only during training: they are checked when they are written
             state = owner.state_dict()
         yield name, state
 
 
-def _to_be_logged(trainer: Trainer) -> dict[str, float]:
-    """What Lightning will log of the step that has just been taken, when callbacks have had their turn."""
+def _metrics_to_log(trainer: Trainer) -> dict[str, float]:
+    """The metrics of the current step, which Lightning will log after the callbacks."""
     connector = trainer._logger_connector
     if trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
         return {}

@@ -5,17 +5,17 @@ import subprocess
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lrsa_lightning.callbacks.first_step import has_begun
+from lrsa_lightning.library_errors import computing_has_begun
 
 _GRACE_S = 10
 
 
 class EndTogether(Callback):
-    """Ends the processes that Lightning started when the one that started them fails.
+    """Ends the processes that Lightning started when the first process, which started them, fails.
 
-    Lightning sees to the other direction alone: the first process is killed, within seconds, when one of the others
-    ends with an error. They would wait in a collective for the first one until its timeout, and hold their devices.
-    Last of all callbacks, so that what the others save together is saved.
+    Lightning covers only the other direction: it kills the first process when another one fails. Without this callback
+    the others would wait for the first one in a collective until its timeout, and hold their devices. It comes last of
+    all callbacks, so that what the processes save together is saved.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -24,8 +24,8 @@ class EndTogether(Callback):
             return
         for process in launcher.procs:
             try:
-                # Most errors are all processes' own. Behind the first step each saves and tells its own.
-                process.wait(_GRACE_S if has_begun() else 0)
+                # All processes have most errors in common. After the first step each saves and reports its own.
+                process.wait(_GRACE_S if computing_has_begun() else 0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

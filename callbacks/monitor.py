@@ -1,4 +1,4 @@
-"""Whether the metric that decides which checkpoints are the best is ever logged."""
+"""Checks whether the metric that ranks checkpoints is ever logged."""
 
 import logging
 from collections.abc import Iterable
@@ -9,24 +9,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
-_BY_CHECKS = ("val/", "ruler")  # measured at times of their own, not at every step
+_BY_CHECKS = ("val/", "ruler")  # not measured at every step
 
 
 class Monitor:
-    """Says, as soon as it can be known, that no metric has the name: no checkpoint would ever be the best."""
+    """Reports as early as possible that no metric has the given name: no checkpoint would ever be the best."""
 
     def __init__(self, name: str | None):
         """
         Args:
-            name: of the metric; nothing is looked for when None.
+            name: of the metric; None checks nothing.
         """
         self._name = name
-        self._was_logged = self._was_said = False
+        self._was_logged = self._has_warned = False
 
     def check_data(self, trainer: Trainer) -> None:
         """
         Raises:
-            InputError: it is the validation's, and nothing is validated.
+            InputError: it is a validation metric, and there are no validation files.
         """
         if self._name == "val/loss" and not getattr(trainer.datamodule, "val_files", True):
             raise InputError("Checkpoints.monitor val/loss will not be logged, for data.val_files is empty: give some")
@@ -34,29 +34,29 @@ class Monitor:
     def check_start(self, trainer: Trainer) -> None:
         """
         Raises:
-            InputError: a check before the first step measured others of its family (`ruler/...`), and not this one.
+            InputError: a check before the first step measured other metrics of its family (`ruler/...`), but not this.
         """
         if self._is_missing(trainer) and (family := self._family(trainer)):
-            raise InputError(f"{self._says(family)}: give one of them")
+            raise InputError(f"{self._message(family)}: give one of them")
 
     def look(self, trainer: Trainer, is_due: bool = False) -> None:
-        """Warns, once, when others of its family were logged and not this one.
+        """Warns once if other metrics of its family were logged, but not this one.
 
         Args:
-            trainer: whose metrics are looked at.
-            is_due: whether a metric of every step must be there by now.
+            trainer: has the logged metrics.
+            is_due: whether a metric that is logged at every step must exist by now.
         """
-        if not self._is_missing(trainer) or self._was_said:
+        if not self._is_missing(trainer) or self._has_warned:
             return
         family = self._family(trainer)
         if family or (is_due and not self._name.startswith(_BY_CHECKS)):
-            self._was_said = True
-            _warn(f"{self._says(family or trainer.callback_metrics)}; until it is logged no checkpoint is the best")
+            self._has_warned = True
+            _warn(f"{self._message(family or trainer.callback_metrics)}; until it is logged no checkpoint is the best")
 
     def sum_up(self, trainer: Trainer) -> None:
-        """Warns at the end of a run that never logged it."""
+        """Warns at the end of a run that never logged the metric."""
         if self._is_missing(trainer):
-            _warn(f"{self._says(trainer.callback_metrics)}; no checkpoint was kept as the best")
+            _warn(f"{self._message(trainer.callback_metrics)}; no checkpoint was kept as the best")
 
     def _is_missing(self, trainer: Trainer) -> bool:
         self._was_logged = self._was_logged or self._name is None or self._name in trainer.callback_metrics
@@ -65,7 +65,7 @@ class Monitor:
     def _family(self, trainer: Trainer) -> list[str]:
         return [name for name in trainer.callback_metrics if name.split("/")[0] == self._name.split("/")[0]]
 
-    def _says(self, names: Iterable[str]) -> str:
+    def _message(self, names: Iterable[str]) -> str:
         return f"Checkpoints.monitor {self._name} was not logged; metrics so far are {', '.join(sorted(names))}"
 
 

@@ -1,4 +1,4 @@
-"""A signal of the scheduler, or Ctrl+C, ends training where it can go on."""
+"""A signal of the scheduler, or Ctrl+C, ends training at a point from which it can resume."""
 
 import logging
 import signal
@@ -16,16 +16,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopOnSignal(Callback):
-    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C at the end of the running micro-batch, with status 128 + its number.
+    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C after the running micro-batch; the exit status is 128 + the signal.
 
-    What `Checkpoints` then saves counts as the last whole optimizer step: gradients amid an accumulation are
-    computed again. A validation or a RULER check that is under way is broken off, on one device at once, on several at
-    the end of its batch: whichever of them hears the signal, all agree. The resumed run makes up for a RULER check, and
-    for a validation after the last step; one before it Lightning takes as done. A second Ctrl+C ends at once, without
-    saving.
-    Replaces Lightning's handlers, which exit with status 0, let SIGUSR1 kill the process, and save within the handler
-    under SLURM; a job that is queued again with `--ckpt_path last` goes on. First of all callbacks, so that nothing
-    long runs between signal and exit.
+    `Checkpoints` then saves the last complete optimizer step; the gradients of a partial accumulation are computed
+    again. A second Ctrl+C ends the run at once, without saving.
+
+    A running validation or RULER check is interrupted: on one device at once, on several at the end of its batch. All
+    devices agree, whichever gets the signal. A resumed run makes up for a RULER check, and for a validation after the
+    last step. It does not repeat an earlier validation, which Lightning counts as done.
+
+    This replaces Lightning's handlers. They exit with status 0, let SIGUSR1 kill the process, and save inside the
+    handler under SLURM. A job that is queued again with `--ckpt_path last` resumes. This callback comes first, so that
+    nothing long runs between signal and exit.
     """
 
     def __init__(self):
@@ -35,7 +37,7 @@ class StopOnSignal(Callback):
         self._writes = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning, which has registered its handlers by now, also puts the process's own back in the end."""
+        """Replaces the handlers that Lightning has registered; Lightning restores the process's own at the end."""
         self._trainer, self._received, self._at_rest = trainer, None, True
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -61,14 +63,15 @@ class StopOnSignal(Callback):
         self._at_rest = True
 
     def raise_if_signalled(self, trainer: Trainer) -> None:
-        """Stops if a signal has come; all processes must ask at the same place.
+        """Stops if any process got a signal. All processes must call this at the same point.
 
         Raises:
-            Stopped: it has, to any of them; then in all.
+            Stopped: in all processes, if any got a signal.
         """
         number = self._received or 0
         if trainer.world_size > 1:
-            number = _greatest(trainer, number)
+            number = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(number, reduce_op="max"))
         if number:
             raise _stopped_by(trainer, number)
 
@@ -78,16 +81,16 @@ class StopOnSignal(Callback):
                 raise KeyboardInterrupt
             return
         self._received = number
-        log.warning("%s: saving and stopping after this micro-batch, or batch of a check", signal.Signals(number).name)
+        log.warning("%s: saving and stopping after this batch", signal.Signals(number).name)
         if self._trainer.world_size == 1 and not self._writes and (self._at_rest or self._in_callbacks()):
             raise _stopped_by(self._trainer, number)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A signal that comes within takes effect at the end.
+        """Delays a signal that comes inside until the end.
 
         Raises:
-            Stopped: one has come, to the only process.
+            Stopped: a signal has come, and there is only one process.
         """
         before, self._writes = self._received, True
         try:
@@ -98,16 +101,16 @@ class StopOnSignal(Callback):
             raise _stopped_by(self._trainer, self._received)
 
     def _in_callbacks(self) -> bool:
-        """Whether callbacks have their turn after a micro-batch: weights and counts are those of whole steps."""
+        """Whether callbacks run after a micro-batch; weights and counts are then those of complete steps."""
         progress = self._trainer.fit_loop.epoch_loop.batch_progress.current
         return progress.completed < progress.processed
 
 
 def raise_if_signalled(trainer: Trainer) -> None:
-    """Within what takes long and all processes do together, such as a check of the model: stops if a signal has come.
+    """Stops if a signal has come. For long work that all processes do together, such as a check of the model.
 
     Raises:
-        Stopped: it has.
+        Stopped: a signal has come.
     """
     for callback in trainer.callbacks:
         if isinstance(callback, StopOnSignal):
@@ -116,10 +119,10 @@ def raise_if_signalled(trainer: Trainer) -> None:
 
 @contextmanager
 def writing(trainer: Trainer) -> Iterator[None]:
-    """Around a write that must be complete, such as a checkpoint: no signal breaks it off.
+    """Goes around a write that must be complete, such as a checkpoint: no signal interrupts it.
 
     Raises:
-        Stopped: at the end, if a signal came meanwhile.
+        Stopped: at the end, if a signal came inside.
     """
     with ExitStack() as stack:
         for callback in trainer.callbacks:
@@ -130,7 +133,3 @@ def writing(trainer: Trainer) -> Iterator[None]:
 
 def _stopped_by(trainer: Trainer, number: int) -> Stopped:
     return Stopped(trainer, 128 + number, f"stopped by {signal.Signals(number).name}")
-
-
-def _greatest(trainer: Trainer, number: int) -> int:
-    return int(trainer.strategy.reduce(torch.tensor(number, device=trainer.strategy.root_device), reduce_op="max"))

@@ -1,20 +1,20 @@
 """Fine-tune Qwen2.5 on long contexts with a swappable attention: Vanilla or LRSA."""
 
-from typing import TYPE_CHECKING
-
-from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
-from lrsa_lightning.generation import generate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
     from lrsa_lightning.attention.cache import LagKVCache
+    from lrsa_lightning.generation import generate
 
 __all__ = ["LRSA", "AttentionMode", "LagKVCache", "Vanilla", "generate"]
 
+# torch and transformers take seconds to import. `lrsa --help` needs neither.
+_MODULES = {"LagKVCache": "attention.cache", "generate": "generation"}
 
-def __getattr__(name: str):
-    # LagKVCache subclasses a transformers class, whose import takes seconds that `lrsa --help` should not.
-    if name == "LagKVCache":
-        from lrsa_lightning.attention.cache import LagKVCache
 
-        return LagKVCache
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'attention')}"), name)

@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all."""
+"""Small text files, written atomically."""
 
 import os
 from contextlib import suppress
@@ -9,7 +9,7 @@ _BLOCK = 4096
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside the place, onto the disk, and moves: whoever reads finds the old text or the new one."""
+    """Writes a file beside its place, syncs it and moves it: a reader finds the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Appends whole lines, in the place of a last one that was cut short, or leaves the whole ones as they were."""
+    """Appends complete lines, over a last line without its end; if that fails, the earlier lines stay as they were."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if path.exists() else "w+b", buffering=0) as file:
         end = _end_of_lines(file)
@@ -34,7 +34,7 @@ def append_text(path: Path, text: str) -> None:
         data = text.encode()
         try:
             file.seek(end)
-            while data:  # a disk that fills up takes a part, and says so at the next
+            while data:  # a disk that fills up writes a part, and fails at the next call
                 data = data[file.write(data) :]
         except OSError:
             with suppress(OSError):
@@ -43,7 +43,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def _end_of_lines(file: BinaryIO) -> int:
-    """Where the last whole line ends."""
+    """The offset at which the last complete line ends."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _BLOCK)

@@ -1,229 +1,30 @@
-"""The command `lrsa`: LightningCLI with our module and datamodule, a run directory and a checkpoint policy."""
+"""The command `lrsa`. It prints its help at once; only a subcommand imports Lightning and torch."""
 
-import logging
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+import sys
 
-from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lrsa_lightning.commands import SUBCOMMANDS
 
-from lrsa_lightning.callbacks import (
-    EndTogether,
-    OutOfMemoryAdvice,
-    ResumedHistory,
-    RunBegins,
-    SaveConfig,
-    StepProgress,
-    StopOnSignal,
-)
-from lrsa_lightning.callbacks.first_step import FirstStep
-from lrsa_lightning.checkpoint_state import read_state
-from lrsa_lightning.command_line import PARSER_MODE, Parser
-from lrsa_lightning.configs import CONFIG_DIR
-from lrsa_lightning.data import LongContextDataModule
-from lrsa_lightning.distributed.choice import check_choice
-from lrsa_lightning.errors import InputError
-from lrsa_lightning.finished_run import FinishedRun
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.library_errors import reading
-from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.npu import resolve_auto
-from lrsa_lightning.rank_guard import RankGuard
-from lrsa_lightning.resume_guard import ResumeGuard
-from lrsa_lightning.run_claim import RunClaim, told_to_further_processes
-from lrsa_lightning.run_directory import RunDirectory, first_of_all
-from lrsa_lightning.saved_config import contents, dump
-from lrsa_lightning.secret_values import Secrets
-from lrsa_lightning.trainer import RangedTrainer
-
-log = logging.getLogger(__name__)
+_CHOICE = f"{{{','.join(SUBCOMMANDS)}}}"
 
 
-class LRSACLI(LightningCLI):
-    """`lrsa {fit,validate} --config FILE ...`; see configs/ for files and README for examples."""
-
-    _checkpoint: Path | None = None
-    _claim: RunClaim | None = None
-    _allows_mismatch = False
-
-    def __init__(self, args: list[str] | None = None, run: bool = True):
-        """
-        Args:
-            args: command line; that of the process when None.
-            run: False only builds module, datamodule and trainer.
-        """
-        defaults = {"default_config_files": [str(CONFIG_DIR / "base.yaml")]}
-        parser_kwargs = dict.fromkeys(self.subcommands(), defaults) if run else defaults
-        with ExitStack() as self._until_the_end:
-            super().__init__(
-                LongContextModule,
-                LongContextDataModule,
-                save_config_callback=SaveConfig,
-                save_config_kwargs={"save_to_log_dir": False},
-                trainer_class=RangedTrainer,
-                seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-                parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
-                parser_class=Parser,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                args=args,
-                run=run,
-            )
-
-    def add_arguments_to_parser(self, parser) -> None:
-        parser.add_argument(
-            "--run_name", type=str | None, default=None, help="Name of the run; mode and time when not given."
-        )
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument(
-            "--require_checkpoint",
-            type=bool,
-            default=False,
-            help="Fail when --ckpt_path last finds no checkpoint. Otherwise the run starts, so that the same command "
-            "line starts a job and goes on with it whenever the scheduler queues it again.",
-        )
-        parser.add_argument(
-            "--allow_mismatch",
-            type=bool,
-            default=False,
-            help="Resume although attention, model, data, sequence length or seed are not those of the run.",
-        )
-        # Plain: the parser's own type of one key has no place in a configuration under another.
-        parser.link_arguments("data.seq_len", "model.seq_len", compute_fn=int)
-        parser.link_arguments("model.name_or_path", "data.model_name_or_path")
-        parser.link_arguments("seed_everything", "data.seed")
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate")}
-
-    def _parse_ckpt_path(self) -> None:
-        """Overrides Lightning's, which lets a checkpoint's hyperparameters win over the command line."""
-
-    def before_instantiate_classes(self) -> None:
-        """Settles the run directory, everything that lies in it and the checkpoint, before anything costs time."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        check_choice(config.trainer.strategy)
-        resolve_auto(config.trainer)
-        allow, requires = config.allow_mismatch, config.require_checkpoint
-        config.allow_mismatch = config.require_checkpoint = False
-        directory = RunDirectory.of(config)
-        # What is filled in below follows from the directory, or is each process's own, as a new W&B id.
-        self._asked = self.save_config_kwargs["asked"] = config.clone()
-        directory.fill_in(config)
-        if not self.subcommand:
-            return
-        self._find_checkpoint(config, directory, requires, says=self.subcommand != "fit")
-        directory.check_writable()
-        if first_of_all():
-            self._claim = self._until_the_end.enter_context(RunClaim(directory.path))
-        if self.subcommand == "fit":
-            self._begin(config, directory, allow, requires)
-
-    def _begin(self, config, directory: RunDirectory, allow: bool, requires: bool) -> None:
-        """What a fit finds in its directory once nobody else writes there."""
-        self._allows_mismatch = allow
-        if self._claim is not None:
-            self._claim.start.undo()  # of one that was killed
-        self._find_checkpoint(config, directory, requires, says=True)
-        if config.ckpt_path is None:
-            directory.check_free()
-        if self._checkpoint is not None:
-            # A checkpoint of another run is compared with that one's configuration.
-            guard = ResumeGuard(directory.of_checkpoint(self._checkpoint))
-            guard.check(dump(self._parser("fit"), self._asked), allow, self._defaults())
-        if self._claim is not None:
-            self._claim.start.begin()
-
-    def _find_checkpoint(self, config, directory: RunDirectory, requires: bool, says: bool) -> None:
-        self._checkpoint = directory.checkpoint(config.get("ckpt_path"), says)
-        check_found(config, self._checkpoint, self.subcommand, requires, says)
-
-    def _defaults(self) -> dict[str, Any]:
-        parser = self._parser("fit")
-        return contents(parser, parser.get_defaults())
-
-    def parse_arguments(self, parser, args) -> None:
-        """
-        Raises:
-            InputError: the seed is none of those that random, NumPy and torch all take.
-        """
-        super().parse_arguments(parser, args)
-        seed = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).seed_everything
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed_everything is {seed}, but must be a whole number from 0 to {2**32 - 1}")
-
-    def instantiate_classes(self) -> None:
-        with reading("the configuration"):
-            super().instantiate_classes()
-
-    def instantiate_trainer(self, **kwargs) -> Trainer:
-        with reading("trainer"):
-            trainer = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit":
-            state = read_state(self._checkpoint) if self._checkpoint is not None else {}
-            self.datamodule.trained_on = state.get(type(self.datamodule).__qualname__)
-            self.datamodule.allow_changed_files = self._allows_mismatch
-        resumes = self._checkpoint is not None
-        trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
-        if self._claim is not None:
-            trainer.callbacks.insert(0, RunBegins(self._claim.start))
-        trainer.callbacks.append(EndTogether())
-        if self.subcommand and trainer.world_size > 1:
-            asked = dump(self._parser(self.subcommand), self._asked)
-            RankGuard(asked, self._checkpoint).watch(trainer.strategy)
-        return trainer
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        secrets = Secrets(contents(self._parser(subcommand), self._asked))
-        with told_to_further_processes(self._asked.run_name, self.trainer.strategy, secrets.hide):
-            super()._run_subcommand(subcommand)
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Adds our progress to callbacks that have none: Lightning's own counts micro-batches against steps."""
-        given = config["callbacks"] or []
-        has_bar = any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given]))
-        progress = [] if has_bar or config["enable_progress_bar"] is False else [StepProgress()]
-        return super()._instantiate_trainer(config, [*callbacks, *progress])
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Gives the trainer the file that `last` and `best` mean; the saved configuration keeps the word."""
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        path = str(self._checkpoint) if self._checkpoint is not None else None
-        return kwargs | {"ckpt_path": path, "weights_only": True}
-
-    def fit(self, model: LongContextModule, **kwargs) -> None:
-        """Trains; a run that was finished makes up for the checks it lacks, and says that it is finished."""
-        finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
-        if finished is None:
-            self.trainer.fit(model, **kwargs)
-        else:
-            finished.complete(model, **kwargs)
-
-
-def check_found(config, checkpoint: Path | None, subcommand: str, requires: bool, says: bool) -> None:
-    """Whether a command may go on without the checkpoint it was given.
-
-    Raises:
-        InputError: it was required, or there is nothing to validate.
-    """
-    if checkpoint is not None:
-        return
-    if requires or (config.ckpt_path is not None and subcommand != "fit"):
-        given = f"--ckpt_path {config.ckpt_path}" if config.ckpt_path else "without --ckpt_path"
-        where = Path(config.runs_dir, config.run_name)
-        raise InputError(f"there is no checkpoint to go on from in {where} ({given}): nothing was started")
-    if config.ckpt_path is not None and says:
-        log.warning("--ckpt_path %s: there is no checkpoint yet, the run starts from the beginning", config.ckpt_path)
-
-
-@report_input_errors
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the console script."""
-    LRSACLI(args)
+    """Entry point of the console script.
+
+    Args:
+        args: command line; that of the process when None.
+    """
+    given = sys.argv[1:] if args is None else args
+    if not given:
+        print(f"lrsa: error: give a subcommand, one of {_CHOICE}: see `lrsa --help`", file=sys.stderr)
+        sys.exit(2)
+    if given in (["-h"], ["--help"]):
+        lines = [f"  {name:<10}{description}" for name, description in SUBCOMMANDS.items()]
+        print(f"usage: lrsa {_CHOICE} [options]\n\n{chr(10).join(lines)}\n")
+        print("`lrsa fit --help` lists the options of a subcommand, which are the keys of its YAML files.")
+        return
+    from lrsa_lightning.commands.training import run
+
+    run(args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parsers of our commands: an error is one line that names the key, where it was given and what was expected."""
+"""The parsers of our commands. Their errors are one line: the key, where it was given and what was expected."""
 
 import argparse
 import re
@@ -24,9 +24,9 @@ _QUOTED = re.compile(r"'([\w.]+)'")
 
 
 def _load(text: str) -> Any:
-    """jsonargparse's reading of a value, which in braces must not hold a key twice, or aliases without end.
+    """Reads a value as jsonargparse does, but refuses repeated keys and endless aliases in braces.
 
-    Text that is no YAML is left to jsonargparse, for which it is a text; files were checked as a whole before.
+    jsonargparse takes text that is not YAML as a plain string. `ConfigFiles` has checked whole files before.
     """
     if text.lstrip().startswith(("{", "[")):
         try:
@@ -41,22 +41,22 @@ set_loader(PARSER_MODE, _load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
-    """jsonargparse's parser, whose errors are one line and name the file that gave the key."""
+    """jsonargparse's parser with errors of one line that name the file of the key."""
 
     _files: ConfigFiles | None = None
 
     def parse_args(self, args: Sequence[str] | None = None, *further, **keys):
         """
         Raises:
-            InputError: a YAML file among the arguments is not what it should be, or refers to what there is not.
+            InputError: a YAML file among the arguments is malformed, or refers to something that does not exist.
         """
-        if not hasattr(self, "parent_parser"):  # else a subcommand's, whose arguments the command's parser had
+        if not hasattr(self, "parent_parser"):  # the command's parser has read a subcommand's arguments
             self._files = ConfigFiles(sys.argv[1:] if args is None else args)
         with reading("the command line and its configs"):
             try:
                 parsed = super().parse_args(args, *further, **keys)
             except Exception as error:
-                key = getattr(error, "full_key", None)  # of OmegaConf's errors, about ${...}
+                key = getattr(error, "full_key", None)  # OmegaConf's errors about ${...} have one
                 if key is None:
                     raise
                 self.error(f'Parser key "{key}": {str(error).splitlines()[0]}', error)
@@ -65,14 +65,14 @@ class Parser(LightningArgumentParser):
         return parsed
 
     def _check_names(self, parsed: Namespace) -> None:
-        """Refuses a key of a file that holds an empty mapping, whose name jsonargparse then never looks at."""
+        """Refuses an unknown key whose value is an empty mapping: jsonargparse does not look at its name."""
         known = parsed[parsed.subcommand] if "subcommand" in parsed else parsed
         for key in self._files.keys(levels=2):
             if key not in known:
                 self.error(f"Key '{key}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # one of several ways to read a value, whose error the parser weighs
+        if not self.exit_on_error:  # the parser tries several ways to read a value and compares the errors
             super().error(message, ex)
         mistake = input_error(ex)
         if mistake is not None:
@@ -85,12 +85,12 @@ class Parser(LightningArgumentParser):
         refuse(f"{complaint}{f' ({place})' if place else ''}{self._way_out(complaint)}{modes}", ex)
 
     def _place(self, complaint: Complaint) -> str | None:
-        """The file and line of the key, if a file gave it."""
+        """File and line of the key, if a file gave it."""
         files = getattr(self, "parent_parser", self)._files
         named = _QUOTED.findall(complaint.reason)
         inner = [*reversed(complaint.keys[1:]), *named]
         for key in complaint.keys[:1] or named:
-            for name in (key, key.partition(".")[2]):  # the parser may put the subcommand before it
+            for name in (key, key.partition(".")[2]):  # the parser may put the subcommand before the key
                 place = files.place_of(name, *inner) if files is not None else None
                 if place is not None:
                     return place
@@ -105,7 +105,7 @@ class Parser(LightningArgumentParser):
 
 
 def _before_the_loop(message: str, error: BaseException | None) -> str:
-    """What was wrong with a file before the parser read it once more, in vain, and called that a loop."""
+    """The error of a file that the parser then read a second time, and reported as a loop."""
     while error is not None and not str(error).startswith("Config file loop detected"):
         error = error.__cause__ or error.__context__
     reason = getattr(error, "__context__", None)
@@ -113,7 +113,7 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a script, whose errors are one line, and whose numbers may be types of `ranges`."""
+    """argparse's parser for a script, with errors of one line. Options may have the types of `ranges`."""
 
     def __init__(self, description: str):
         """
@@ -123,11 +123,11 @@ class ScriptParser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a script may hand on options that it does not know
+            allow_abbrev=False,  # a script may pass on options that it does not know
         )
 
     def add_argument(self, *names, **keys) -> argparse.Action:
-        """argparse's, which also takes the types of `ranges`: the option's help and error say the range."""
+        """Adds an option. Its help and its error state the range of a type of `ranges`."""
         kind = keys.get("type")
         if is_range(kind):
             words = f"{kind.__name__}: {range_of(kind.__name__)}"

@@ -1,4 +1,4 @@
-"""The YAML files that a command line names: checked before the parser reads them, and asked where a key was given."""
+"""The YAML files that a command line names: checks them before the parser reads them, and knows where each key is."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ _EXPECTED = {
 
 
 class ConfigFiles:
-    """Which keys the files of a command line give, and where."""
+    """The keys that the files of a command line give, and their places."""
 
     def __init__(self, arguments: Sequence[str]):
         """
@@ -26,7 +26,7 @@ class ConfigFiles:
             arguments: of the command.
 
         Raises:
-            InputError: a file is missing, unreadable, empty, malformed or no mapping, gives a key twice, or names
+            InputError: a file is missing, unreadable, empty, malformed or not a mapping, repeats a key, or names
                 itself; says which file.
         """
         self._places: dict[str, str] = {}
@@ -41,15 +41,15 @@ class ConfigFiles:
                 self._follow(key, value, Path(), f"--{key}", ())
 
     def keys(self, levels: int) -> list[str]:
-        """The dotted keys that the files give, of at most so many levels."""
+        """The dotted keys of at most this many levels that the files give."""
         return [key for key in self._places if key.count(".") < levels]
 
     def place_of(self, key: str, *inner: str) -> str | None:
-        """The file and line that gave a key, the last of all files; None where the command line did.
+        """File and line of a key in the last file that gives it; None if the command line gave it.
 
         Args:
             key: dotted.
-            *inner: names of keys below it, of which the first one found is the place.
+            *inner: names of keys below it; the first one found is the place.
         """
         below = {name.rpartition(".")[2]: name for name in self._places if name.startswith(f"{key}.")}
         found = next((below[name] for name in inner if name in below), key)
@@ -59,7 +59,7 @@ class ConfigFiles:
         path = path.expanduser()
         _check_file(path, kind, named_by)
         if path.resolve() in outer:
-            raise InputError(f"{path} ({named_by}) names itself: files must not go round in a circle")
+            raise InputError(f"{path} ({named_by}) names itself: remove the name, files must not form a circle")
         content = read_mapping(path, _EXPECTED[kind])
         for key in _PARTS if kind == _CONFIG and not prefix else ():
             if not isinstance(content.get(key, {}), dict | str):
@@ -70,7 +70,7 @@ class ConfigFiles:
             self._follow(prefix + key, value, path.parent, f"{path}: {key}", (*outer, path.resolve()))
 
     def _follow(self, key: str, value: str, folder: Path, named_by: str, outer: tuple[Path, ...]) -> None:
-        """Reads the file that a value names, if it names one that the parser would read."""
+        """Reads the file that a value names, if the parser would read it too."""
         kind = None if _is_text(value) else _kind(key)
         names_yaml, path = value.endswith(_SUFFIXES), folder / value
         if kind == _ATTENTION and (names_yaml or "/" in value or path.is_file()):
@@ -87,7 +87,7 @@ class ConfigFiles:
 
 
 def _is_text(value: str) -> bool:
-    """Whether it is YAML itself, and no name of a file."""
+    """Whether a value is YAML itself, not the name of a file."""
     return "\n" in value or value.lstrip().startswith(("{", "["))
 
 
@@ -103,7 +103,7 @@ def _check_file(path: Path, kind: str, named_by: str) -> None:
 
 
 def _kind(key: str) -> str | None:
-    """What a file that this key names holds: `config`, `attention`, `part` of a config; None for all else."""
+    """What the file under this key holds: `config`, `attention` or `part` (of a config); None for other keys."""
     name = key.rpartition(".")[2]
     if name == _ATTENTION or key == _CONFIG:
         return name
@@ -111,7 +111,7 @@ def _kind(key: str) -> str | None:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Key and value of each option, in both spellings."""
+    """Key and value of each option, spelled `--key value` or `--key=value`."""
     rest = iter([*arguments, ""])
     word = next(rest)
     for following in rest:
@@ -122,7 +122,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _strings(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted keys whose values are strings, within mappings."""
+    """The dotted keys inside mappings whose values are strings, and these."""
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _strings(value, f"{prefix}{key}.")

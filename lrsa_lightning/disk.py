@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone: said before the first step, and survived after it."""
+"""Full, read-only or missing disks: an error before the first step; after it, training goes on."""
 
 import errno
 import logging
@@ -18,9 +18,9 @@ _UNWRITABLE = (
 
 
 def disk_full(error: BaseException | None) -> OSError | None:
-    """The disk's error (full, over a quota, read-only, failing, gone) that caused an error.
+    """The disk's error (full, over quota, read-only, failing, gone) that caused an error; None if there is none.
 
-    torch raises its own while the file's is handled.
+    torch raises its own error while the file's error is handled.
     """
     while error is not None and getattr(error, "errno", None) not in _UNWRITABLE:
         error = error.__cause__ or error.__context__
@@ -28,7 +28,7 @@ def disk_full(error: BaseException | None) -> OSError | None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,10 +37,10 @@ def sync(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into a folder, or into the one it will be made in, and leaves nothing there.
+    """Tries to write into a folder, or into its nearest parent that exists; leaves nothing there.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: that fails.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
@@ -54,19 +54,19 @@ def check_writable(folder: Path) -> None:
 
 
 class BestEffort:
-    """Writes that training can do without: the first that fails is said, and at the end how many did."""
+    """Writes that training can do without. It warns of the first one that fails, and counts the others."""
 
     def __init__(self, what: str):
         """
         Args:
-            what: is written, for the messages.
+            what: the files, for the messages.
         """
         self._what = what
         self._failures = 0
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Goes on where a write within it fails."""
+        """Suppresses the error of a write inside it."""
         try:
             yield
         except OSError as error:
@@ -75,7 +75,7 @@ class BestEffort:
                 log.warning("%s: not written (%s); training goes on", self._what, error)
 
     def sum_up(self) -> None:
-        """Says how many writes failed, if any."""
+        """Warns of the number of failed writes, if any."""
         if self._failures:
             log.warning("%s: %d writes failed", self._what, self._failures)
         self._failures = 0

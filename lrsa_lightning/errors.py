@@ -7,28 +7,28 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: says what, where, what was expected and the way out."""
+    """The user gave something wrong. The message says what, where, what was expected and what to do."""
 
 
 class Stopped(SystemExit):
-    """Training was ended between two optimizer steps; `Checkpoints` saves the state it can go on from.
+    """Ends training between two optimizer steps; `Checkpoints` saves the state to resume from.
 
     Attributes:
-        reason: in a line.
-        advice: what to do about it; empty where going on is all there is to do.
-        saved: the checkpoint to resume from, None when no optimizer step was done or nothing saves checkpoints.
+        reason: in one line.
+        advice: what to do about it; empty if resuming is all there is to do.
+        saved: the checkpoint to resume from; None before the first optimizer step, or if nothing saves checkpoints.
     """
 
     def __init__(self, trainer: "Trainer", status: int, reason: str, advice: str = ""):
         """
         Args:
-            trainer: which is stopped, in all of its processes alike.
+            trainer: is stopped, in all of its processes alike.
             status: exit status of the command.
-            reason: in a line.
+            reason: in one line.
             advice: what to do about it.
         """
-        # The first process of a node tells the status. Were another's not 0, Lightning's launcher and torchrun would
-        # kill the first one, which may still be writing its logs.
+        # Only the first process of a node reports the status. If another one's were not 0, Lightning's launcher and
+        # torchrun would kill the first one, which may still be writing its logs.
         super().__init__(status if trainer.local_rank == 0 else 0)
         self.reason = reason
         self.advice = advice

@@ -1,4 +1,4 @@
-"""From a checkpoint of a run to a Hugging Face folder."""
+"""Makes a Hugging Face folder of a run's checkpoint."""
 
 import os
 from pathlib import Path
@@ -6,26 +6,28 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from lrsa_lightning.checkpoint_files import find_last, make_empty, partial_of, remove, sync
+from lrsa_lightning.checkpoint_files import make_empty, partial_of, remove
 from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.disk import sync
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.last_checkpoint import find_last
+from lrsa_lightning.trained_model import load_checkpoint
 
 
 def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path:
-    """Writes safetensors, config.json, tokenizer and generation configuration, all of them or nothing.
+    """Writes safetensors, config.json, tokenizer and generation configuration, atomically.
 
     Args:
-        source: run directory, whose last checkpoint is taken, or a checkpoint: a file, or a folder of ZeRO's ranks.
-        output: folder that does not exist, or is empty.
-        dtype: of the weights; as the checkpoint has them when None, float32 for ZeRO and mixed precision.
+        source: a run directory, for its last checkpoint, or a checkpoint: a file, or a folder of ZeRO's ranks.
+        output: a folder that does not exist, or is empty.
+        dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO and mixed precision.
 
     Returns:
-        The checkpoint taken.
+        The exported checkpoint.
 
     Raises:
-        InputError: there is no whole checkpoint, no configuration of its run, something lies in the output folder, or
-            it cannot be written.
+        InputError: there is no complete checkpoint, the configuration of its run is missing, or the output folder is
+            not empty or cannot be written.
     """
     output = Path(os.path.abspath(output))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -42,7 +44,7 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
 
 
 def _write(output: Path, *parts) -> None:
-    """Beside its place, to which the folder moves when all of it is on the disk."""
+    """Writes the folder beside its place, and moves it there once all of it is on the disk."""
     partial = partial_of(output)
     make_empty(partial)
     try:
@@ -61,16 +63,16 @@ def _checkpoint(source: Path) -> Path:
         return source
     if not (source / "config.yaml").exists():
         raise InputError(
-            f"{source} is neither a run (it has no config.yaml) nor a checkpoint: give runs/NAME or a checkpoint in it"
+            f"{source} is neither a run (it has no config.yaml) nor a checkpoint: give runs/NAME or a checkpoint of it"
         )
     last = find_last(source / "checkpoints").path
     if last is None:
-        raise InputError(f"{source} has no whole checkpoint in {source / 'checkpoints'}")
+        raise InputError(f"{source} has no complete checkpoint in {source / 'checkpoints'}")
     return last
 
 
 def _take_generation_config(model, name_or_path: str | None) -> None:
-    """That of the model the run began with, where it has one."""
+    """Takes the generation configuration of the model that the run started from, if that has one."""
     from transformers import GenerationConfig
 
     if name_or_path is not None:

@@ -10,9 +10,9 @@ from lightning import Callback, LightningModule, Trainer
 from lrsa_lightning.callbacks import Checkpoints, RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.checkpoint_files import read_written
-from lrsa_lightning.checkpoint_state import read_state
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
+from lrsa_lightning.trained_model import read_state
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class FinishedRun:
         for callback in self._trainer.callbacks:
             if isinstance(callback, Checkpoints) and callback.state_key in self._states:
                 callback.load_state_dict(self._states[callback.state_key])
-                callback.log_what_was_not(self._trainer, self._step)
+                callback.log_unlogged(self._trainer, self._step)
 
     def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
         """Whether one was due after the last step, and the metrics file has nothing of it."""

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder."""
+"""A lock that lets one process at a time write into a folder."""
 
 import json
 import os
@@ -13,22 +13,22 @@ from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 
 LOCK, HOLDER = ".lock", ".lock_holder.json"
-_PATIENCE = 2.0  # seconds in which a process that has just ended lets go of it
-_HELD: set[FileLock] = set()  # a lock that nobody refers to would be let go of
+_PATIENCE = 2.0  # seconds; a process that has just ended releases its lock within this time
+_HELD: set[FileLock] = set()  # Python would release a lock that nothing refers to
 
 
 class FolderLock:
-    """Held from before a folder's first file is written until the process ends; a dead holder's is free at once.
+    """Held from before the folder's first file until it is released or the process ends, however it ends.
 
-    The operating system holds the lock (``flock``) on a hidden file in the folder; another beside it says who has it.
+    It is the operating system's lock (``flock``) on a hidden file in the folder. A second hidden file names the holder.
     """
 
     def __init__(self, folder: Path, what: str, way_out: str):
         """
         Args:
-            folder: whose files are written; it need not exist.
-            what: what lies there, for the error: "run", "evaluation".
-            way_out: what the user may do, for the error.
+            folder: it need not exist yet.
+            what: the folder holds, for the error: "run", "evaluation".
+            way_out: what the user can do, for the error.
         """
         self._what = f"{what} {folder}"
         self._way_out = way_out
@@ -39,17 +39,17 @@ class FolderLock:
         self._made: list[Path] = []
 
     def acquire(self) -> None:
-        """Takes the lock, which this process may hold already.
+        """Takes the lock; this process may hold it already.
 
         Raises:
-            InputError: another process has it, which is named; or nothing can be written there.
+            InputError: another process holds it, which is named; or the folder cannot be written.
         """
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self._made += [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_PATIENCE)
-            if not self._file.exists():  # its last holder left nothing behind: the lock is of no use to others
+            if not self._file.exists():  # its last holder removed the file meanwhile: others would not see our lock
                 self._lock.release(force=True)
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=_PATIENCE)
@@ -62,12 +62,12 @@ class FolderLock:
         _HELD.add(self._lock)
 
     def release(self) -> None:
-        """Lets others have the folder. One that was made for the lock, and holds nothing else, goes."""
+        """Releases the lock, and removes a folder that was made for it and holds nothing else."""
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
             if self._made and [path.name for path in self._folder.glob("*")] == [LOCK]:
                 self._file.unlink()
-                with suppress(OSError):  # others have files around it
+                with suppress(OSError):  # a parent folder has other files by now
                     for folder in self._made:
                         folder.rmdir()
             self._made = []

@@ -1,4 +1,4 @@
-"""Where a command tells a user's mistake, which is one line, from a bug of ours, which is a traceback."""
+"""Where a command tells a user's mistake, shown as one line, from a bug of ours, shown as a traceback."""
 
 import logging
 import os
@@ -12,13 +12,19 @@ from typing import NoReturn
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.callbacks.first_step import begin_anew, has_begun
 from lrsa_lightning.errors import InputError, Stopped
-from lrsa_lightning.library_errors import DEBUG, describe, input_error, is_users_mistake
+from lrsa_lightning.library_errors import (
+    DEBUG,
+    computing_has_begun,
+    describe,
+    input_error,
+    is_users_mistake,
+    set_computing,
+)
 
 _GRACE_S = 2
-# Calls of functions that are deprecated in the newest releases alone, a datamodule without validation files, and advice
-# on loaders and summaries that does not fit prepared data and attention of our own.
+# Deprecations in the newest releases, a datamodule without validation files, and advice on loaders and summaries. None
+# of it applies to prepared data and our attention.
 _NOISE = (
     "'set_vital' is deprecated",
     ".*LeafSpec.* is deprecated",
@@ -31,25 +37,25 @@ _NOISE = (
 
 
 def report_input_errors(command: Callable) -> Callable:
-    """A command in which a user's mistake is one line on stderr and exit status 2.
+    """Makes a command print a user's mistake as one line on stderr and exit with status 2.
 
-    That is an `InputError`, and before the first step what libraries raise for what they were given (see
-    `is_users_mistake`). With LRSA_DEBUG=1 the traceback is shown too. All else is a bug of ours and goes on.
+    A mistake is an `InputError`. Before the first step it is also a library's error about its input (see
+    `is_users_mistake`). LRSA_DEBUG=1 also prints the traceback. Every other error is a bug of ours and propagates.
     """
 
     @wraps(command)
     def reporting(*args, **kwargs):
         _quieten()
-        begin_anew()
+        set_computing(False)
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
-            if rank_zero_only.rank == 0:  # the others have stopped for the same reason
+            if rank_zero_only.rank == 0:  # all ranks stopped for the same reason
                 print(f"lrsa: {stopped}", file=sys.stderr)
             raise
         except Exception as error:
             mistake = input_error(error)
-            if mistake is None and not has_begun() and is_users_mistake(error):
+            if mistake is None and not computing_has_begun() and is_users_mistake(error):
                 mistake = InputError(f"{describe(error)} ({DEBUG}=1 shows where)")
             if mistake is None:
                 raise
@@ -59,14 +65,14 @@ def report_input_errors(command: Callable) -> Callable:
 
 
 def refuse(message: str, error: BaseException | None = None) -> NoReturn:
-    """Ends the command with one line, and exit status 2.
+    """Ends the command with one line and exit status 2.
 
-    Whatever starts several processes ends the others when one fails: those that are not the first of their node wait
-    for that, so that what all would say is said once.
+    A launcher ends all processes when one fails. The processes of a node that are not its first wait for that, so the
+    line is printed once.
 
     Args:
-        message: what is wrong, where, and the way out; further lines are indented.
-        error: its cause; LRSA_DEBUG=1 shows its traceback.
+        message: what is wrong, where, and what to do; further lines are indented.
+        error: its cause; LRSA_DEBUG=1 prints its traceback.
     """
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     if rank > 0:
@@ -78,7 +84,7 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
 
 
 def _quieten() -> None:
-    """Our own log lines on, others' advertisements and deprecations off."""
+    """Turns our log lines on, and libraries' tips and deprecation warnings off."""
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)

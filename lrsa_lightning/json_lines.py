@@ -1,4 +1,4 @@
-"""Files with a JSON object a line; what is wrong with one is said with its line."""
+"""Reads files with one JSON object per line; an error names its line."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from lrsa_lightning.errors import InputError
 
 
 def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with the numbers of their lines, from 1.
+    """The objects of a file with their line numbers, from 1.
 
     Args:
         path: of the file.
-        cut_short: whether a last line without its end may be left out, as a kill within it leaves it.
+        cut_short: skip a last line without its end, which a kill can leave.
 
     Raises:
-        InputError: the file cannot be read, or a line is no JSON object.
+        InputError: the file cannot be read, or a line is not a JSON object.
     """
     try:
-        lines = path.read_bytes().split(b"\n")  # text would also part at U+2028
+        lines = path.read_bytes().split(b"\n")  # str.splitlines would also split at U+2028
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if cut_short:

@@ -1,4 +1,4 @@
-"""Which errors of libraries tell of a mistake of the user's, and what they say in a line."""
+"""Which errors of libraries report a user's mistake, and what they say in one line."""
 
 import json
 import lzma
@@ -10,20 +10,21 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.parser_errors import UNION, read_error
 
 DEBUG = "LRSA_DEBUG"
-# What they raise on their own account, they raise for what the user gave them.
+# An error that one of these raises itself is about what the user gave it.
 _LIBRARY = re.compile(
     r"(datasets|deepspeed|fsspec|httpcore2?|httpx2?|huggingface_hub|jinja2|jsonargparse|lightning|lightning_fabric"
     r"|omegaconf|peft|pyarrow|pydantic|pydantic_core|requests|safetensors|safetensors_rust|tokenizers|transformers"
     r"|urllib3|wandb|yaml)(\.|$)"
 )
-# Their parts that compute with what we hand them.
+# These parts compute with what we hand them.
 _COMPUTING = re.compile(r"transformers\.(models|generation)\.")
-# Of the standard library, about a file: missing, unreadable, cut short, of another kind.
+# The standard library's errors about a file: missing, unreadable, truncated, of another kind.
 _OF_FILES = (
     OSError,
     EOFError,
@@ -35,11 +36,25 @@ _OF_FILES = (
     lzma.LZMAError,
 )
 _LONGEST = 600
+_has_begun: ContextVar[bool] = ContextVar("computing_has_begun", default=False)
+
+
+def set_computing(begun: bool) -> None:
+    """Notes that the running command has reached its first micro-batch; False when a command starts.
+
+    Before that, an error is usually about what the user gave.
+    """
+    _has_begun.set(begun)
+
+
+def computing_has_begun() -> bool:
+    """Whether the running command has reached its first micro-batch."""
+    return _has_begun.get()
 
 
 @contextmanager
 def reading(what: str, way_out: str = f"{DEBUG}=1 shows where") -> Iterator[None]:
-    """Around a library's work on what the user gave: any error that the library raises there is the user's mistake.
+    """Goes around a library's work on what the user gave: any error that the library raises is the user's mistake.
 
     Args:
         what: the key and its value, or the file.
@@ -64,10 +79,10 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Whether it tells of a mistake of the user's wherever it was raised, by its class and where that was.
+    """Whether an error reports a user's mistake wherever it was raised; its class and its origin decide.
 
-    Such are errors about files, those of a class that a library has made for it, and a library's plain ValueError and
-    missing modules. A TypeError, a KeyError or the like is not: it may as well tell of a wrong call.
+    Such are errors about files, errors of a library's own class, and a library's plain ValueError or missing module.
+    A TypeError, a KeyError or the like may also report a wrong call, so it is not.
     """
     if isinstance(error, _OF_FILES) or any(_LIBRARY.match(base.__module__) for base in type(error).__mro__):
         return True
@@ -77,10 +92,10 @@ def is_users_mistake(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """What it says, in one line."""
+    """An error's message, in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if UNION in (said := str(error)):  # as when a callback's constructor refuses an argument
+    if UNION in (said := str(error)):  # for example when a callback's constructor refuses an argument
         return str(read_error(said))
     first = (said.splitlines() or [""])[0].rstrip()
     text = first if first.endswith(".") else " ".join(said.split())  # advice follows a complete sentence
@@ -90,9 +105,9 @@ def describe(error: Exception) -> str:
 
 
 def _origin(error: Exception) -> str:
-    """The module that raised it, through the standard library or torch or by itself.
+    """The module that raised an error, itself or through the standard library or torch.
 
-    A call of a library with arguments that it does not take is raised by the caller, and so is ours.
+    A call of a library with arguments that it does not accept is raised in the caller, so it counts as ours.
     """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = frame.f_globals.get("__name__", "")

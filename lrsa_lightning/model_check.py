@@ -1,4 +1,4 @@
-"""Whether a model, an attention, a length, a strategy and a tokenizer belong together."""
+"""Checks whether a model, an attention mode, a length, a strategy and a tokenizer fit together."""
 
 import logging
 
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 
 def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trainer) -> None:
-    """Asks each of the parts about the others, before any data or weight is read; warns of what an attention remarks.
+    """Checks the parts against each other before any data or weight is read; logs the attention's remark.
 
     Args:
         config: the model's.
         attention: for sequences of this length.
         seq_len: tokens of a row.
-        trainer: with the strategy and the datamodule.
+        trainer: has the strategy and the datamodule.
 
     Raises:
-        InputError: they do not fit together.
+        InputError: two parts do not fit together.
     """
     text = config.get_text_config(decoder=True)
     check_length(config, seq_len)

@@ -1,4 +1,4 @@
-"""jsonargparse's errors, which list all that each member of a union has to say, as one line."""
+"""Turns jsonargparse's errors, which list a message for each member of a union, into one line."""
 
 import re
 import textwrap
@@ -29,13 +29,13 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Complaint:
-    """What the parser has against a value.
+    """Why the parser refuses a value.
 
     Attributes:
-        keys: dotted names and classes, from the outermost on, down to what is wrong.
-        value: as it was given, if the parser says.
-        kinds: what it might have been.
-        reason: instead of these.
+        keys: dotted names and classes, from the outermost to the wrong one.
+        value: as given, if the parser says it.
+        kinds: what it could have been.
+        reason: a message in place of value and kinds.
     """
 
     keys: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Complaint:
 
 
 def read_error(message: str) -> Complaint:
-    """The complaint that a message of the parser makes."""
+    """The complaint in a message of the parser."""
     text = textwrap.dedent(message).strip()
     if found := _KEY.fullmatch(text):
         return _within(found[1], found[2])
@@ -80,7 +80,7 @@ def _within(key: str, text: str) -> Complaint:
 
 
 def _of_union(text: str) -> Complaint:
-    """Of the members the one that got furthest; of all that only expect something else what they expect."""
+    """The complaint of the member that got furthest; if none got further than its type, all expected types."""
     _, _, listed = text.partition("Errors:\n")
     listed, _, value = listed.rpartition("\nGiven value: ")
     listed = listed.rpartition("\nGiven value type: ")[0]

@@ -1,29 +1,29 @@
-"""Names that become one part of a path: a user's are refused where they are not, those made of values always are."""
+"""Names that become one part of a path. A user's unsafe name is refused; a name made of values is always safe."""
 
 import hashlib
 import re
 
 from lrsa_lightning.errors import InputError
 
-# A file beside it has the name with an ending such as .holder.12345.partial; file systems take 255 bytes.
+# File systems allow 255 bytes; a file beside it adds an ending such as .holder.12345.partial.
 MOST_BYTES = 200
-# What a sweep keeps beside its cells' run directories.
+# A sweep keeps these beside the run directories of its cells.
 RESERVED = ("cells", "report")
 _EXPECTED = (
-    f"expected one part of a path, of 1 to {MOST_BYTES} bytes: without / or \\, line breaks and other characters that "
-    f"do not print, or ${{; not beginning with . or -, nor with or ending in a space; not {' or '.join(RESERVED)}"
+    f"expected one part of a path, of 1 to {MOST_BYTES} bytes, without / or \\ or ${{ or characters that do not print. "
+    f"It must not begin with . or - or a space, end with a space, or be {' or '.join(RESERVED)}"
 )
 
 
 def checked_name(name: str, what: str) -> str:
-    """The name as it is, if it is one safe part of a path.
+    """The name itself, if it is one safe part of a path.
 
     Args:
         name: given by a user, on the command line or in the environment.
-        what: what it is called there, for the error.
+        what: the option or variable, for the error.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not safe.
     """
     if not _is_safe(name):
         raise InputError(f"{what} is {name!r}: {_EXPECTED}")
@@ -31,7 +31,7 @@ def checked_name(name: str, what: str) -> str:
 
 
 def made_name(text: str) -> str:
-    """A safe name made of any text: the text itself where it is one."""
+    """A safe name made of any text; a text that is safe already stays as it is."""
     if _is_safe(text):
         return text
     name = re.sub(r"[^\w.+=,@%() -]+", "-", text).rstrip(" ").lstrip(".- ") or "unnamed"

@@ -1,4 +1,4 @@
-"""A checkpoint holds plain data alone: what ``torch.load(weights_only=True)`` gives back without running any code."""
+"""Makes a checkpoint of plain data only, which ``torch.load(weights_only=True)`` loads without running any code."""
 
 import io
 import logging
@@ -19,12 +19,12 @@ from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 LEFT_OUT = "left_out"  # the key of a checkpoint that names what could not be kept in it
-# Lightning cannot resume without them.
+# Lightning cannot resume without these.
 _ESSENTIAL = ("epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers")
 _KEPT_CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set, torch.Size)
 _BASES = (int, float, str, bytes)
 _MOST_NAMED = 3
-_WIDEST = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}  # bytes of torch's numbers, by numpy's kind
+_WIDEST = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}  # bytes of torch's widest number, by numpy's kind
 _FORMS = (
     (Enum, "its .value"),
     ((date, time), "its .isoformat()"),
@@ -35,10 +35,10 @@ _FORMS = (
 
 
 def to_plain(value: Any, name: str) -> Any:
-    """The same value in plain forms, as far as there are any that it is equal to; itself where nothing changes.
+    """The value in plain form; parts without an equal plain form stay, and so does a container that does not change.
 
-    Numbers of numpy, and subclasses of numbers, text and containers (named tuples, default dictionaries, frozen sets),
-    become what they are equal to. Arrays become tensors and paths text, which is said once for each name.
+    numpy's numbers and subclasses of numbers, text and containers (named tuples, default dictionaries, frozen sets)
+    become the equal plain value. Arrays become tensors and paths become text, with a log line for each name.
     """
     if isinstance(value, dict):
         return _dict(value, name)
@@ -59,12 +59,12 @@ def _dict(value: dict, name: str) -> dict:
     if is_same and kind is type(value):
         return value
     made = _made(dict, pairs, value)
-    # Two keys may have become one: then it is left for the refusal.
+    # If two keys have become one, the value stays and is refused later.
     return kind(made) if len(made) == len(value) else value
 
 
 def _made(kind: type, items: list, value: Any) -> Any:
-    """A container of the items, or the value itself where a plain form cannot lie in a set or be a key."""
+    """A container of the items; the value itself if a plain form cannot be in a set or be a key."""
     try:
         return kind(items)
     except TypeError:
@@ -94,20 +94,23 @@ def _say_once(text: str) -> None:
 def check_plain(value: Any, name: str) -> None:
     """
     Raises:
-        InputError: a part of it has no plain form; names the part and what to keep instead.
+        InputError: a part has no plain form; names the part and what to keep instead.
     """
     if found := [*unloadable(to_plain(value, name), name)]:
         raise InputError(f"{describe(found)}: a checkpoint with it could not be loaded again")
 
 
 def plain_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A checkpoint as it can be written and loaded again, and what had to be left out of it, if anything.
+    """A checkpoint in plain form, and a description of what was left out.
 
-    The state of a callback, or an entry that somebody added, that has no plain form is left out, whole: the work since
-    the checkpoint before is worth more.
+    It leaves out the state of a callback, or an added entry, if a part of it has no plain form: the steps since the
+    previous checkpoint are worth more.
+
+    Returns:
+        The checkpoint, and the description; empty if nothing was left out.
 
     Raises:
-        InputError: it is a part that no run can resume without.
+        InputError: a part without which no run can resume has no plain form.
     """
     plain = {key: to_plain(value, key) for key, value in checkpoint.items()}
     places = [(plain, key, key) for key in plain if key != "callbacks"]
@@ -126,7 +129,7 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def unloadable(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The parts of a value that ``torch.load(weights_only=True)`` refuses, each with its name, found by trying."""
+    """Finds the parts of a value that ``torch.load(weights_only=True)`` refuses, by trying; yields names and parts."""
     if _loads(_without_tensors(value)):
         return
     within = [culprit for part, part_name in _parts(value, name) for culprit in unloadable(part, part_name)]
@@ -149,13 +152,13 @@ def _loads(value: Any) -> bool:
         torch.save(value, file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except Exception:  # whatever its own methods raise when they are pickled
+    except Exception:  # the value's own pickling methods can raise anything
         return False
     return True
 
 
 def _without_tensors(value: Any) -> Any:
-    """The same without the bulk; those of unusual classes stay, for torch loads some of them and some not."""
+    """The value without its large tensors. Unusual tensor classes stay: torch loads only some of them."""
     if type(value) in (Tensor, torch.nn.Parameter):
         return None
     if type(value) in (dict, OrderedDict):
@@ -166,7 +169,7 @@ def _without_tensors(value: Any) -> Any:
 
 
 def describe(found: list[tuple[str, Any]]) -> str:
-    """Names some parts, and says what to keep in their place."""
+    """Names some parts, and what to keep instead."""
     named = [f"{name} is a {type(value).__name__} (keep {_form(value)} instead)" for name, value in found]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return ", ".join(named[:_MOST_NAMED]) + more

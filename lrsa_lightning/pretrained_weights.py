@@ -1,4 +1,4 @@
-"""Pretrained weights: all of a model's, as they were saved, or a refusal that names what does not fit."""
+"""Reads all of a model's pretrained weights as they were saved, or names what does not fit."""
 
 import json
 import pickle
@@ -15,11 +15,11 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def check_folder(name_or_path: str) -> None:
-    """Looks at the files of a folder, whose weights stay on the disk; does nothing for a hub id.
+    """Checks the files of a folder without loading the weights; does nothing for a hub id.
 
     Raises:
-        InputError: weights are missing, cut short or no floating-point numbers of 16 bits or more, or the folder holds
-            an adapter.
+        InputError: weights are missing, truncated or not floating-point numbers of at least 16 bits, or the folder
+            holds an adapter.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -29,7 +29,7 @@ def check_folder(name_or_path: str) -> None:
             f"model.name_or_path {name_or_path} is a PEFT adapter: merge it into its model (merge_and_unload, "
             "save_pretrained) and give that folder"
         )
-    if (folder / "config.json").exists():  # without it, the configuration's error says more
+    if (folder / "config.json").exists():  # without it, load_config gives the better error
         for file in _weight_files(folder):
             _check_file(file)
 
@@ -50,7 +50,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} is no index of weights ({error!r}): copy the folder again") from error
+        raise InputError(f"{index} is not an index of weights ({error!r}): copy the folder again") from error
 
 
 def _check_file(file: Path) -> None:
@@ -63,7 +63,7 @@ def _check_file(file: Path) -> None:
         raise InputError(f"{file} cannot be read ({error}): copy the file again") from error
     if others := {name: dtype for name, dtype in dtypes.items() if dtype not in _FLOATS}:
         name, dtype = next(iter(others.items()))
-        raise InputError(f"{file}: {name} is of type {dtype}. Give weights in float32, bfloat16 or float16")
+        raise InputError(f"{file}: {name} has dtype {dtype}: give weights in float32, bfloat16 or float16")
 
 
 def check_quantisation(config, name_or_path: str) -> None:
@@ -74,17 +74,17 @@ def check_quantisation(config, name_or_path: str) -> None:
     if (given := getattr(config, "quantization_config", None)) is not None:
         method = given.get("quant_method") if isinstance(given, dict) else type(given).__name__
         raise InputError(
-            f"model.name_or_path {name_or_path} is quantised ({method}): give the weights it was made from"
+            f"model.name_or_path {name_or_path} is quantised ({method}): give the weights before quantisation"
         )
 
 
 def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
     """A causal decoder with the weights of a folder or hub id, in evaluation mode, on the CPU.
 
-    transformers fills what it does not find with random numbers, and says so in a warning alone.
+    transformers alone would fill missing weights with random numbers, and only warn.
 
     Raises:
-        InputError: weights cannot be read, or are not exactly those of the model.
+        InputError: the weights cannot be read, or are not exactly those of the model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -98,7 +98,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
                 dtype=dtype,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # named with all else that does not fit
+                ignore_mismatched_sizes=True,  # _check_complete names them with everything else that does not fit
             )
     except torch.OutOfMemoryError:
         raise
@@ -114,7 +114,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
 def check_finite(model, whose: str, way_out: str) -> None:
     """
     Raises:
-        InputError: a weight is NaN or infinite, from the start or in the model's dtype, as beyond 65504 in float16.
+        InputError: a weight is NaN or infinite in the model's dtype, for example one beyond 65504 in float16.
     """
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -126,25 +126,25 @@ def _check_complete(info: dict[str, Collection], name_or_path: str) -> None:
     if missing := info["missing_keys"]:
         faults.append(f"lack {_listed(missing)}")
     if unexpected := info["unexpected_keys"]:
-        faults.append(f"have {_listed(unexpected)}, for which the model has no place")
+        faults.append(f"have {_listed(unexpected)}, which the model does not have")
     for name, saved, wanted in info["mismatched_keys"]:
         faults.append(f"have {name} in shape {[*saved]}, not {[*wanted]}")
     if faults:
         raise InputError(
             f"the weights of model.name_or_path {name_or_path} are not those of its config.json: they "
-            f"{', '.join(faults[:3])}. Give the folder of a whole causal language model"
+            f"{', '.join(faults[:3])}. Give the folder of a complete causal language model"
         )
 
 
 def _tie(model, name_or_path: str) -> None:
-    """transformers leaves a head untied that lies in the files too, though the configuration ties it."""
+    """Ties the head to the embedding if the configuration says so: transformers does not if the files hold a head."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not model.config.get_text_config().tie_word_embeddings or head.weight is embedding.weight:
         return
     if not torch.equal(head.weight, embedding.weight):
         raise InputError(
-            f"model.name_or_path {name_or_path}: config.json ties the head to the embedding, but its weights are "
-            "others: set tie_word_embeddings to false in config.json"
+            f"model.name_or_path {name_or_path}: config.json ties the head to the embedding, but their weights differ: "
+            "set tie_word_embeddings to false in config.json"
         )
     head.weight = embedding.weight
 
@@ -156,7 +156,7 @@ def _listed(names: Collection[str]) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """transformers reports at length what the error then says in a line."""
+    """Silences transformers' long reports, which the error states in one line."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Numbers that carry their range in their type: the command's parser refuses by it, and so does a class in Python."""
+"""Types of numbers that carry their range. The command's parser refuses by them, and so does a class in Python."""
 
 import inspect
 import types
@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeInt,
-    OpenUnitInterval,
     PositiveInt,
     register_type,
     restricted_number_type,
@@ -21,41 +20,26 @@ from jsonargparse.typing import (
 
 from lrsa_lightning.errors import InputError
 
-# jsonargparse's PositiveFloat and NonNegativeFloat let infinity pass.
+# jsonargparse's PositiveFloat and NonNegativeFloat allow infinity.
 PositiveFiniteFloat = restricted_number_type("PositiveFiniteFloat", float, [(">", 0.0), ("<", inf)])
 NonNegativeFiniteFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0.0), ("<", inf)])
 FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -inf), ("<", inf)])
 AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 PositiveUnitInterval = restricted_number_type("PositiveUnitInterval", float, [(">", 0.0), ("<=", 1.0)])
-# What a moving average keeps of the past: 1 would never take up anything new.
+# The part of the past that a moving average keeps: with 1 it would never change.
 DecayRate = restricted_number_type("DecayRate", float, [(">=", 0.0), ("<", 1.0)])
-# Each copy of a sample is prepared and stored.
+# Each copy of a sample is prepared and stored, so the weight is limited.
 MixtureWeight = restricted_number_type("MixtureWeight", float, [(">=", 0.0), ("<=", 1000.0)])
-# Also short of where the time left at a run's pace would pass what Python can hold.
+# The limit also keeps the estimated time left within what Python can represent.
 CountOrEndless = restricted_number_type("CountOrEndless", int, [(">=", -1), ("<", 2**31)])
-
-_RANGES = {
-    PositiveInt: "a whole number of at least 1",
-    AtLeastTwo: "a whole number of at least 2",
-    NonNegativeInt: "a whole number of at least 0",
-    PositiveFiniteFloat: "a finite number above 0",
-    NonNegativeFiniteFloat: "a finite number of at least 0",
-    FiniteFloat: "a finite number",
-    ClosedUnitInterval: "a number from 0 to 1",
-    OpenUnitInterval: "a number between 0 and 1",
-    PositiveUnitInterval: "a number above 0, at most 1",
-    DecayRate: "a number of at least 0 and below 1",
-    MixtureWeight: "a number from 0 to 1000",
-    CountOrEndless: "a whole number from -1 (no limit) to 2147483647",
-}
 Devices = restricted_string_type("Devices", r"(?!0$)(auto|-1|\d+(,\d+)*,?)")
 Duration = restricted_string_type("Duration", r"\d+:\d+:\d+:\d+")
 
 
-class CountOrShare:
-    """A whole number of things, or a share of them with a decimal point; made, it is a plain number.
+class CountOrFraction:
+    """A whole number of things, or with a decimal point a fraction of them; constructs a plain number.
 
-    No union of two types above: jsonargparse saves a share by the first of them, and 0.5 as 0.
+    It is not a union of two types above: jsonargparse saves a fraction by the first of them, and 0.5 as 0.
     """
 
     least = 0
@@ -69,8 +53,8 @@ class CountOrShare:
         return number
 
 
-class SomeOrShare(CountOrShare):
-    """The same without none of them."""
+class PositiveCountOrFraction(CountOrFraction):
+    """The same, but above zero."""
 
     least = 1
 
@@ -79,49 +63,37 @@ def _read_number(text: str) -> int | float:
     return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
-for _kind in (CountOrShare, SomeOrShare):
+for _kind in (CountOrFraction, PositiveCountOrFraction):
     register_type(_kind, serializer=lambda number: number, type_check=lambda *_: False)
-_OTHERS = {
+_WORDS = {
+    PositiveInt: "a whole number of at least 1",
+    AtLeastTwo: "a whole number of at least 2",
+    NonNegativeInt: "a whole number of at least 0",
+    PositiveFiniteFloat: "a finite number above 0",
+    NonNegativeFiniteFloat: "a finite number of at least 0",
+    FiniteFloat: "a finite number",
+    ClosedUnitInterval: "a number from 0 to 1",
+    PositiveUnitInterval: "a number above 0, at most 1",
+    DecayRate: "a number of at least 0 and below 1",
+    MixtureWeight: "a number from 0 to 1000",
+    CountOrEndless: "a whole number from -1 (no limit) to 2147483647",
     Devices: "auto, -1 for all, or numbers as in 0,1",
     Duration: "a time as days:hours:minutes:seconds",
-    CountOrShare: "a whole number of at least 0 or a share from 0.0 to 1.0",
-    SomeOrShare: "a whole number of at least 1 or a share above 0.0, at most 1.0",
+    CountOrFraction: "a whole number of at least 0 or a fraction from 0.0 to 1.0",
+    PositiveCountOrFraction: "a whole number of at least 1 or a fraction above 0.0, at most 1.0",
 }
 F = TypeVar("F", bound=Callable)
 
-__all__ = [
-    "AtLeastTwo",
-    "ClosedUnitInterval",
-    "CountOrEndless",
-    "CountOrShare",
-    "DecayRate",
-    "Devices",
-    "Duration",
-    "FiniteFloat",
-    "MixtureWeight",
-    "NonNegativeFiniteFloat",
-    "NonNegativeInt",
-    "OpenUnitInterval",
-    "PositiveFiniteFloat",
-    "PositiveInt",
-    "PositiveUnitInterval",
-    "SomeOrShare",
-    "checked",
-    "is_range",
-    "option",
-    "range_of",
-]
-
 
 def checked(init: F) -> F:
-    """Decorates an ``__init__``, or a function: arguments must lie in the ranges and among the literals of their
-    annotations, and be lists where these say so.
+    """Decorates an ``__init__`` or a function, and checks its arguments against their annotations.
 
-    What the parser refuses with the key's name is then refused in Python with the argument's. Numbers reach the body as
-    plain int and float, whatever type the parser gave them.
+    It checks ranges and literals, and requires a list where the annotation does. The parser refuses a wrong value with
+    the name of the key; this refuses it in Python with the name of the argument. The body gets plain int and float,
+    whatever type the parser gave.
 
     Raises:
-        InputError: an argument lies outside; names class or function and argument, the value, and what was expected.
+        InputError: an argument is out of range; names class or function, argument, value, and what was expected.
     """
     if isinstance(init, type):  # a dataclass, whose __init__ is generated
         init.__init__ = checked(init.__init__)
@@ -141,17 +113,17 @@ def checked(init: F) -> F:
 
 
 def range_of(name: str) -> str:
-    """What a type of this name takes, in words; the name itself where it is none of these types."""
-    return next((words for kind, words in (_RANGES | _OTHERS).items() if kind.__name__ == name), name)
+    """What the type of this name accepts, in words; the name itself for any other type."""
+    return next((words for kind, words in _WORDS.items() if kind.__name__ == name), name)
 
 
 def is_range(kind: Any) -> bool:
-    """Whether it is one of the numbers of this module."""
-    return kind in _RANGES
+    """Whether a type is one of this module's numbers."""
+    return kind in _WORDS and issubclass(kind, int | float)
 
 
 def option(kind: Any) -> Callable[[str], int | float]:
-    """One of these types as the `type` of an argparse option, whose error then names the option and says the range.
+    """One of this module's numbers as the `type` of an argparse option; the error names the option and the range.
 
     Args:
         kind: the type.
@@ -159,20 +131,18 @@ def option(kind: Any) -> Callable[[str], int | float]:
 
     def convert(text: str) -> int | float:
         try:
-            return _number((float if issubclass(kind, float) else int)(text), kind, "")
+            return _restricted((float if issubclass(kind, float) else int)(text), kind, "")
         except ValueError as error:
-            raise ArgumentTypeError(f"is {text!r}, but must be {_RANGES[kind]}") from error
+            raise ArgumentTypeError(f"is {text!r}, but must be {_WORDS[kind]}") from error
 
     return convert
 
 
 def _plain(value: Any, hint: Any, name: str) -> Any:
-    """The value with plain numbers in it, if the annotation allows it."""
+    """The value with plain numbers in it, if its annotation allows it."""
     origin, members = get_origin(hint), get_args(hint)
-    if hint in _RANGES:
-        return _number(value, hint, name)
-    if hint in _OTHERS:
-        return _other(value, hint, name)
+    if hint in _WORDS:
+        return _restricted(value, hint, name)
     if origin is Literal and value not in members:
         raise InputError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, members))}")
     if origin in (Union, types.UnionType):
@@ -189,26 +159,19 @@ def _plain(value: Any, hint: Any, name: str) -> Any:
     return value
 
 
-def _number(value: Any, hint: Any, name: str) -> int | float:
-    plain = float if issubclass(hint, float) else int
+def _restricted(value: Any, kind: Any, name: str) -> int | float | str:
+    """The value as a plain number or text, if it conforms to a type of this module."""
     try:
-        if not isinstance(value, Real):  # numpy's numbers too
+        if is_range(kind) and not isinstance(value, Real):  # Real: numpy's numbers too
             raise ValueError
-        return plain(hint(value))
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{name} is {value!r}, but must be {_RANGES[hint]}") from error
-
-
-def _other(value: Any, hint: Any, name: str) -> str | int | float:
-    try:
-        made = hint(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{name} is {value!r}, but must be {_OTHERS[hint]}") from error
-    return str(made) if isinstance(made, str) else made
+        made = kind(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{name} is {value!r}, but must be {_WORDS[kind]}") from error
+    return next(plain(made) for plain in (int, float, str) if isinstance(made, plain))
 
 
 def _member(value: Any, members: tuple, name: str) -> Any:
-    """Of a union, by the first member that takes the value; where none does, the first one's refusal."""
+    """The value by the first member of a union that accepts it; if none does, the first member's refusal."""
     if value is None and type(None) in members:
         return None
     members = [member for member in members if member is not type(None)]
@@ -217,8 +180,8 @@ def _member(value: Any, members: tuple, name: str) -> Any:
     refusals = []
     for member in members:
         kind = get_origin(member) or member
-        is_plain = isinstance(kind, type) and kind not in _RANGES | _OTHERS
-        if is_plain and not isinstance(value, (list, tuple) if kind is list else kind):
+        is_other = isinstance(kind, type) and kind not in _WORDS
+        if is_other and not isinstance(value, (list, tuple) if kind is list else kind):
             continue
         try:
             return _plain(value, member, name)
@@ -226,4 +189,4 @@ def _member(value: Any, members: tuple, name: str) -> Any:
             refusals.append(refusal)
     if refusals:
         raise refusals[0]
-    return value  # its type alone is wrong, which is the caller's to see
+    return value  # only its type is wrong, which the caller notices

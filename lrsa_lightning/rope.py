@@ -1,6 +1,6 @@
-"""The parameters of RoPE: which keys there are, what each scaling needs, what contradicts.
+"""Checks the parameters of RoPE: unknown keys, missing keys, wrong ranges and contradictions.
 
-transformers takes a misspelt key for one of a model it does not know, says so in its log at most, and goes on without.
+transformers ignores a misspelt key, and at most logs it.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _SCALINGS = {
     "llama3": _Scaling(frozenset({"factor", "low_freq_factor", "high_freq_factor"}), frozenset({_ORIGINAL})),
 }
 _KNOWN = _ANY_TYPE.union(*(scaling.needs | scaling.takes for scaling in _SCALINGS.values()))
-# Lowest value, and whether it is one.
+# Lower limit, and whether the limit itself is allowed.
 _LOWEST = {
     "factor": (1, True),
     "rope_theta": (0, False),
@@ -50,13 +50,13 @@ def check_rope(rope: dict[str, Any], where: str, more_keys: set[str] = frozenset
     """Checks the parameters of one RoPE.
 
     Args:
-        rope: as a configuration has them.
+        rope: the parameters, as in a configuration.
         where: what the user calls them.
-        more_keys: that this model has besides.
-        strict: refuse every unknown key, not only what is nearly a known one.
+        more_keys: further keys that this model has.
+        strict: refuse every unknown key, not only one that resembles a known key.
 
     Raises:
-        InputError: names the key that is unknown, missing, out of range or without meaning for this rope_type.
+        InputError: names the key that is unknown, missing, out of range or meaningless for this rope_type.
     """
     rope = {key: value for key, value in rope.items() if value is not None}
     for key in rope.keys() - _KNOWN - more_keys - {"type"}:
@@ -79,7 +79,7 @@ def _check_type(rope: dict[str, Any], kind: str, where: str, strict: bool) -> No
     if scaling is None:
         of_few_models = kind in ROPE_INIT_FUNCTIONS or kind == "mrope"
         if of_few_models or not (strict or get_close_matches(str(kind), _SCALINGS, n=1)):
-            return  # which check their own
+            return  # those models check their own
         raise InputError(f"{where}: unknown rope_type {kind!r}: there are {', '.join(_SCALINGS)}")
     if missing := sorted(scaling.needs - rope.keys()):
         raise InputError(f"{where}: rope_type {kind!r} needs {', '.join(missing)}")
@@ -102,7 +102,7 @@ def _check_range(key: str, value: Any, where: str) -> None:
 
 
 def check_config_rope(config, where: str) -> None:
-    """`check_rope` for a model's configuration, for which more keys may mean something.
+    """Runs `check_rope` on a model's configuration, in which unknown keys may have a meaning.
 
     Raises:
         InputError: as `check_rope`.
@@ -114,15 +114,15 @@ def check_config_rope(config, where: str) -> None:
 
 
 def check_given(keys: dict[str, Any], where: str, more_keys: set[str]) -> None:
-    """Checks what configuration keys say about RoPE in their three places: none may contradict another.
+    """Checks the RoPE parameters in configuration keys: rope_parameters, rope_scaling and single keys must agree.
 
     Args:
         keys: of a configuration.
         where: what the user calls it.
-        more_keys: of RoPE, that this model has besides.
+        more_keys: further RoPE keys that this model has.
 
     Raises:
-        InputError: as `check_rope`, or for two places that differ.
+        InputError: as `check_rope`, or two places contradict each other.
     """
     places = {name: keys[name] for name in ("rope_parameters", "rope_scaling") if keys.get(name)}
     if len(places) == 2 and places["rope_parameters"] != places["rope_scaling"]:
@@ -141,16 +141,16 @@ def check_given(keys: dict[str, Any], where: str, more_keys: set[str]) -> None:
 
 
 def override(config, given: dict[str, Any], where: str = "model.rope_parameters") -> None:
-    """Puts parameters in the place of a configuration's own; those of another rope_type go.
+    """Overrides a configuration's RoPE parameters; a new rope_type drops those of the old one.
 
     Raises:
-        InputError: as `check_rope`, or the model has no RoPE, or one for each kind of layer.
+        InputError: as `check_rope`, or the model has no RoPE, or a RoPE for each kind of layer.
     """
     text = config.get_text_config(decoder=True)
     own = getattr(text, "rope_parameters", None)
     if not own or any(isinstance(part, dict) for part in own.values()):
         reason = "has RoPE parameters for each kind of layer" if own else "has no RoPE"
-        raise InputError(f"{where}: {config.model_type!r} {reason}, so that these cannot replace any")
+        raise InputError(f"{where}: {config.model_type!r} {reason}, which these cannot replace: leave them out")
     if "type" in given and "rope_type" not in given:
         given = {"rope_type" if key == "type" else key: value for key, value in given.items()}
     if given.get("rope_type", own.get("rope_type")) != own.get("rope_type"):

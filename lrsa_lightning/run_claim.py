@@ -1,4 +1,4 @@
-"""What a command holds while it runs: its run directory, and what it hands to the other processes."""
+"""A command's claim on its run directory, and the run name that it passes to further processes."""
 
 import os
 import sys
@@ -15,16 +15,16 @@ RUN_NAME = "LRSA_RUN_NAME"
 
 
 class RunClaim:
-    """One process's hold on a run directory, from before its first file until the command ends.
+    """A process's exclusive hold on a run directory, from before its first file until the command ends.
 
     Attributes:
-        start: of a fresh run, undone if the command fails before the first optimizer step.
+        start: of a new run; undone if the command fails before the first optimizer step.
     """
 
     def __init__(self, folder: Path):
         """
         Args:
-            folder: the run directory; it need not exist.
+            folder: the run directory; it need not exist yet.
         """
         self.start = RunStart(folder)
         self._lock = FolderLock(folder, "run", "wait until it ends or stop it, or give another --run_name")
@@ -33,7 +33,7 @@ class RunClaim:
     def __enter__(self) -> "RunClaim":
         """
         Raises:
-            InputError: another process writes there, or nobody can.
+            InputError: another process writes there, or the folder cannot be written.
         """
         self._lock.acquire()
         self._logged_before = _wandb_run()
@@ -41,7 +41,7 @@ class RunClaim:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
         try:
-            # The next command of this process would go on with it.
+            # Otherwise the next command of this process would continue the same W&B run.
             if (run := _wandb_run()) is not None and run is not self._logged_before:
                 run.finish(exit_code=0 if error is None else _status(error))
             if error is None:
@@ -53,14 +53,15 @@ class RunClaim:
 
 
 @contextmanager
-def told_to_further_processes(run_name: str, strategy: Strategy, hide: Callable[[str], str]):
-    """Lightning starts the processes of further devices by this one's command line and environment: they read the run's
-    name there. Both are as they were as soon as the processes are there, but for the command line's secrets, which
-    loggers would save, until the command ends.
+def run_name_for_processes(run_name: str, strategy: Strategy, hide: Callable[[str], str]):
+    """Puts the run's name into the environment while Lightning starts the processes of further devices.
+
+    Lightning starts them with this process's command line and environment. Once they run, the environment is restored.
+    Loggers save the command line, so its secrets are then hidden until the command ends.
 
     Args:
         run_name: of this run.
-        strategy: whose processes are started; Lightning has no hook of the moment at which they are.
+        strategy: starts the processes, in `setup_environment`; Lightning has no hook for that moment.
         hide: takes the secrets out of a text.
     """
     named, words = os.environ.get(RUN_NAME), list(sys.argv)

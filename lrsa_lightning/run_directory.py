@@ -1,4 +1,4 @@
-"""One directory a run: configuration, checkpoints, metrics, plots and the Weights & Biases id."""
+"""The directory of a run: configuration, checkpoints, metrics, plots and the Weights & Biases id."""
 
 import logging
 import netrc
@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lrsa_lightning.checkpoint_files import BEST, fault_of, find_last
+from lrsa_lightning.checkpoint_files import BEST
 from lrsa_lightning.disk import check_writable
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.last_checkpoint import fault_of, find_last
 from lrsa_lightning.path_names import checked_name
 from lrsa_lightning.run_claim import RUN_NAME
 from lrsa_lightning.run_start import is_start
@@ -19,12 +20,12 @@ from lrsa_lightning.yaml_text import read_mapping
 
 log = logging.getLogger(__name__)
 WANDB_ID = "wandb_id"
-# Set by torchrun, SLURM, MPI and Lightning's own launcher, each in the processes that it starts.
+# torchrun, SLURM, MPI and Lightning's own launcher set these in the processes that they start.
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "GROUP_RANK", "NODE_RANK", "LOCAL_RANK")
 
 
 class RunDirectory:
-    """``<runs_dir>/<run_name>``, and what the configuration must say so that a run's files lie there."""
+    """``<runs_dir>/<run_name>``; fills in the configuration so that all files of the run go there."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -34,11 +35,10 @@ class RunDirectory:
     def of(cls, config) -> "RunDirectory":
         """The directory of a parsed configuration, whose run_name is set if it was not.
 
-        A run's own saved configuration means the directory that it lies in, wherever that has been moved.
+        The saved configuration of a run means the directory that contains it, even if that was moved.
 
         Raises:
-            InputError: the name is no part of a path, or processes started one by one (torchrun, SLURM) could not agree
-                on one.
+            InputError: the name is not one part of a path, or is missing although torchrun or SLURM start each process.
         """
         if (own := own_config(config.get("config"))) is not None and (found := cls._that_holds(own, config)):
             return found
@@ -49,12 +49,12 @@ class RunDirectory:
 
     @classmethod
     def _that_holds(cls, own: Path, config) -> "RunDirectory | None":
-        """The directory of a saved configuration, unless the command line says another."""
+        """The directory of a saved configuration, unless the command line gives another one."""
         saved = read_mapping(own, "the configuration of a run")
         runs_dir, run_name = saved.get("runs_dir"), saved.get("run_name")
         folder = own.parent if own.parent.name not in ("", "..") else own.absolute().parent
         found = cls(folder)
-        found._take_out(config, cls(Path(str(runs_dir), str(run_name))))
+        found._undo_fill_in(config, cls(Path(str(runs_dir), str(run_name))))
         if config.runs_dir != runs_dir:
             return None
         config.runs_dir = str(folder.parent)
@@ -64,12 +64,11 @@ class RunDirectory:
         return found
 
     def check_free(self) -> None:
-        """Refuses a directory that another run lies in.
-
-        Raises:
-            InputError: it does.
         """
-        if _first_of_node() and (self.path / "config.yaml").exists() and not is_start(self.path):
+        Raises:
+            InputError: the directory already holds a run.
+        """
+        if _is_first_of_node() and (self.path / "config.yaml").exists() and not is_start(self.path):
             raise InputError(
                 f"{self.path} holds a run already: give another --run_name, or resume it with "
                 f"--config {self.path / 'config.yaml'} --ckpt_path last"
@@ -78,24 +77,27 @@ class RunDirectory:
     def check_writable(self) -> None:
         """
         Raises:
-            InputError: the run's files or checkpoints could not be written.
+            InputError: the run's files or checkpoints cannot be written.
         """
-        if _first_of_node():
+        if _is_first_of_node():
             for folder in (self.path, self.checkpoints):
                 check_writable(folder)
 
-    def checkpoint(self, ckpt_path: str | None, says: bool = True) -> Path | None:
-        """The checkpoint that --ckpt_path means; None for `last` where there is none yet.
+    def checkpoint(self, ckpt_path: str | None, warns: bool = True) -> Path | None:
+        """The checkpoint that --ckpt_path means; None for `last` if there is none yet.
 
         Args:
             ckpt_path: a path, `last`, `best` or None.
-            says: warn of what `last` left out.
+            warns: of the checkpoints that `last` skips.
 
         Raises:
-            InputError: it does not exist, or cannot be loaded; for `last`, none of those there are can.
+            InputError: it does not exist or cannot be loaded; for `last`, there are checkpoints but none can be loaded.
         """
         if ckpt_path == "last":
-            return self._last(says)
+            last = find_last(self.checkpoints).check(self.checkpoints)
+            if last.skipped and warns and _is_first_of_node():
+                log.warning("%s: %s", self.checkpoints, last.warning())
+            return last.path
         if ckpt_path is None:
             return None
         path = self.checkpoints / BEST if ckpt_path == "best" else Path(ckpt_path)
@@ -108,18 +110,12 @@ class RunDirectory:
         return path
 
     def of_checkpoint(self, checkpoint: Path) -> Path:
-        """The run directory that a checkpoint lies in, or this one."""
+        """The run directory that contains a checkpoint; this one if none does."""
         other = checkpoint.absolute().parent.parent
         return other if (other / "config.yaml").exists() else self.path
 
-    def _last(self, says: bool) -> Path | None:
-        last = find_last(self.checkpoints).check(self.checkpoints)
-        if last.skipped and says and _first_of_node():
-            log.warning("%s: %s", self.checkpoints, last.warning())
-        return last.path
-
     def fill_in(self, config) -> None:
-        """Points root directory, loggers and checkpoint callbacks of a configuration here."""
+        """Sets the directories of a configuration's trainer, loggers and checkpoint callbacks to this one."""
         config.trainer.default_root_dir = str(self.path)
         for logger in _entries(config.trainer.logger):
             arguments = logger.init_args
@@ -132,8 +128,8 @@ class RunDirectory:
                 self.checkpoints = Path(callback.init_args.dirpath or self.checkpoints)
                 callback.init_args.dirpath = str(self.checkpoints)
 
-    def _take_out(self, config, before: "RunDirectory") -> None:
-        """Undoes `fill_in` where an older version saved what it had filled in, when this directory lay at `before`."""
+    def _undo_fill_in(self, config, before: "RunDirectory") -> None:
+        """Undoes `fill_in`: an older version saved the filled-in values, when this directory was `before`."""
         for entry in (*_entries(config.trainer.logger), *_entries(config.trainer.callbacks)):
             own = {"dirpath": str(before.checkpoints)}
             if entry.class_path.endswith("WandbLogger"):
@@ -145,9 +141,9 @@ class RunDirectory:
     def _fill_in_wandb(self, arguments) -> None:
         arguments.name = arguments.name or self.path.name
         arguments.id = _sweep_run_id() or arguments.id or self._saved_wandb_id() or secrets.token_hex(4)
-        # With the same id a resumed run goes on where it was: the logger's own default is resume="allow".
+        # With the same id a resumed run continues the W&B run: the logger's default is resume="allow".
         arguments.offline = arguments.offline or not _wandb_login()
-        # wandb's own process, which all runs of this one share, stays in the folder that the first one began in.
+        # The runs of one process share wandb's service process, which stays in the folder where the first run began.
         arguments.save_dir = str(self.path.absolute())
 
     def _saved_wandb_id(self) -> str | None:
@@ -155,26 +151,26 @@ class RunDirectory:
         return file.read_text(encoding="utf-8") if file.exists() else None
 
 
-def first_of_all() -> bool:
-    """Whether this process is the one of its run, on all hosts, that writes; known before Lightning is asked.
+def is_global_first() -> bool:
+    """Whether this process has global rank 0, and so writes the run's files; works before Lightning is set up.
 
-    Where several launchers left their mark, as a shell of SLURM's that starts torchrun, all must agree.
+    If several launchers set a rank, as a SLURM shell that starts torchrun, all ranks must be 0.
     """
     return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
 
 
-def _first_of_node() -> bool:
+def _is_first_of_node() -> bool:
     return int(os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def _entries(value) -> list:
-    """The class entries with arguments of a trainer argument that may be one of them, a list or a switch."""
+    """The classes with init_args in a trainer argument, which may be one class, a list or a switch."""
     entries = value if isinstance(value, list) else [value]
     return [entry for entry in entries if hasattr(entry, "init_args")]
 
 
 def _sweep_run_id() -> str | None:
-    """The id that `wandb agent` gave this run: within a sweep wandb lets no other stand."""
+    """The id that `wandb agent` gave this run: in a sweep, wandb accepts no other."""
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
@@ -184,16 +180,16 @@ def _new_name(config) -> str:
     mode = config.model.attention.class_path.rsplit(".", 1)[-1].lower()
     first = name = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
-    while Path(config.runs_dir, name).exists():  # begun in the same second
+    while Path(config.runs_dir, name).exists():  # another run began in the same second
         number += 1
         name = f"{first}-{number}"
     return name
 
 
 def _wandb_login() -> bool:
-    """Whether Weights & Biases can find a key, or was told a mode in the environment.
+    """Whether Weights & Biases can find a key, or the environment sets its mode.
 
-    Asked without wandb: its own check reads the environment once and for all, before the logger sets its mode.
+    wandb's own check is not used: it would read the environment for good, before the logger sets its mode.
     """
     if "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ:
         return True

@@ -1,4 +1,4 @@
-"""A start that fails before its first optimizer step leaves nothing in its way; what may be worth something is kept."""
+"""A start that fails before its first optimizer step is cleared away; measurements are kept."""
 
 import json
 import logging
@@ -15,18 +15,18 @@ SET_ASIDE = ".set_aside"
 
 
 class RunStart:
-    """What a command adds to its run directory, under a marker of ours until it has taken its first optimizer step.
+    """Marks a run directory until the command has taken its first optimizer step, so that a failed start can be undone.
 
-    The marker says what lay there before, which is never touched; without it nothing is.
+    The marker lists what was there before. That is never touched, and without the marker nothing is.
 
     Attributes:
-        is_pending: it is marked, and no step is taken yet.
+        is_pending: the directory is marked, and no step has been taken.
     """
 
     def __init__(self, folder: Path):
         """
         Args:
-            folder: the run directory, whose lock this process holds; it need not exist.
+            folder: the run directory, whose lock this process holds; it need not exist yet.
         """
         self._folder = folder
         self._marker = folder / MARKER
@@ -39,13 +39,13 @@ class RunStart:
         self.is_pending = True
 
     def succeed(self) -> None:
-        """A step is taken, or the command has ended well: what was added stays."""
+        """Keeps what was added: a step has been taken, or the command has succeeded."""
         if self.is_pending:
             self._marker.unlink(missing_ok=True)
             self.is_pending = False
 
     def undo(self) -> None:
-        """Clears what a start left that failed or was killed; does nothing without its marker."""
+        """Clears the files of a start that failed or was killed; does nothing without its marker."""
         self.is_pending = False
         if not self._marker.exists():
             return
@@ -60,13 +60,13 @@ class RunStart:
             self._folder.rmdir()
 
     def _clear(self, paths: list[Path]) -> None:
-        """Removes files and folders of the start; where something was measured, sets them aside."""
+        """Removes files and folders of the start, or sets them aside if something was measured."""
         if any(map(_is_measured, paths)):
             place = _free_place(self._folder)
             place.mkdir(parents=True)
             for path in paths:
                 os.replace(path, place / path.name)
-            log.warning("%s: no step was taken; what was measured before it lies in %s", self._folder, place)
+            log.warning("%s: no step was taken; what was measured is kept in %s", self._folder, place)
             return
         for path in paths:
             if path.is_dir() and not path.is_symlink():
@@ -76,12 +76,12 @@ class RunStart:
 
 
 def is_start(folder: Path) -> bool:
-    """Whether a directory holds only a start, running or failed, that has not come to its first step."""
+    """Whether a directory holds only a start, running or failed, that has not reached its first step."""
     return (folder / MARKER).exists() and "config.yaml" not in (_there_before(folder) or [])
 
 
 def set_aside(folder: Path) -> Path:
-    """Moves a folder, or a link to one, out of its place, to ``.set_aside/<name>-<n>`` beside it; where it lies now."""
+    """Moves a folder, or a link to one, to ``.set_aside/<name>-<n>`` beside it; returns its new place."""
     place = _free_place(folder)
     place.parent.mkdir(exist_ok=True)
     os.replace(folder, place)
@@ -96,7 +96,7 @@ def _free_place(folder: Path) -> Path:
 
 
 def _there_before(folder: Path) -> list[str] | None:
-    """None where nothing was."""
+    """Names of the files before the start; None if there were none."""
     return json.loads((folder / MARKER).read_text(encoding="utf-8"))["there_before"]
 
 
@@ -105,7 +105,7 @@ def _holds_checkpoints(path: Path) -> bool:
 
 
 def _is_measured(path: Path) -> bool:
-    """Whether it is a metrics file with rows, or holds RULER's records."""
+    """Whether a path is a metrics file with rows, or a folder with RULER's records."""
     if path.name == "ruler":
         return any(path.glob("*.jsonl"))
     return path.name == "metrics.jsonl" and path.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, whose numbers carry their range."""
+"""Lightning's Trainer with ranges of its numbers."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,19 +7,19 @@ from lightning import Trainer
 
 from lrsa_lightning.ranges import (
     CountOrEndless,
-    CountOrShare,
+    CountOrFraction,
     Devices,
     Duration,
     NonNegativeFiniteFloat,
     NonNegativeInt,
+    PositiveCountOrFraction,
     PositiveInt,
-    SomeOrShare,
     checked,
 )
 
 
 class RangedTrainer(Trainer):
-    """Refuses what Lightning takes without a word, or for whose value it fails later, and nothing is meant by."""
+    """Refuses meaningless values that Lightning accepts silently, or fails on later."""
 
     @checked
     def __init__(
@@ -31,9 +31,9 @@ class RangedTrainer(Trainer):
         min_steps: NonNegativeInt | None = None,
         max_epochs: CountOrEndless | None = None,
         min_epochs: NonNegativeInt | None = None,
-        limit_train_batches: SomeOrShare | None = None,
-        limit_val_batches: CountOrShare | None = None,
-        val_check_interval: SomeOrShare | Duration | timedelta | dict[str, Any] | None = None,
+        limit_train_batches: PositiveCountOrFraction | None = None,
+        limit_val_batches: CountOrFraction | None = None,
+        val_check_interval: PositiveCountOrFraction | Duration | timedelta | dict[str, Any] | None = None,
         check_val_every_n_epoch: PositiveInt | None = 1,
         num_sanity_val_steps: CountOrEndless | None = None,
         log_every_n_steps: PositiveInt | None = None,
@@ -50,9 +50,9 @@ class RangedTrainer(Trainer):
             min_steps: optimizer steps before an early stop.
             max_epochs: passes over the data; -1 for no limit.
             min_epochs: passes over the data before an early stop.
-            limit_train_batches: micro-batches of an epoch, or their share.
-            limit_val_batches: micro-batches of a validation, or their share; 0 for no validation.
-            val_check_interval: micro-batches between validations, a share of an epoch, or a time.
+            limit_train_batches: micro-batches of an epoch, or a fraction of them.
+            limit_val_batches: micro-batches of a validation, or a fraction of them; 0 for no validation.
+            val_check_interval: micro-batches between validations, a fraction of an epoch, or a time.
             check_val_every_n_epoch: epochs between validations; null counts micro-batches across epochs.
             num_sanity_val_steps: micro-batches validated before the first step; -1 for all.
             log_every_n_steps: optimizer steps between logged ones.

@@ -1,4 +1,4 @@
-"""Which software a run was made with."""
+"""The versions of the software that a run uses."""
 
 import platform
 import subprocess
@@ -9,13 +9,16 @@ import torch
 
 from lrsa_lightning.version import __version__
 
-_PACKAGES = ("transformers", "lightning", "flash-attn-4", "deepspeed", "torch-npu", "wandb")
+_PACKAGES = (
+    *("transformers", "lightning", "triton", "flash-attn-4", "nvidia-cutlass-dsl"),
+    *("deepspeed", "torch-npu", "wandb"),
+)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that are installed, git commits of this package and of the folder."""
+    """Versions of Python and installed packages, and the git commits of this package and of the working directory."""
     found = {"python": platform.python_version(), "lrsa_lightning": __version__}
-    found["torch"] = str(torch.__version__)  # the package's metadata leaves out for which CUDA it was built
+    found["torch"] = str(torch.__version__)  # the package's metadata does not name the CUDA version
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -26,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit a folder is at, marked where files are changed; None when it is in no repository."""
+    """The commit of a folder, marked if files have changed; None if it is not in a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -1,5 +1,6 @@
-"""YAML as every part of the package reads it: a key given twice, or aliases that unfold without end, are refused."""
+"""Strict YAML, as every part of the package reads it: no key twice, no aliases that expand without limit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import yaml
 
 from lrsa_lightning.errors import InputError
 
-# libyaml's, several times as fast, where PyYAML was built with it.
+# libyaml's loader is several times as fast; PyYAML may be built without it.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MOST_NODES = 100_000
+_MOST_VALUES = 100_000
 _MOST_LEVELS = 100
 
 
@@ -21,7 +22,7 @@ def read_mapping(path: Path, expected: str) -> dict[str, Any]:
         expected: what it should be, for the error.
 
     Raises:
-        InputError: it cannot be read, holds anything else, or is refused by `load_yaml`; names the file.
+        InputError: the file cannot be read, is not a mapping, or `load_yaml` refuses it; names the file.
     """
     try:
         content = load_yaml(read_text(path), str(path))
@@ -33,10 +34,10 @@ def read_mapping(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A YAML file as text; a byte order mark is no part of it.
+    """A YAML file as text, without its byte order mark.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8; names the file.
+        InputError: the file cannot be read, or is not UTF-8; names the file.
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -49,151 +50,125 @@ def read_text(path: Path) -> str:
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The content of a text; without a tag that could make anything but plain values.
+    """The plain values of a text; tags that could make anything else are refused.
 
     Args:
         text: YAML.
         where: what the user calls it, for the error.
 
     Raises:
-        InputError: it is malformed, or `check_yaml` refuses it.
+        InputError: the text is malformed, or `check_yaml` refuses it.
     """
     check_yaml(text, where)
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter two of malformed dates and numbers
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError, TypeError: malformed dates and numbers
         raise InputError(f"{where}{_described(error, text)}") from error
 
 
 def check_yaml(text: str, where: str) -> dict[str, int]:
-    """Refuses what YAML's readers take without a word, or choke on.
+    """Refuses what YAML readers silently accept or cannot handle.
 
     Args:
         text: YAML.
         where: what the user calls it, for the error.
 
     Returns:
-        The line of each key, dotted; without those within lists.
+        The line of each dotted key, without the keys inside lists.
 
     Raises:
-        InputError: it is malformed, a key is given twice (also as `a.b` and within `a`), it is nested too deeply, or
-            its aliases unfold to too many values.
+        InputError: the text is malformed, repeats a key (`a.b` also repeats `b` inside `a`), is nested too deeply, or
+            its aliases expand to too many values.
     """
-    walk = _Walk(where)
+    lines: dict[str, int] = {}
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            walk.take(event)
+        walk = _Walk(yaml.parse(text, Loader=_Loader), where)
+        for event in walk.events:
+            if isinstance(event, yaml.NodeEvent):
+                lines = {}  # load_yaml refuses a second document
+                walk.take(event, "", lines, ())
     except yaml.YAMLError as error:
         raise InputError(f"{where}{_described(error, text)}") from error
-    return walk.lines
+    return lines
 
 
 def _described(error: Exception, text: str) -> str:
-    """The place, if PyYAML names one, and what it says, in a line."""
+    """What PyYAML says and where, in one line."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return ": " + " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
     is_tab = "".join(text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1] == "\t"
-    problem = "a tab, where YAML takes spaces alone" if is_tab else error.problem
+    problem = "a tab, but YAML accepts only spaces here" if is_tab else error.problem
     begun = getattr(error, "context_mark", None)
-    within = f" (in what begins in line {begun.line + 1})" if begun is not None and begun.line < mark.line else ""
+    within = f" (inside what begins in line {begun.line + 1})" if begun is not None and begun.line < mark.line else ""
     return f": line {mark.line + 1}, column {mark.column + 1}: {problem}{within}"
 
 
 class _Walk:
-    """Follows the events of a YAML text, without building its values."""
+    """Follows the events of a YAML text without building its values."""
 
-    def __init__(self, where: str):
+    def __init__(self, events: Iterator[yaml.Event], where: str):
+        self.events = events
         self._where = where
-        self._open: list[_Collection] = []
-        self._sizes: dict[str, int] = {}
-        self._unfolded = 0
-        self.lines: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # values of each anchor, once its collection has ended
+        self._expanded = 0
 
-    def take(self, event: yaml.Event) -> None:
-        if isinstance(event, yaml.CollectionEndEvent):
-            done = self._open.pop()
-            self._count(done.size, done.anchor)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            self._enter(event)
-        elif isinstance(event, yaml.ScalarEvent):
-            self._name(event)
-            self._count(1, event.anchor)
-        elif isinstance(event, yaml.AliasEvent):
-            self._unfold(event)
+    def take(self, event: yaml.NodeEvent, prefix: str, lines: dict[str, int], outer: tuple[str | None, ...]) -> int:
+        """Follows one value to its end.
 
-    def _enter(self, event: yaml.CollectionStartEvent) -> None:
-        if len(self._open) == _MOST_LEVELS:
-            raise InputError(f"{self._where}, line {_line(event)}: nested more than {_MOST_LEVELS} levels deep")
-        inner = _Collection(isinstance(event, yaml.MappingStartEvent), event.anchor)
-        if self._open:
-            self._open[-1].put_inside(inner)
-        else:
-            self.lines = inner.lines
-        self._open.append(inner)
+        Args:
+            event: its first event.
+            prefix: the dotted keys that lead to it, with a last dot.
+            lines: line of each dotted key so far; gets the keys inside this value.
+            outer: anchors of the collections around it.
 
-    def _name(self, event: yaml.ScalarEvent) -> None:
-        line = self._open[-1].name(event.value, _line(event)) if self._open else None
-        if line is not None:
-            raise InputError(
-                f"{self._where}, line {_line(event)}: key {event.value} was given in line {line} already: keep one"
-            )
+        Returns:
+            The number of values in it, aliases expanded.
+        """
+        if isinstance(event, yaml.AliasEvent):
+            return self._expand(event, outer)
+        size = 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            if len(outer) == _MOST_LEVELS:
+                raise self._error(event, f"nested more than {_MOST_LEVELS} levels deep")
+            outer = (*outer, event.anchor)
+            if isinstance(event, yaml.MappingStartEvent):
+                size += self._take_pairs(prefix, lines, outer)
+            else:
+                size += sum(self.take(item, "", {}, outer) for item in self._until_end())
+        if event.anchor is not None:
+            self._sizes[event.anchor] = size
+        return size
 
-    def _unfold(self, event: yaml.AliasEvent) -> None:
-        if any(outer.anchor == event.anchor for outer in self._open):
-            raise InputError(
-                f"{self._where}, line {_line(event)}: *{event.anchor} stands within &{event.anchor} itself"
-            )
+    def _take_pairs(self, prefix: str, lines: dict[str, int], outer: tuple[str | None, ...]) -> int:
+        size = 0
+        for key in self._until_end():
+            name = ""
+            if isinstance(key, yaml.ScalarEvent):
+                name = prefix + key.value
+                if name in lines:
+                    raise self._error(key, f"key {key.value} was given in line {lines[name]} already: keep one")
+                lines[name] = _line(key)
+            size += self.take(key, "", {}, outer) + self.take(next(self.events), f"{name}.", lines, outer)
+        return size
+
+    def _until_end(self) -> Iterator[yaml.Event]:
+        """The first events of the values of a collection."""
+        while not isinstance(event := next(self.events), yaml.CollectionEndEvent):
+            yield event
+
+    def _expand(self, event: yaml.AliasEvent, outer: tuple[str | None, ...]) -> int:
+        if event.anchor in outer:
+            raise self._error(event, f"*{event.anchor} stands within &{event.anchor} itself")
         size = self._sizes.get(event.anchor, 1)
-        self._unfolded += size
-        if self._unfolded > _MOST_NODES:
-            raise InputError(
-                f"{self._where}, line {_line(event)}: *{event.anchor} and the aliases before it stand for more than "
-                f"{_MOST_NODES} values: write out what is meant"
-            )
-        if self._open:
-            self._open[-1].step()
-        self._count(size, None)
+        self._expanded += size
+        if self._expanded > _MOST_VALUES:
+            message = f"*{event.anchor} and the aliases before it stand for more than {_MOST_VALUES} values"
+            raise self._error(event, f"{message}: write out what is meant")
+        return size
 
-    def _count(self, size: int, anchor: str | None) -> None:
-        if self._open:
-            self._open[-1].size += size
-        if anchor is not None:
-            self._sizes[anchor] = size
-
-
-class _Collection:
-    """A mapping or list that the walk is within. Mappings within one another share the dotted keys they have seen."""
-
-    def __init__(self, is_mapping: bool, anchor: str | None):
-        self.anchor = anchor
-        self.size = 1
-        self._is_mapping = is_mapping
-        self._expects_key = is_mapping
-        self._key = ""
-        self._prefix = ""
-        self.lines: dict[str, int] = {}
-
-    def step(self) -> None:
-        """From a key to its value and back."""
-        self._expects_key = self._is_mapping and not self._expects_key
-
-    def name(self, text: str, line: int) -> int | None:
-        """Takes a scalar; the line in which it was a key before, if it is one and was."""
-        is_key = self._expects_key
-        self.step()
-        if not is_key:
-            return None
-        self._key = self._prefix + text
-        earlier = self.lines.get(self._key)
-        self.lines[self._key] = line
-        return earlier
-
-    def put_inside(self, inner: "_Collection") -> None:
-        """Takes a collection as the value of the last key."""
-        if self._is_mapping and not self._expects_key:
-            inner._prefix, inner.lines = f"{self._key}.", self.lines
-        self.step()
+    def _error(self, event: yaml.Event, message: str) -> InputError:
+        return InputError(f"{self._where}, line {_line(event)}: {message}")
 
 
 def _line(event: yaml.Event) -> int:

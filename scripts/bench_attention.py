@@ -1,7 +1,7 @@
-"""Times LRSA against dense attention on a CUDA GPU, everything included, and prints a Markdown table.
+"""Times LRSA, selection included, against dense attention on a CUDA GPU, and prints a Markdown table.
 
-Qwen2.5-1.5B's shapes (12 query heads, 2 KV heads, D = 128), batch 1, bf16, S = 16. Each figure is the median of
-several batches of back-to-back calls, as in a training step, where the host runs ahead of the device.
+Shapes of Qwen2.5-1.5B (12 query heads, 2 KV heads, D = 128), batch 1, bf16, S = 16. Each figure is the median over
+batches of back-to-back calls: as in a training step, the host runs ahead of the device.
 Usage: python scripts/bench_attention.py [--lengths 8192 32768 131072] [--ratios 0.5 0.25]
 """
 
@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -24,12 +23,13 @@ from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
+from lrsa_lightning.versions import versions
 
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
 
 
 def milliseconds(call: Callable[[], object], calls: int, batches: int = 5) -> float:
-    """Median over batches of the time of one of ``calls`` back-to-back calls."""
+    """Median over batches of the time per call, of ``calls`` back-to-back calls."""
     for _ in range(3):
         call()
     times = []
@@ -46,7 +46,7 @@ def milliseconds(call: Callable[[], object], calls: int, batches: int = 5) -> fl
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """The call as a CUDA graph, so that kernels are timed and not their launches."""
+    """The call as a CUDA graph, to time kernels without their launches."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -68,7 +68,7 @@ def dense_fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[str, Callable, float | None]]:
-    """Name, attention function and arithmetic limit over dense of each line of the table."""
+    """Name, attention function and arithmetic speed-up limit over dense attention, for each line of the table."""
     has_fa4 = flex.pick_kernel(torch.empty(1, 1, 1, DIM, device="cuda", dtype=torch.bfloat16)) == "FLASH"
     if has_fa4:
         yield "dense FlashAttention-4", dense_fa4, None
@@ -95,7 +95,7 @@ def causal_over_sparse_tiles(num_tokens: int, rule: LagRule) -> float:
 
 
 def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) -> tuple[float, float, float]:
-    """Milliseconds of the forward, of forward and backward, and GiB at the peak beyond inputs, output and gradients."""
+    """Milliseconds of forward, of forward and backward, and peak GiB beyond inputs, output and gradients."""
     grad_out = torch.randn_like(q)
     with torch.no_grad():
         forward = milliseconds(lambda: attention(q, k, v), calls)
@@ -114,7 +114,7 @@ def measure(attention: Callable, q: Tensor, k: Tensor, v: Tensor, calls: int) ->
 
 
 def report(num_tokens: int, ratios: list[float], wanted: str) -> None:
-    """Prints the table of one length, of the rows whose name matches ``wanted``."""
+    """Prints the table of one length, with the rows whose name matches ``wanted``."""
     lag_size = 256 if num_tokens <= 8192 else 1024
     calls = max(2, min(20, 2**19 // num_tokens))
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def report(num_tokens: int, ratios: list[float], wanted: str) -> None:
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     print(f"\n{num_tokens} tokens, L = {lag_size}\n")
-    print("| | forward ms | forward + backward ms | against fastest dense | share of tile limit | peak extra GiB |")
+    print("| | forward ms | forward + backward ms | against fastest dense | of the tile limit | peak extra GiB |")
     print("|---|---|---|---|---|---|")
     fastest = float("inf")
     for name, attention, limit in rows(num_tokens, lag_size, ratios):
@@ -132,14 +132,14 @@ def report(num_tokens: int, ratios: list[float], wanted: str) -> None:
         forward, both, peak = measure(attention, q, k, v, calls)
         if limit is None:
             fastest = min(fastest, both)
-        share = f"{fastest / both / limit:.0%} of {limit:.2f}x" if limit else ""
-        print(f"| {name} | {forward:.2f} | {both:.2f} | {fastest / both:.2f}x | {share} | {peak:.2f} |", flush=True)
+        reached = f"{fastest / both / limit:.0%} of {limit:.2f}x" if limit else ""
+        print(f"| {name} | {forward:.2f} | {both:.2f} | {fastest / both:.2f}x | {reached} | {peak:.2f} |", flush=True)
     for ratio in ratios:
         report_selection(k.detach(), v.detach(), LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=SINK))
 
 
 def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
-    """Prints what surrounds the attention: the selection alone, and the mask built once for a shape."""
+    """Prints the time of the selection alone, and of the block mask, which is built once per shape."""
     from lrsa_lightning.attention import kernels
 
     rule, num_tokens = mode.rule(), k.shape[2]
@@ -152,21 +152,13 @@ def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
     build = 1000 * (time.perf_counter() - started)
     differing = float((idx != reference).float().mean())
     print(
-        f"\nr={mode.retention_ratio:g}: selection alone {fused:.3f} ms, {differing:.4%} of its indices other than the "
-        f"reference's; block mask built in {build:.1f} ms"
+        f"\nr={mode.retention_ratio:g}: selection alone {fused:.3f} ms, {differing:.4%} of its indices differ from the "
+        f"reference; block mask built in {build:.1f} ms"
     )
 
 
-def installed(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"no {package}"
-
-
 def print_versions() -> None:
-    packages = ", ".join(map(installed, ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cutlass-dsl")))
-    print(f"{torch.cuda.get_device_name()}; {packages}")
+    print(f"{torch.cuda.get_device_name()}; {', '.join(f'{name} {number}' for name, number in versions().items())}")
 
 
 @report_input_errors
@@ -174,7 +166,7 @@ def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25])
-    parser.add_argument("--rows", default="", help="regular expression of the rows to measure; all by default")
+    parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")

@@ -1,11 +1,11 @@
-"""Times training steps of a Qwen2.5-1.5B shape whose sequences GPUs share, and prints a Markdown table.
+"""Times training steps of a Qwen2.5-1.5B shape with sequence parallelism, and prints a Markdown table.
 
 Rows: each GPU alone, then full attention under Ulysses, LRSA under Ulysses and LRSA under context parallelism, over all
-GPUs of the launch; random weights and tokens, batch 1, bf16, layers recomputed, module and strategies of `lrsa fit`.
-Full attention is FlashAttention-4 where flash-attn-4 is installed, and transformers' sdpa.
-Received is what another rank sent the first one in a step, for the shared sequence alone.
-The efficiency of a row is its tokens a second over those that as many GPUs reach alone. The loss is the last step's:
-the same for all rows of one attention, up to bf16's rounding.
+GPUs of the launch. Random weights and tokens, batch 1, bf16, activation checkpointing, module and strategies of
+`lrsa fit`. Full attention is transformers' sdpa, and also FlashAttention-4 if flash-attn-4 is installed.
+"received" is the data that the first rank gets per step for the shared sequence. "efficiency" is a row's tokens per
+second over those of the same number of GPUs alone. "loss" is the last step's; rows of one attention agree up to bf16
+rounding.
 Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536 131072] [--strategy zero2]
 """
 
@@ -55,7 +55,7 @@ NUM_LABELS = 512
 
 
 def random_weights(num_layers: int) -> str:
-    """A folder with a model, drawn on the GPU: `lrsa fit` draws on the host, which would take a minute for each row."""
+    """A folder with a model drawn on the GPU: `lrsa fit` draws on the host, which would take a minute per row."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     config = Qwen2Config(**MODEL, num_hidden_layers=num_layers)
@@ -66,7 +66,7 @@ def random_weights(num_layers: int) -> str:
 
 
 class RandomRows(lightning.LightningDataModule):
-    """The same row of random tokens again and again, cut as the data module of `lrsa fit` cuts it."""
+    """The same row of random tokens at every step, cut into segments as in `lrsa fit`."""
 
     def __init__(self, seq_len: int, steps: int, vocab_size: int):
         super().__init__()
@@ -75,12 +75,12 @@ class RandomRows(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         torch.manual_seed(0)
         ids = torch.randint(0, self.vocab_size, (1, self.seq_len))
-        learned = torch.arange(self.seq_len) >= self.seq_len - NUM_LABELS
+        is_label = torch.arange(self.seq_len) >= self.seq_len - NUM_LABELS
         row = {
             "input_ids": ids,
-            "labels": ids.masked_fill(~learned, -100),
+            "labels": ids.masked_fill(~is_label, -100),
             "position_ids": torch.arange(self.seq_len)[None],
-            "weights": learned[None].float(),
+            "weights": is_label[None].float(),
             "lengths": torch.tensor([self.seq_len]),
             "num_tokens": torch.tensor(NUM_LABELS * self.trainer.strategy.data_parallel_size),
             "max_labels_per_rank": NUM_LABELS,
@@ -93,7 +93,7 @@ class RandomRows(lightning.LightningDataModule):
 
 
 class StepTimes(Callback):
-    """Seconds between the ends of optimizer steps, the device waited for, and the last loss."""
+    """Seconds between the ends of optimizer steps, with the device synchronised, and the last loss."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -110,8 +110,8 @@ class StepTimes(Callback):
 
 
 def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: int, options) -> dict[str, Any]:
-    """Tokens a second of all GPUs, peak memory of the first and what it received a step, in GiB."""
-    gc.collect()  # the row before it
+    """Tokens per second of all GPUs, and for the first GPU peak memory and received data per step, in GiB."""
+    gc.collect()  # the model of the previous row
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     lightning.seed_everything(0, verbose=False)
@@ -131,11 +131,11 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
     )
     module = LongContextModule(mode, options.weights, seq_len=seq_len, gradient_checkpointing=True)
     trainer.fit(module, RandomRows(seq_len, options.steps, MODEL["vocab_size"]))
-    seconds = median(times.seconds[2:])  # the first compile, the second still fills caches
+    seconds = median(times.seconds[2:])  # the first step compiles, the second still fills caches
     sharding = trainer.strategy.sharding
     received = sum(sharding.group.received.values()) * 2 / 2**30 / options.steps if sharding else 0.0
     if isinstance(trainer.strategy, SPDeepSpeedStrategy):
-        trainer.strategy.deepspeed_engine.destroy()  # whose hooks keep weights and states on the GPU otherwise
+        trainer.strategy.deepspeed_engine.destroy()  # otherwise its hooks keep weights and states on the GPU
     return {
         "attention": name,
         "tokens/s": seq_len * trainer.strategy.data_parallel_size / seconds,
@@ -147,7 +147,7 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
 
 
 def dense_fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mask, scaling: float | None = None, **_):
-    """Full causal attention by flash-attn-4, which not all versions of transformers find by themselves."""
+    """Full causal attention by flash-attn-4, which some versions of transformers do not find by themselves."""
     from flash_attn.cute import flash_attn_func
 
     out = flash_attn_func(*(z.transpose(1, 2) for z in (q_BHND, k_BGND, v_BGND)), softmax_scale=scaling, causal=True)
@@ -155,7 +155,7 @@ def dense_fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mask, scal
 
 
 def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, SequenceParallel]]:
-    """What can be measured, the rows that each GPU runs alone first."""
+    """All rows to measure; those in which each GPU runs alone come first."""
     modes = {f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}
     modes["Vanilla sdpa"] = Vanilla()
     if find_spec("flash_attn") is not None:
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5], help="of LRSA")
     parser.add_argument("--strategy", choices=STRATEGIES, default="zero2", help="how weights and states are divided")
     parser.add_argument(
-        "--rows", default="", help="only those whose name, as in 'LRSA r=0.5 1, alone', has this pattern"
+        "--rows", default="", help="regular expression for the rows to measure, such as 'LRSA r=0.5 1, alone'"
     )
     parser.add_argument("--layers", type=PositiveInt, default=28, help="decoder layers; fewer take less time")
     parser.add_argument("--steps", type=PositiveInt, default=5, help="steps of each row, two of them to warm up")

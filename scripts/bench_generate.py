@@ -1,7 +1,7 @@
 """Times prefill and decoding of a Qwen2.5-1.5B shape with random weights on a CUDA GPU, and prints Markdown tables.
 
-First the attention of one layer, cache included: a whole prompt through `LagKVCache` against dense FlashAttention-4 and
-a cache that keeps everything. Then the model through `generate`: milliseconds a new token and bytes of the cache.
+The first table is one layer's attention and cache over a complete prompt: `LagKVCache` against dense FlashAttention-4
+and a cache that keeps everything. The second is the model: milliseconds per new token and bytes of the cache.
 Usage: python scripts/bench_generate.py [--lengths 32768 131072] [--ratios 0.5 0.25]
 """
 
@@ -54,7 +54,7 @@ def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tenso
 
 @torch.no_grad()
 def report_prefill(num_tokens: int, ratios: list[float]) -> None:
-    """Prints the table of one layer's attention over a whole prompt."""
+    """Prints the table of one layer's attention over a complete prompt."""
     config = shape(num_tokens)
     q, k, v = (
         torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
@@ -73,7 +73,7 @@ def report_prefill(num_tokens: int, ratios: list[float]) -> None:
 
 
 class Decoding:
-    """A model, a mode and its cache, fed token by token."""
+    """A model and a mode's cache, fed token by token."""
 
     def __init__(self, model, mode: AttentionMode):
         self.model, self.cache, self.seen = model, mode.make_cache(model.config), 0
@@ -88,7 +88,7 @@ class Decoding:
 
 
 def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, float, int]:
-    """Seconds of the prefill, milliseconds of a decoding step and of its GPU kernels, bytes of the cache."""
+    """Seconds of the prefill, milliseconds of a decoding step and of its GPU kernels, and bytes of the cache."""
     with mode.installed(model):
         decoding, token = Decoding(model, mode), prompt[:, :1]
         prefill = seconds(lambda: decoding.feed(prompt))
@@ -110,17 +110,17 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> None:
-    """Prints the table of the whole model."""
+    """Prints the table of the complete model."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(shape(num_tokens), dtype=torch.bfloat16).eval()
     prompt = torch.randint(VOCABULARY, (1, num_tokens), device="cuda")
     print(f"\n{num_tokens} prompt tokens, {new_tokens} new ones, {LAYERS} layers\n")
-    print("| | prefill s | ms a new token | of it GPU kernels | cache MiB | cache against dense |")
+    print("| | prefill s | ms per new token | GPU kernels in it | cache MiB | cache against dense |")
     print("|---|---|---|---|---|---|")
     dense_bytes = None
     for name, mode in modes(ratios).items():
-        decode(model, mode, prompt, new_tokens)  # compiles, also what runs when a chunk is complete
+        decode(model, mode, prompt, new_tokens)  # compiles everything, also what runs when a chunk is complete
         prefill, step, busy, held = decode(model, mode, prompt, new_tokens)
         dense_bytes = dense_bytes or held
         sizes = f"{held / 2**20:.0f} | {held / dense_bytes:.3f}"

@@ -1,6 +1,6 @@
-"""Times the preparation of data against the tokenizer alone, on the same text with as many processes.
+"""Times the preparation of data against the tokenizer alone, on the same text with the same number of processes.
 
-The text is made here: documents of English and Chinese words, a tenth of them Chinese, as in LongAlign.
+The text is generated: documents of random words, a tenth of them Chinese, as in LongAlign.
 Usage: python scripts/bench_prepare.py --tokenizer Qwen/Qwen2.5-1.5B [--megabytes 200] [--workers 2]
 """
 
@@ -26,7 +26,7 @@ SEQ_LEN = 32768
 
 
 def make_samples(megabytes: float) -> list[Sample]:
-    """Documents of 5 to 60 kB, with a question and a short answer each."""
+    """Documents of 5 to 60 kB, each with a question and a short answer."""
     rng = random.Random(0)
     words = [random_words(rng) for _ in range(5000)]
     characters = [chr(rng.randrange(0x4E00, 0x6000)) for _ in range(2000)]

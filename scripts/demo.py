@@ -1,7 +1,7 @@
-"""The embedded default: fits a small Qwen2.5 with LRSA on the CPU, from nothing, and says where the results are.
+"""Trains a small Qwen2.5 with LRSA from random weights on the CPU, and prints RULER scores before and after.
 
-Makes a small long-document QA set in LongAlign's format and a tokenizer, checks RULER, trains, checks again.
-Needs no hub and no account. Usage: python scripts/demo.py [--runs_dir DIR] [further arguments of `lrsa fit`]
+Makes a tokenizer and a small long-document QA set in LongAlign's format. Needs neither a hub nor an account.
+Usage: python scripts/demo.py [--runs_dir DIR] [further arguments of `lrsa fit`]
 """
 
 import json
@@ -19,34 +19,29 @@ CONFIG = Path("configs") / "demo.yaml"
 
 
 def ruler_scores(metrics: Path) -> list[dict[str, float]]:
-    """The RULER scores of a metrics file, one dict for each check, in order."""
+    """The RULER scores in a metrics file: one dict for each check, in order."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     checks = [{key: value for key, value in row.items() if key.startswith("ruler/niah")} for row in rows]
     return [check for check in checks if check]
 
 
 def report(run: Path) -> str:
-    """What a user wants to see at the end of a run."""
+    """The scores of a run, its files, and the command for full attention."""
     checks = ruler_scores(run / "metrics.jsonl")
-    lines = [f"{'RULER score (0..100)':<32}{'before':>8}{'after':>8}"]
-    lines += [
+    scores = [
         f"{name.removeprefix('ruler/'):<32}{checks[0][name]:>8g}{after:>8g}" for name, after in checks[-1].items()
     ]
-    return "\n".join(
-        [
-            "",
-            *lines,
-            "",
-            f"loss curve:  {run / 'loss_curve.png'}",
-            f"all metrics: {run / 'metrics.jsonl'}",
-            f"checkpoint:  {run / 'checkpoints' / 'last.ckpt'}",
-            f"config:      {run / 'config.yaml'}",
-            "",
-            "The same data with full attention:",
-            f"  {Path(sys.executable).parent / 'lrsa'} fit --config {CONFIG} "
-            "--model.attention configs/attention/vanilla.yaml",
-        ]
-    )
+    return f"""
+{"RULER score (0..100)":<32}{"before":>8}{"after":>8}
+{chr(10).join(scores)}
+
+loss curve:  {run / "loss_curve.png"}
+all metrics: {run / "metrics.jsonl"}
+checkpoint:  {run / "checkpoints" / "last.ckpt"}
+config:      {run / "config.yaml"}
+
+The same data with full attention:
+  {Path(sys.executable).parent / "lrsa"} fit --config {CONFIG} --model.attention configs/attention/vanilla.yaml"""
 
 
 @report_input_errors

@@ -1,25 +1,26 @@
-"""Makes a Hugging Face folder of a run's last checkpoint, or of a checkpoint: one file, or a folder of ZeRO's ranks.
+"""Makes a Hugging Face folder of a run's last checkpoint, or of a given one (a file, or a folder of ZeRO's ranks).
 
-The folder has safetensors, config.json, the tokenizer and the generation configuration; transformers, vLLM and
-lm-eval load it.
+The folder has safetensors, config.json, the tokenizer and the generation configuration. transformers, vLLM and
+lm-eval can load it.
 Usage: python scripts/export_hf.py runs/NAME --output exported
        python scripts/export_hf.py runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
 """
 
-import sys
 from pathlib import Path
 
-from lrsa_lightning.cli import report_input_errors
 from lrsa_lightning.command_line import ScriptParser
+from lrsa_lightning.input_boundary import report_input_errors
 
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Exports, and prints from where to where."""
+    """Exports, and prints the checkpoint and the folder."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint in it")
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint of it")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="the checkpoint's when not given")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the checkpoint's own"
+    )
     options = parser.parse_args(arguments)
     import torch
 
@@ -31,4 +32,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

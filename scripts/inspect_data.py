@@ -1,36 +1,34 @@
 """Shows the data of a configuration: lengths before and after (PNG), label tokens, languages, and one sample.
 
-Takes the arguments of `lrsa fit`, without that word, and --output FILE and --sample NUMBER of its own. Prepares the
-data where that was not done.
+Takes the options of `lrsa fit`, and its own --output FILE and --sample NUMBER. Prepares the data if necessary.
 Usage: python scripts/inspect_data.py --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from prepare_data import DataCLI
 from rich.console import Console
 
-from lrsa_lightning.cli import report_input_errors
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
 from lrsa_lightning.data.tokenization import LongTokenizer
+from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt
 
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the summary and a sample, and draws the histograms."""
+    """Draws the histograms, and prints the summary and a sample."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--output", type=_picture, default=Path("data_lengths.png"), help="the histograms' file")
+    parser.add_argument("--output", type=_picture, default=Path("data_lengths.png"), help="file of the histograms")
     parser.add_argument("--sample", type=NonNegativeInt, default=0, help="number of the prepared sample to print")
     options, further = parser.parse_known_args(arguments)
     module = DataCLI(further, run=False).datamodule
     module.prepare_data()
     prepared, samples = module.prepare("train"), module.corpus.samples("train")
-    if not 0 <= options.sample < len(prepared):
-        parser.error(f"--sample must lie in 0..{len(prepared) - 1}")
+    if options.sample >= len(prepared):
+        parser.error(f"--sample is {options.sample}, but must be from 0 to {len(prepared) - 1}")
     tokenize = LongTokenizer(module.tokenizer)
     draw_lengths([len(tokenize(s.prompt)) + len(tokenize(s.answer)) for s in samples], prepared, options.output)
     console = Console()
@@ -41,9 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _picture(path: str) -> Path:
     if Path(path).suffix != ".png" or not Path(path).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a .png file in a folder that exists, not {path!r}")
+        raise argparse.ArgumentTypeError(f"is {path!r}, but must be a .png file in a folder that exists")
     return Path(path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,20 +1,21 @@
 """Prepares the data of a configuration ahead of time, so that its runs start at once.
 
-Takes the arguments of `lrsa fit`, without that word; needs neither weights nor an accelerator, and logs nowhere.
+Takes the options of `lrsa fit`. Needs neither weights nor an accelerator, and logs nothing.
 Usage: python scripts/prepare_data.py --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
 """
 
 import sys
 
-from lrsa_lightning.cli import LRSACLI, report_input_errors
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.input_boundary import report_input_errors
 
 
 class DataCLI(LRSACLI):
-    """The command's parser, of which only the datamodule is built."""
+    """Parses the options of `lrsa fit`, but builds only the datamodule."""
 
     def before_instantiate_classes(self) -> None:
-        """No run, and so no run directory."""
+        """Skips the run directory: there is no run."""
 
     def instantiate_classes(self) -> None:
         self.datamodule = LongContextDataModule(**self.config.data)
@@ -22,7 +23,7 @@ class DataCLI(LRSACLI):
 
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Prepares training and validation samples and says where they are."""
+    """Prepares training and validation samples, and prints their folders."""
     if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         print(__doc__, "usage: see `lrsa fit --help.LongContextDataModule` for the keys of data", sep="\n")
         return

@@ -6,8 +6,8 @@ Usage: python scripts/report.py runs/vanilla runs/lrsa base=eval/qwen2.5-1.5b [-
 
 from pathlib import Path
 
-from lrsa_lightning.cli import report_input_errors
 from lrsa_lightning.command_line import ScriptParser
+from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt
 from lrsa_lightning.report import read_runs, write_report
 

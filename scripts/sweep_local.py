@@ -13,9 +13,9 @@ import signal
 import sys
 from pathlib import Path
 
-from lrsa_lightning.cli import report_input_errors
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 from lrsa_lightning.sweep import SweepRunner, conclude, make_cells, make_slots, read_sweep
 

@@ -209,9 +209,9 @@ class KillInSave(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_) -> None:
         if trainer.global_step == self.step:
-            names = {"half": "write_whole", "replace": "replace", "link": "replace"}
+            names = {"half": "write_synced", "replace": "replace", "link": "replace"}
             name = names[self.moment.split()[-1]]
-            owner = checkpoint_files if name == "write_whole" else os
+            owner = checkpoint_files if name == "write_synced" else os
             setattr(owner, name, self._deadly(getattr(owner, name)))
 
     def _deadly(self, function):

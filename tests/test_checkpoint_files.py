@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or absent, and which of them `last` means."""
+"""Checkpoints as files: complete or absent, and which one `last` means."""
 
 import errno
 import os
@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from lrsa_lightning import checkpoint_files
-from lrsa_lightning.checkpoint_files import (
-    AtomicFiles,
-    fault_of,
-    find_last,
-    is_whole,
-    link,
-    read_index,
-)
+from lrsa_lightning.checkpoint_files import AtomicFiles, link
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.last_checkpoint import Last, fault_of, find_last, read_index
 
 
 def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
@@ -28,11 +22,11 @@ def write(folder: Path, step: int, when: int | None = None, **more) -> Path:
     return path
 
 
-def tear(path: Path) -> None:
+def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = write(tmp_path, 1)
     before = path.read_bytes()
 
@@ -40,7 +34,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         partial.write_bytes(before[:100])
         raise RuntimeError("broken off")
 
-    monkeypatch.setattr(checkpoint_files, "write_whole", break_off)
+    monkeypatch.setattr(checkpoint_files, "write_synced", break_off)
     with pytest.raises(RuntimeError, match="broken off"):
         write(tmp_path, 1)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -48,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_apart_from_other_errors(tmp_path, monkeypatch, number):
+def test_a_full_disk_is_distinguished_from_other_errors(tmp_path, monkeypatch, number):
     """torch raises a RuntimeError of its own while it handles the file's error."""
 
     def fill_up(checkpoint, partial):
@@ -58,7 +52,7 @@ def test_a_full_disk_is_told_apart_from_other_errors(tmp_path, monkeypatch, numb
         finally:
             raise RuntimeError("unexpected pos")
 
-    monkeypatch.setattr(checkpoint_files, "write_whole", fill_up)
+    monkeypatch.setattr(checkpoint_files, "write_synced", fill_up)
     files = AtomicFiles()
     files.save_checkpoint({}, tmp_path / "step=1.ckpt")
     assert files.disk_full.errno == number
@@ -68,23 +62,23 @@ def test_a_full_disk_is_told_apart_from_other_errors(tmp_path, monkeypatch, numb
 def test_a_real_full_disk_is_seen_through_torch():
     files = AtomicFiles()
     with pytest.raises((OSError, RuntimeError)) as caught:
-        checkpoint_files.write_whole({"w": torch.zeros(100000)}, Path("/dev/full"))
+        checkpoint_files.write_synced({"w": torch.zeros(100000)}, Path("/dev/full"))
     assert checkpoint_files.disk_full(caught.value).errno == errno.ENOSPC
     assert files.disk_full is None
 
 
-def test_a_write_lies_beside_its_place_until_it_is_whole(tmp_path, monkeypatch):
-    """Not in the system's temporary folder, from which a move is a copy."""
+def test_a_write_is_beside_its_place_until_it_is_complete(tmp_path, monkeypatch):
+    """The system's temporary folder would not do: a move from there is a copy."""
     seen = {}
     replace = os.replace
 
     def spy(source, target):
-        seen.update(source=Path(source), whole=read_index(Path(source)) is not None, existed=Path(target).exists())
+        seen.update(source=Path(source), complete=read_index(Path(source)) is not None, existed=Path(target).exists())
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
     path = write(tmp_path, 1)
-    assert seen == {"source": tmp_path / ".step=1.ckpt.partial", "whole": True, "existed": False}
+    assert seen == {"source": tmp_path / ".step=1.ckpt.partial", "complete": True, "existed": False}
     assert path.exists()
 
 
@@ -97,17 +91,17 @@ def test_last_is_what_the_link_names(tmp_path):
 
 
 def test_a_later_step_of_a_branch_that_was_left_is_not_last(tmp_path):
-    """The run went back to step 2: what it had written before is older than the link."""
+    """The run resumed from step 2: its earlier checkpoints are older than the link."""
     old = write(tmp_path, 4, when=10**9)
     link(tmp_path / "last.ckpt", write(tmp_path, 2, when=2 * 10**9))
     assert find_last(tmp_path).path == tmp_path / "step=2.ckpt"
-    assert is_whole(old)
+    assert fault_of(old) is None
 
 
 def test_last_is_a_later_one_that_was_written_before_the_link_was_switched(tmp_path):
     link(tmp_path / "last.ckpt", write(tmp_path, 2))
     newer = write(tmp_path, 4, when=2 * 10**18)
-    assert find_last(tmp_path) == checkpoint_files.Last(newer, [])
+    assert find_last(tmp_path) == Last(newer, [])
 
 
 @pytest.mark.parametrize("corrupt", ["half", "empty", "index"])
@@ -115,63 +109,62 @@ def test_a_corrupt_checkpoint_is_never_last(tmp_path, corrupt):
     good, bad = write(tmp_path, 2), write(tmp_path, 4)
     link(tmp_path / "last.ckpt", bad)
     os.truncate(bad, {"half": bad.stat().st_size // 2, "empty": 0, "index": bad.stat().st_size - 5}[corrupt])
-    assert find_last(tmp_path) == checkpoint_files.Last(good, ["step=4.ckpt"])
+    assert find_last(tmp_path) == Last(good, ["step=4.ckpt"])
 
 
 def test_without_a_link_last_is_the_newest(tmp_path):
     write(tmp_path, 9, when=1)
     newest = write(tmp_path, 4, when=2)
     (tmp_path / ".step=5.ckpt.partial").write_bytes(b"PK")
-    assert find_last(tmp_path) == checkpoint_files.Last(newest, [".step=5.ckpt.partial"])
+    assert find_last(tmp_path) == Last(newest, [".step=5.ckpt.partial"])
     (tmp_path / "last.ckpt").symlink_to("step=77.ckpt")
     assert find_last(tmp_path).path == newest
 
 
 def write_by_others(path: Path, **more) -> Path:
-    """Whole, and of what only code could make again."""
+    """A complete checkpoint with a class that only code could load."""
     torch.save({"global_step": 4, "optimizer_states": [], "callbacks": {"X": {"at": Path("a"), **more}}}, path)
     return path
 
 
-def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_corrupt(tmp_path):
+def test_a_complete_checkpoint_that_cannot_be_loaded_is_not_corrupt(tmp_path):
     good = write(tmp_path, 2)
     bad = write_by_others(tmp_path / "step=4.ckpt")
-    assert not is_whole(bad)
-    assert "is whole, but holds pathlib" in fault_of(bad)
+    assert "is complete, but holds pathlib" in fault_of(bad)
     last = find_last(tmp_path)
     assert (last.path, last.skipped, last.is_blocked) == (good, ["step=4.ckpt"], False)
     assert last.check(tmp_path) is last
-    assert "step=4.ckpt is whole, but holds pathlib" in last.warning()
+    assert "step=4.ckpt is complete, but holds pathlib" in last.warning()
 
 
-@pytest.mark.parametrize("lies", ["corrupt", "whole", "both", "link", "universal", "weights"])
-def test_where_checkpoints_lie_none_is_not_an_answer(tmp_path, lies):
+@pytest.mark.parametrize("kind", ["corrupt", "complete", "both", "link", "universal", "weights"])
+def test_a_run_does_not_start_over_beside_checkpoints_it_cannot_load(tmp_path, kind):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    if lies in ("corrupt", "both"):
-        tear(write(folder, 2))
-    if lies in ("whole", "both"):
+    if kind in ("corrupt", "both"):
+        cut(write(folder, 2))
+    if kind in ("complete", "both"):
         write_by_others(folder / "step=4.ckpt")
-    if lies == "link":
+    if kind == "link":
         (folder / "last.ckpt").symlink_to(write_by_others(tmp_path / "elsewhere.ckpt"))
-    if lies == "universal":
+    if kind == "universal":
         (folder / "step=2.universal").mkdir()
         (folder / "step=2.universal" / "latest_universal").touch()
-    if lies == "weights":
+    if kind == "weights":
         torch.save({"global_step": 4, "state_dict": {}}, folder / "weights.ckpt")
     last = find_last(folder)
-    with pytest.raises(InputError, match="holds checkpoints, but none to go on from"):
+    with pytest.raises(InputError, match="holds checkpoints, but none to resume from"):
         last.check(folder)
-    assert last.is_blocked == (lies != "corrupt")
+    assert last.is_blocked == (kind != "corrupt")
 
 
-def test_a_write_that_was_cut_short_before_any_was_whole_lets_a_run_begin(tmp_path):
+def test_a_run_may_start_where_only_an_interrupted_write_is(tmp_path):
     (tmp_path / ".step=2.ckpt.partial").write_bytes(b"PK")
     (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
-    assert find_last(tmp_path).check(tmp_path) == checkpoint_files.Last(None, [".step=2.ckpt.partial"])
+    assert find_last(tmp_path).check(tmp_path) == Last(None, [".step=2.ckpt.partial"])
 
 
-def test_the_way_out_of_the_message_makes_a_checkpoint_plain(tmp_path):
+def test_the_command_in_the_message_makes_a_checkpoint_plain(tmp_path):
     path = write_by_others(tmp_path / "step=4.ckpt", score=np.float64(1))
     program = fault_of(path).split('python -c "')[1].removesuffix('"')
     exec(program)
@@ -203,11 +196,11 @@ def test_a_part_that_could_not_be_loaded_again_is_left_out_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_disk_that_fails_while_it_is_tidied_up_is_noted(tmp_path, monkeypatch, number):
+def test_a_disk_that_also_fails_at_the_clean_up_is_noted(tmp_path, monkeypatch, number):
     def fail(*_, **__):
         raise OSError(number, "gone")
 
-    for owner, name in ((checkpoint_files, "write_whole"), (Path, "unlink"), (Path, "mkdir")):
+    for owner, name in ((checkpoint_files, "write_synced"), (Path, "unlink"), (Path, "mkdir")):
         monkeypatch.setattr(owner, name, fail)
     files = AtomicFiles()
     files.save_checkpoint({}, tmp_path / "step=1.ckpt")

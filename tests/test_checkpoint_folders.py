@@ -10,25 +10,22 @@ from lrsa_lightning import checkpoint_files
 from lrsa_lightning.checkpoint_files import (
     TAG,
     Written,
-    fault_of,
-    find_last,
-    is_whole,
     link,
     make_empty,
     partial_of,
     publish,
     read_written,
     remove,
-    step_of,
 )
+from lrsa_lightning.last_checkpoint import Last, fault_of, find_last, step_of
 from tests.test_checkpoint_files import write_by_others
 
 
-def test_a_zero_folder_is_whole_once_latest_is_written(tmp_path):
+def test_a_zero_folder_is_complete_once_latest_is_written(tmp_path):
     for step in (2, 4):
         (tmp_path / f"step={step}.ckpt" / "checkpoint").mkdir(parents=True)
     (tmp_path / "step=2.ckpt" / "latest").write_text("checkpoint")
-    assert find_last(tmp_path) == checkpoint_files.Last(tmp_path / "step=2.ckpt", ["step=4.ckpt"])
+    assert find_last(tmp_path) == Last(tmp_path / "step=2.ckpt", ["step=4.ckpt"])
 
 
 def write_folder(folder: Path, step: int) -> Path:
@@ -79,11 +76,11 @@ def test_a_corrupt_folder_is_never_last(tmp_path, harm):
         (partial_of(bad) / TAG).mkdir()
         write_by_others(partial_of(bad) / TAG / "mp_rank_00_model_states.pt")
         publish(partial_of(bad), bad, Written(4, world_size=1, stage=2))
-        assert "is whole, but holds pathlib" in fault_of(bad)
+        assert "is complete, but holds pathlib" in fault_of(bad)
     else:
         os.truncate(bad / "written.json", 10)
-    assert not is_whole(bad)
-    assert find_last(tmp_path) == checkpoint_files.Last(good, ["step=4.ckpt"])
+    assert fault_of(bad)
+    assert find_last(tmp_path) == Last(good, ["step=4.ckpt"])
 
 
 def test_a_folder_is_on_the_disk_before_it_is_in_its_place(tmp_path, monkeypatch):

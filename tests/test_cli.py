@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.ruler.results import read_records
 from tests.conftest import QUIET, longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, losses, metrics
@@ -92,7 +93,7 @@ def test_fit_writes_the_run_directory(arguments):
     assert (run / "ruler" / "step-000006-depths.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_ruler_callback_leaves_the_loss_curve_as_it_is(arguments):
+def test_the_ruler_callback_does_not_change_the_loss_curve(arguments):
     main(command(arguments))
     ruler = {"tasks": ["niah_single_1"], "lengths": [512], "num_samples": 2, "every_n_steps": 2}
     arguments["trainer.callbacks"] = json.dumps(
@@ -102,7 +103,7 @@ def test_the_ruler_callback_leaves_the_loss_curve_as_it_is(arguments):
     assert losses("with_ruler") == losses("x")
 
 
-def test_swapping_lrsa_for_vanilla_leaves_nothing_of_it_behind(arguments, tmp_path):
+def test_swapping_lrsa_for_vanilla_drops_all_lrsa_arguments(arguments, tmp_path):
     base = tmp_path / "job.yaml"
     lrsa = {"class_path": "LRSA", "init_args": {"lag_size": 16, "backend": "fill"}}
     base.write_text(yaml.safe_dump({"model": {"attention": lrsa}}))
@@ -124,8 +125,8 @@ def test_same_seed_same_losses_and_another_seed_others(arguments):
 
 
 @pytest.mark.parametrize("mode", ["LRSA", "Vanilla"])
-def test_packed_rows_learn_what_their_samples_apart_would(arguments, mode):
-    """One step over all 24 samples, in a row each or all in one."""
+def test_packed_rows_train_like_separate_samples(arguments, mode):
+    """One step over all 24 samples, each in its own row or all in one row."""
     arguments |= {"data.extend": "false", "trainer.max_steps": "1", "data.micro_batch_size": "1"}
     if mode == "Vanilla":
         arguments = {k: v for k, v in arguments.items() if not k.startswith("model.attention.")}
@@ -196,9 +197,19 @@ def test_an_existing_run_is_refused(arguments, capsys):
     assert "runs/x holds a run already" in error_of(capsys, arguments)
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_lrsa_alone_imports_neither_lightning_nor_torch(arguments):
+    code = f"import sys; sys.argv[1:] = {arguments}; from lrsa_lightning.cli import main\n"
+    code += "try: main()\nfinally: print({'torch', 'lightning'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if arguments else 2)
+    assert "{fit,validate}" in done.stdout + done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
 @pytest.mark.slow
 def test_help_costs_little_more_than_importing_lightning():
-    """A ratio of processor time, as machines and their load differ: six seconds where `import lightning` takes 3.8."""
+    """Compares processor time, because machines and their load differ."""
     commands = {"help": ["-m", "lrsa_lightning.cli", "fit", "--help"], "peer": ["-c", "import lightning.pytorch.cli"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(2):

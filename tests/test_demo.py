@@ -38,7 +38,7 @@ def test_the_tokenizer_loses_nothing(demo_dir, text):
 
 
 def test_the_tokenizer_is_the_same_beside_a_model(demo_dir, tmp_path):
-    """As in a Hugging Face folder, which transformers' AutoTokenizer would take for one of Qwen's."""
+    """In a Hugging Face folder, where transformers' AutoTokenizer would load one of Qwen's."""
     alone = AutoTokenizer.from_pretrained(demo_dir / "tokenizer")
     alone.save_pretrained(tmp_path)
     Qwen2Config().save_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from lrsa_lightning.errors import InputError
 from tests.runs import command
 
 
-def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
+def test_checking_a_folder_leaves_it_as_it_was(tmp_path):
     check_writable(tmp_path / "runs" / "x")
     assert not list(tmp_path.iterdir())
 
@@ -42,7 +42,7 @@ def test_a_run_that_could_not_write_fails_before_data_is_prepared(arguments, mon
     assert not Path("runs").exists()
 
 
-def test_failures_are_said_once_and_counted(caplog):
+def test_failures_are_reported_once_and_counted(caplog):
     effort = BestEffort("pictures")
     for _ in range(3):
         with effort.attempt():
@@ -67,7 +67,7 @@ def test_a_text_is_on_the_disk_before_it_is_in_its_place(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace"]
 
 
-def test_a_text_that_could_not_be_written_leaves_the_old_one_alone(tmp_path, monkeypatch):
+def test_a_failed_write_of_a_text_keeps_the_old_one(tmp_path, monkeypatch):
     write_text(tmp_path / "a", "old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(OSError, match="full"):
@@ -76,7 +76,7 @@ def test_a_text_that_could_not_be_written_leaves_the_old_one_alone(tmp_path, mon
 
 
 @pytest.mark.parametrize("cut", ["", '{"st', "x" * 10000])
-def test_lines_take_the_place_of_one_that_was_cut_short(tmp_path, cut):
+def test_appended_lines_replace_a_truncated_one(tmp_path, cut):
     path = tmp_path / "new" / "lines"
     append_text(path, "one\n")
     with path.open("a") as file:

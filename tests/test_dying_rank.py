@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
 
 
 @pytest.mark.parametrize(("rank", "how"), [(1, "kill"), (1, "raise"), (0, "raise")])
-def test_no_process_outlives_another(arguments, rank, how):
+def test_all_processes_end_when_one_dies(arguments, rank, how):
     entries = json.dumps([interruption("FailsAlone", rank=rank, how=how)])
     arguments |= {"trainer.devices": "2", "trainer.strategy": "ddp", "trainer.callbacks": entries}
     run = subprocess.Popen(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.trained_model import load_checkpoint
 from tests.runs import callback, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -52,13 +52,13 @@ def test_what_transformers_loads_is_the_checkpoint_bit_by_bit(arguments, tied, t
     assert list(Path("exported").glob("*.safetensors"))
 
 
-def test_another_dtype(run):
+def test_weights_are_cast_to_the_given_dtype(run):
     export(run / "checkpoints" / "step=1.ckpt", Path("exported"), torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained("exported", dtype="auto")
     assert same(model.state_dict(), {name: weight.bfloat16() for name, weight in weights(run).items()})
 
 
-def test_the_dtype_is_the_runs_where_none_is_asked_for(arguments):
+def test_without_a_given_dtype_the_weights_keep_the_runs(arguments):
     callbacks = json.dumps([callback("Checkpoints")])
     options = {"trainer.max_steps": "1", "trainer.callbacks": callbacks, "trainer.precision": "bf16-true"}
     main(command({**arguments, **options}))
@@ -70,7 +70,7 @@ def test_the_dtype_is_the_runs_where_none_is_asked_for(arguments):
     assert (trained.model.dtype, trained.model.training) == (torch.bfloat16, False)
 
 
-def test_values_that_a_dtype_does_not_hold_are_refused(run):
+def test_values_beyond_the_range_of_a_dtype_are_refused(run):
     checkpoint = torch.load(run / "checkpoints" / "step=1.ckpt", weights_only=True)
     checkpoint["state_dict"]["model.lm_head.weight"][0, 0] = 1e5
     torch.save(checkpoint, run / "checkpoints" / "step=1.ckpt")
@@ -79,8 +79,8 @@ def test_values_that_a_dtype_does_not_hold_are_refused(run):
     export(run, Path("exported"), torch.bfloat16)
 
 
-def test_rope_and_generation_settings_go_along(arguments, tmp_path):
-    """The run begins with a folder, whose RoPE it scales."""
+def test_rope_and_generation_settings_are_exported(arguments, tmp_path):
+    """The run starts from a folder and scales its RoPE."""
     callbacks = json.dumps([callback("Checkpoints")])
     main(command({**arguments, "trainer.max_steps": "1", "trainer.callbacks": callbacks}))
     export(RUN, Path("base"))
@@ -94,8 +94,8 @@ def test_rope_and_generation_settings_go_along(arguments, tmp_path):
     assert model.generation_config.temperature == 0.7
 
 
-def test_the_newest_configuration_of_the_run_says_what_the_model_is(run, arguments):
-    """After a resume with another RoPE, which the user allowed."""
+def test_the_newest_configuration_of_the_run_defines_the_model(run, arguments):
+    """The user has allowed a resume with another RoPE."""
     callbacks = json.dumps([callback("Checkpoints")])
     options = {"trainer.max_steps": "2", "trainer.callbacks": callbacks, "allow_mismatch": "true", "ckpt_path": "last"}
     rope = {"rope_type": "linear", "factor": 2.0}
@@ -105,7 +105,7 @@ def test_the_newest_configuration_of_the_run_says_what_the_model_is(run, argumen
 
 
 class Fails:
-    """A part of a folder that raises amid its files."""
+    """A part of a folder that fails after some of its files."""
 
     def __init__(self, error: BaseException):
         self.error = error
@@ -153,13 +153,13 @@ class TouchesAFile:
         return Path.touch, (Path("touched"),)
 
 
-def test_a_checkpoint_loads_plain_data_alone(run, monkeypatch):
-    """Also where nothing has looked at it before."""
+def test_a_checkpoint_loads_only_plain_data(run, monkeypatch):
+    """`load_checkpoint` alone refuses it, without an earlier check."""
     file = run / "checkpoints" / "step=1.ckpt"
     torch.save({**torch.load(file, weights_only=True), "of a callback": TouchesAFile()}, file)
     for looks in (True, False):
         if not looks:
-            monkeypatch.setattr("lrsa_lightning.pretrained.fault_of", lambda _: None)
+            monkeypatch.setattr("lrsa_lightning.trained_model.fault_of", lambda _: None)
         with pytest.raises(InputError, match=r"step=1\.ckpt is"):
             load_checkpoint(file)
     assert not Path("touched").exists()
@@ -170,10 +170,10 @@ def test_a_checkpoint_of_another_model_is_named(run):
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["state_dict"]["model.lm_head.weight"]
     torch.save(checkpoint, file)
-    with pytest.raises(InputError, match=r"has not the weights of its run's model: .*lm_head\.weight"):
+    with pytest.raises(InputError, match=r"does not hold the weights of its run's model: .*lm_head\.weight"):
         load_checkpoint(file)
     torch.save({"weights": torch.ones(1)}, file)
-    with pytest.raises(InputError, match=r"step=1\.ckpt is no checkpoint of a run"):
+    with pytest.raises(InputError, match=r"step=1\.ckpt is not a checkpoint of a run"):
         load_checkpoint(file)
 
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_model_is_named(run):
     [
         ("nowhere", "nowhere does not exist"),
         ("runs/x/checkpoints/corrupt.ckpt", "corrupt.ckpt is corrupt or no checkpoint"),
-        ("runs/empty", "runs/empty has no whole checkpoint"),
+        ("runs/empty", "runs/empty has no complete checkpoint"),
         ("runs", "runs is neither a run (it has no config.yaml) nor a checkpoint"),
         ("runs/x/checkpoints", "checkpoints is neither a run"),
         ("alone.ckpt", "config.yaml does not exist"),
@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, source, message, capsys, 
     assert not Path("exported").exists()
 
 
-def test_a_folder_with_something_in_it_is_refused(run):
+def test_a_folder_that_is_not_empty_is_refused(run):
     Path("full").mkdir()
     Path("full/mine.txt").write_text("x")
     with pytest.raises(InputError, match="full exists"):

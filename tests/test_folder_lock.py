@@ -26,7 +26,7 @@ def hold(folder) -> subprocess.Popen:
     return process
 
 
-def test_a_second_process_is_told_who_writes_there(tmp_path):
+def test_a_second_process_learns_who_writes_there(tmp_path):
     holder = hold(tmp_path / "x")
     with pytest.raises(InputError, match=rf"run .*x is being written by process {holder.pid} on .* since .*: wait"):
         FolderLock(tmp_path / "x", "run", "wait").acquire()
@@ -34,7 +34,7 @@ def test_a_second_process_is_told_who_writes_there(tmp_path):
     holder.communicate("")
 
 
-def test_a_killed_holders_lock_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     holder = hold(tmp_path / "x")
     holder.kill()
     holder.wait()
@@ -60,20 +60,20 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_where_nothing_can_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^run .*/file/x cannot be written: Not a directory \("):
         FolderLock(tmp_path / "file/x", "run", "wait").acquire()
 
 
-def test_what_was_never_held_is_let_go_of_without_harm(tmp_path):
+def test_releasing_a_lock_that_is_not_held_does_nothing(tmp_path):
     holder = hold(tmp_path / "x")
     FolderLock(tmp_path / "x", "run", "wait").release()
     assert (tmp_path / "x/.lock_holder.json").exists()
     holder.communicate("")
 
 
-def test_folders_made_for_a_lock_go_with_it_where_nothing_came_of_it(tmp_path):
+def test_folders_made_for_a_lock_are_removed_if_they_stay_empty(tmp_path):
     place = tmp_path / "runs/x"
     lock = FolderLock(place, "run", "wait")
     lock.acquire()

@@ -31,7 +31,7 @@ def dead_end(monkeypatch):
         hub._settle.cache_clear()
 
 
-def test_model_tokenizer_and_data_end_within_seconds_and_the_hub_is_asked_once(dead_end, caplog):
+def test_an_unreachable_hub_is_tried_once_and_refused_within_seconds(dead_end, caplog):
     started = time.monotonic()
     with pytest.raises(InputError, match=r"model\.name_or_path 'no/such' cannot be loaded: We couldn't connect"):
         load_config("no/such", None)
@@ -44,13 +44,13 @@ def test_model_tokenizer_and_data_end_within_seconds_and_the_hub_is_asked_once(d
     assert [record.name for record in said] == ["lrsa_lightning.hub"]
 
 
-def test_folders_do_not_ask_the_hub(dead_end, tmp_path):
+def test_folders_do_not_contact_the_hub(dead_end, tmp_path):
     hub.before_loading(str(tmp_path))
     hub.before_loading("./somewhere")
     assert hub._settle.cache_info().currsize == 0
 
 
-def test_a_hub_that_answers_is_left_alone(dead_end, monkeypatch):
+def test_a_hub_that_answers_is_used(dead_end, monkeypatch):
     monkeypatch.setattr(hub, "_answers", lambda endpoint: True)
     hub.before_loading("no/such")
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
@@ -58,7 +58,7 @@ def test_a_hub_that_answers_is_left_alone(dead_end, monkeypatch):
 
 @pytest.fixture
 def yes(monkeypatch, tmp_path):
-    """Whoever asks is told yes, in a folder whose code would leave a file."""
+    """Answers yes to every question; the code in the folder would leave a file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     folder = Path("folder")
@@ -68,14 +68,14 @@ def yes(monkeypatch, tmp_path):
     assert not Path("was_run").exists()
 
 
-def test_a_model_of_its_own_code_is_refused(yes):
+def test_a_model_that_needs_its_own_code_is_refused(yes):
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
     (yes / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"'folder' cannot be loaded: .*code in it \(auto_map\) is not run"):
         load_config("folder", None)
 
 
-def test_a_known_model_with_code_beside_it_is_loaded_without_it(yes, caplog):
+def test_a_known_model_is_loaded_without_the_code_in_its_folder(yes, caplog):
     make_model().save_pretrained(yes)
     config = json.loads((yes / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
@@ -86,7 +86,7 @@ def test_a_known_model_with_code_beside_it_is_loaded_without_it(yes, caplog):
     assert type(load_model(found, None)).__name__ == "Qwen2ForCausalLM"
 
 
-def test_a_tokenizer_of_its_own_code_is_refused(yes, tokenizer_dir):
+def test_a_tokenizer_that_needs_its_own_code_is_refused(yes, tokenizer_dir):
     shutil.copy(tokenizer_dir / "tokenizer.json", yes)
     config = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", "code.Mine"]}}
     (yes / "tokenizer_config.json").write_text(json.dumps(config))
@@ -94,8 +94,8 @@ def test_a_tokenizer_of_its_own_code_is_refused(yes, tokenizer_dir):
         load_tokenizer("folder", "data.tokenizer")
 
 
-def test_every_call_that_could_run_a_folder_s_code_says_that_it_must_not():
-    """Where a call does not say so, transformers asks on a terminal, and a yes runs the code."""
+def test_every_call_that_could_run_code_of_a_folder_forbids_it():
+    """Without trust_remote_code=False transformers asks on a terminal, and a yes runs the code."""
     root = Path(__file__).parents[1]
     files = [*root.glob("lrsa_lightning/**/*.py"), *root.glob("callbacks/*.py"), *root.glob("scripts/*.py")]
     for file in files:

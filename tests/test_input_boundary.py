@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from lrsa_lightning import input_boundary
 from lrsa_lightning.callbacks import EndTogether
-from lrsa_lightning.callbacks.first_step import FirstStep, begin_anew
+from lrsa_lightning.callbacks.first_step import FirstStep
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.library_errors import reading
+from lrsa_lightning.library_errors import reading, set_computing
 from tests.conftest import make_model
 from tests.runs import callback, command
 
@@ -49,7 +49,7 @@ def fails(error: BaseException):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_about_what_was_given_are_one_line(capsys, error):
+def test_errors_about_the_input_are_one_line(capsys, error):
     said = shown(capsys, fails(error))
     assert said.startswith("lrsa: error: ")
     assert "x" in said
@@ -57,14 +57,14 @@ def test_errors_about_what_was_given_are_one_line(capsys, error):
 
 
 @pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError, ValueError, ZeroDivisionError, RuntimeError])
-def test_our_own_bugs_go_on(error):
+def test_our_own_bugs_propagate(error):
     with pytest.raises(error):
         report_input_errors(fails(error("x")))()
     with pytest.raises(error), reading("the model"):
         raise error("x")
 
 
-def test_a_wrong_call_of_a_library_is_ours():
+def test_a_wrong_call_of_a_library_is_our_bug():
     def call():
         make_model().forward(nothing=1, of_this="kind")
 
@@ -76,7 +76,7 @@ def test_a_wrong_call_of_a_library_is_ours():
             report_input_errors(bug)()
 
 
-def test_a_library_s_error_about_a_value_names_what_was_read(capsys, tmp_path):
+def test_a_librarys_error_about_a_value_names_what_was_read(capsys, tmp_path):
     def call():
         with reading("model.name_or_path 'x'", "give another"):
             make_model(hidden_size="big")
@@ -84,7 +84,7 @@ def test_a_library_s_error_about_a_value_names_what_was_read(capsys, tmp_path):
     assert shown(capsys, call).startswith("lrsa: error: model.name_or_path 'x': ")
 
 
-def test_an_input_error_that_a_library_wrapped_is_still_one(capsys):
+def test_an_input_error_wrapped_by_a_library_is_found(capsys):
     def call():
         try:
             raise InputError("the reason")
@@ -109,7 +109,7 @@ def test_debugging_shows_the_traceback(capsys, monkeypatch):
 
 
 class Failing(Callback):
-    """Raises on the way."""
+    """Raises in the given hook."""
 
     def __init__(self, hook: str, error: str):
         self.error = {"os": OSError("no disk"), "input": InputError("wrong")}[error]
@@ -131,7 +131,7 @@ class Failing(Callback):
         ("on_train_batch_end", "input", True),
     ],
 )
-def test_the_first_step_is_the_border(arguments, in_tmp_path, capsys, hook, error, is_line):
+def test_only_before_the_first_step_a_librarys_error_is_the_users(arguments, in_tmp_path, capsys, hook, error, is_line):
     entry = {"class_path": f"{__name__}.Failing", "init_args": {"hook": hook, "error": error}}
     chosen = command({**arguments, "trainer.callbacks": str([entry])})
     with pytest.raises(SystemExit if is_line else OSError, match="2" if is_line else "no disk"):
@@ -140,7 +140,7 @@ def test_the_first_step_is_the_border(arguments, in_tmp_path, capsys, hook, erro
     assert len(said) == is_line
 
 
-def test_processes_beside_the_first_wait_to_be_ended_before_they_say_the_same(capsys, monkeypatch):
+def test_only_the_first_process_reports_at_once(capsys, monkeypatch):
     waited = []
     monkeypatch.setattr(input_boundary.time, "sleep", waited.append)
     shown(capsys, fails(InputError("x")))
@@ -151,30 +151,30 @@ def test_processes_beside_the_first_wait_to_be_ended_before_they_say_the_same(ca
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_before_the_first_step_a_run_s_processes_are_ended_at_once(monkeypatch, has_begun):
+def test_before_the_first_step_a_runs_processes_are_killed_at_once(monkeypatch, has_begun):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     launcher = object.__new__(_SubprocessScriptLauncher)
     launcher.procs = [process]
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
     monkeypatch.setattr("lrsa_lightning.callbacks.end_together._GRACE_S", 0.5)
-    begin_anew()
+    set_computing(False)
     if has_begun:
         FirstStep().on_train_batch_start(trainer, None)
     started = time.monotonic()
     EndTogether().on_exception(trainer, None, InputError("x"))
-    begin_anew()
+    set_computing(False)
     assert process.returncode == -9
     assert (time.monotonic() - started >= 0.5) == has_begun
 
 
-def test_a_callback_s_input_error_is_the_command_s(arguments, in_tmp_path, capsys):
+def test_a_callbacks_input_error_is_the_commands(arguments, in_tmp_path, capsys):
     entry = callback("RulerEval", tasks=["x"])
     with pytest.raises(SystemExit):
         main(command({**arguments, "trainer.callbacks": str([entry])}))
     assert "unknown RULER task 'x'" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_library_s_bare_error_is_the_user_s_only_where_it_reads_what_was_given():
+def test_a_librarys_plain_error_is_the_users_only_inside_reading():
     def builds():
         make_model(rope_parameters={"rope_type": "nope"})
 
@@ -184,7 +184,7 @@ def test_a_library_s_bare_error_is_the_user_s_only_where_it_reads_what_was_given
         builds()
 
 
-def test_advice_that_helps_nobody_is_left_out():
+def test_useless_advice_of_libraries_is_hidden():
     lines = (
         "The 'train_dataloader' does not have many workers which may be a bottleneck. Consider increasing it.",
         "Precision bf16-mixed is not supported by the model summary.  Estimated model size in MB will not be accurate.",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrsa_lightning.checkpoint_files import find_last
+from lrsa_lightning.last_checkpoint import find_last
 from tests.interruptions import KillInSave, interruption
 from tests.runs import callback, command, losses
 from tests.warm import Run
@@ -23,7 +23,7 @@ AT_ONCE = 2
 
 
 def points(seed: int) -> list[tuple[dict, dict]]:
-    """Pairs of places to be killed at, the second after the first, in the order of a run."""
+    """Pairs of points at which a run is killed, the second after the first."""
     draw = random.Random(seed)
     moments = ("start", "backward", "end")
     at = [sorted(draw.sample(range(2 * STEPS), 2)) for _ in range(3)]
@@ -42,7 +42,7 @@ def points(seed: int) -> list[tuple[dict, dict]]:
 
 @pytest.fixture
 def start(arguments):
-    """Starts or goes on with a run."""
+    """Starts or resumes a run."""
 
     def run(name: str, *callbacks: dict) -> Run:
         entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=EVERY, keep_last=2)])
@@ -68,7 +68,7 @@ def same(first, second) -> bool:
     return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
-def test_killed_runs_end_as_the_one_that_never_stopped(start):
+def test_killed_runs_end_like_an_uninterrupted_one(start):
     ended = start("whole").wait(60)
     assert ended.status == 0, ended.err
     kills, whole, pairs = 0, state("whole"), points(seed=20250612)
@@ -92,11 +92,11 @@ def test_killed_runs_end_as_the_one_that_never_stopped(start):
 
 @pytest.mark.parametrize("moment", ["half", "before replace", "before link"])
 def test_what_is_last_after_a_kill_during_a_write(start, moment):
-    """The one before, until the new one lies at its place; a warning names what was left out."""
+    """It is the previous one until the new one is in its place; a warning names what was skipped."""
     assert start("x", interruption("KillInSave", step=6, moment=moment)).wait(60).status == -signal.SIGKILL
     written = moment == "before link"
     assert find_last(Path("runs/x/checkpoints")).path.name == ("step=6.ckpt" if written else "step=3.ckpt")
     ended = start("x").wait(60)
     assert ended.status == 0
-    warned = "not whole and left out: .step=6.ckpt.partial; last is step=3.ckpt" in ended.err
+    warned = "skipped, training cannot resume from: .step=6.ckpt.partial; last is step=3.ckpt" in ended.err
     assert warned == (not written)

@@ -19,7 +19,7 @@ RUN = Path("runs/x")
 
 @pytest.fixture
 def moved(arguments, tmp_path, monkeypatch) -> Path:
-    """A run of two steps, named by relative paths, that has been moved and is looked at from another folder."""
+    """A run of two steps with relative paths, moved, and used from another folder."""
     shutil.copytree(arguments["data.tokenizer"], "tokenizer")
     ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], num_samples=1, budgets=[1.0])
     arguments |= {"data.tokenizer": "tokenizer", "data.train_files": "train.jsonl", "trainer.max_steps": "2"}
@@ -34,7 +34,7 @@ def moved(arguments, tmp_path, monkeypatch) -> Path:
     return run
 
 
-def test_a_run_goes_on_wherever_it_lies(moved, tmp_path, monkeypatch):
+def test_a_moved_run_resumes(moved, tmp_path, monkeypatch):
     main(["fit", "--config=../elsewhere/y/config.yaml", "--ckpt_path=last", "--trainer.max_steps=3"])
     assert (moved / "checkpoints/step=3.ckpt").exists()
     assert (moved / "ruler/step-000003.jsonl").exists()
@@ -54,7 +54,7 @@ def test_a_moved_run_is_exported(moved, tmp_path):
     assert (tmp_path / "exported/tokenizer.json").exists()
 
 
-def test_a_run_may_begin_another_beside_it(moved):
+def test_a_saved_configuration_can_start_another_run(moved):
     main(["fit", "--config=../elsewhere/y/config.yaml", "--run_name=z", "--trainer.max_steps=1"])
     assert (moved.parent / "z/checkpoints/step=1.ckpt").exists()
 
@@ -83,7 +83,7 @@ def rewrite(path: Path, change) -> None:
 
 
 def as_saved_by_an_older_version(config: dict) -> None:
-    """With the run's own folders and W&B id filled in, relative paths, and without some keys of today."""
+    """It has the run's folders and W&B id filled in, relative paths, and lacks some of today's keys."""
     config["trainer"]["default_root_dir"] = "runs/x"
     config["trainer"]["callbacks"][0]["init_args"]["dirpath"] = "runs/x/checkpoints"
     config["data"] |= {"train_files": "train.jsonl", "cache_dir": ".lrsa_cache"}
@@ -93,7 +93,7 @@ def as_saved_by_an_older_version(config: dict) -> None:
 
 
 @pytest.mark.parametrize("by", ["its config", "the command line"])
-def test_a_run_of_an_older_version_goes_on(two_steps, by):
+def test_a_run_of_an_older_version_resumes(two_steps, by):
     rewrite(RUN / "config.yaml", as_saved_by_an_older_version)
     given = ["fit", "--config=runs/x/config.yaml"] if by == "its config" else command(two_steps)
     main([*given, "--ckpt_path=last", "--trainer.max_steps=3"])
@@ -108,7 +108,7 @@ def test_a_new_key_that_is_not_at_its_default_is_a_difference(two_steps, capsys)
     assert "model.attention.init_args.v_weight: 1.0 -> 0.5" in error
 
 
-def test_an_attentions_new_argument_has_its_class_as_its_default(tmp_path):
+def test_a_new_argument_of_an_attention_has_the_default_of_its_class(tmp_path):
     def vanilla(**arguments) -> str:
         attention = {"class_path": "lrsa_lightning.attention.Vanilla", "init_args": arguments}
         return yaml.safe_dump({"model": {"attention": attention, "lr": 1.0}})

@@ -31,13 +31,13 @@ UNSAFE += ["cells", "report", "${oc.env:HOME}", "x" * (MOST_BYTES + 1), "é" * M
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_a_name_that_is_no_part_of_a_path_is_refused(name):
+def test_an_unsafe_name_is_refused(name):
     with pytest.raises(InputError, match=r"^--run_name is .*expected one part of a path"):
         checked_name(name, "--run_name")
 
 
 @pytest.mark.parametrize("name", ["x", "lrsa-20261121-201314", "a b", "lr=1e-3,seed=2", "2026:11", "Läufe", "x" * 200])
-def test_other_names_stay_as_they_are(name):
+def test_safe_names_do_not_change(name):
     assert checked_name(name, "--run_name") == made_name(name) == name
 
 

@@ -38,7 +38,7 @@ class Note:
 
 
 def loaded(value):
-    """What plain torch reads back."""
+    """The value that torch loads with weights_only."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)

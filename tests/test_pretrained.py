@@ -16,7 +16,7 @@ def test_a_pretrained_model_trains_with_gradient_checkpointing(tmp_path):
 
 
 def test_weights_are_read_for_a_device_that_lightning_names_by_its_index(tmp_path):
-    """transformers takes any device but plain cpu for a wish to have accelerate place the model."""
+    """For any device but plain cpu, transformers wants accelerate to place the model."""
     make_model().save_pretrained(tmp_path)
     with torch.device("cpu", 0):
         model = load_model(load_config(str(tmp_path), None), str(tmp_path))

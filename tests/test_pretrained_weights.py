@@ -1,4 +1,4 @@
-"""Folders of pretrained weights that are not whole: one line that names what is wrong, never random numbers."""
+"""Incomplete folders of pretrained weights: one line that names what is wrong, never random numbers."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32):
 
 
 def change(folder: Path, **weights) -> None:
-    """Other weights in the file; without those that are None. Names have _ _ for a dot."""
+    """Replaces weights in the file; None removes one. Names have __ in place of a dot."""
     state = load_file(folder / WEIGHTS) | {name.replace("__", "."): z for name, z in weights.items()}
     save_file({name: z for name, z in state.items() if z is not None}, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -43,16 +43,16 @@ def configure(folder: Path, **keys) -> None:
     file.write_text(json.dumps(config | keys))
 
 
-def test_a_weight_that_is_missing_is_never_drawn(folder):
+def test_a_missing_weight_is_never_drawn_at_random(folder):
     change(folder, model__layers__0__mlp__up_proj__weight=None)
     with pytest.raises(InputError, match=r"they lack model\.layers\.0\.mlp\.up_proj\.weight\. Give the folder of"):
         load(folder)
 
 
-def test_a_weight_without_a_place_is_not_left_out(folder):
+def test_an_unexpected_weight_is_refused(folder):
     change(folder, model__layers__0__self_attn__q_norm__weight=torch.ones(8))
     with pytest.raises(
-        InputError, match=r"have model\.layers\.0\.self_attn\.q_norm\.weight, for which the model has no"
+        InputError, match=r"have model\.layers\.0\.self_attn\.q_norm\.weight, which the model does not have"
     ):
         load(folder)
 
@@ -80,7 +80,7 @@ def test_weights_of_another_architecture(tmp_path):
 def test_a_decoder_without_its_head(tmp_path):
     make_model().model.save_pretrained(tmp_path)
     with pytest.raises(
-        InputError, match=r"they lack lm_head\.weight\. Give the folder of a whole causal language model"
+        InputError, match=r"they lack lm_head\.weight\. Give the folder of a complete causal language model"
     ):
         load(tmp_path)
 
@@ -121,7 +121,7 @@ def test_files_that_are_missing(folder, tmp_path):
     with pytest.raises(InputError, match=f"lacks the weights of {part.name}: copy the folder again"):
         load(tmp_path / "parts")
     (tmp_path / "parts" / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(InputError, match=r"index\.json is no index of weights"):
+    with pytest.raises(InputError, match=r"index\.json is not an index of weights"):
         load(tmp_path / "parts")
 
 
@@ -133,7 +133,7 @@ class TouchesAFile:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_loads_tensors_alone(folder, tmp_path):
+def test_a_pickle_loads_only_tensors(folder, tmp_path):
     state = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     torch.save(state, folder / "pytorch_model.bin")
@@ -153,15 +153,15 @@ def test_half_precision_is_read_exactly(folder, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_types_that_need_scales_are_refused(folder, dtype):
+def test_dtypes_that_need_scales_are_refused(folder, dtype):
     change(folder, lm_head__weight=load_file(folder / WEIGHTS)["lm_head.weight"].to(dtype))
-    with pytest.raises(InputError, match=r"lm_head\.weight is of type .* Give weights in float32, bfloat16 or float16"):
+    with pytest.raises(InputError, match=r"lm_head\.weight has dtype .*: give weights in float32, bfloat16 or float16"):
         load(folder)
 
 
 def test_quantised_models_are_refused(folder):
     configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(InputError, match=r"is quantised \(gptq\): give the weights it was made from"):
+    with pytest.raises(InputError, match=r"is quantised \(gptq\): give the weights before quantisation"):
         load(folder)
 
 
@@ -182,7 +182,7 @@ def test_weights_that_are_not_finite_are_named(folder, value, dtype):
         (WEIGHTS, "", "cannot be read"),
     ],
 )
-def test_the_command_says_it_in_a_line_before_the_data_is_read(arguments, folder, capsys, file, text, said):
+def test_the_command_refuses_in_one_line_before_data_is_read(arguments, folder, capsys, file, text, said):
     (folder / file).unlink() if text is None else (folder / file).write_text(text)
     del arguments["model.from_config"]
     arguments |= {"model.name_or_path": str(folder), "data.cache_dir": "cache"}

@@ -45,12 +45,12 @@ class Example:
         ({"names": "one"}, "Example.names is 'one', but must be a list, even of one value"),
     ],
 )
-def test_what_lies_outside_is_named(arguments, said):
+def test_a_value_out_of_range_is_named(arguments, said):
     with pytest.raises(InputError, match=said):
         Example(**arguments)
 
 
-def test_what_lies_inside_arrives_as_plain_numbers():
+def test_valid_values_arrive_as_plain_numbers():
     given = Example(PositiveInt(3), [0.5, 0.5], PositiveInt(2), (1,), {"x": 1}, "b", ["f"], "some").arguments
     assert given == (3, [0.5, 0.5], 2, (1.0,), {"x": 1.0}, "b", ["f"], "some")
     assert type(given[0]) is int  # a checkpoint with the parser's own type cannot be loaded with weights_only

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.data.loader import ResumableLoader
 from lrsa_lightning.data.sampler import GlobalBatchSampler
 from lrsa_lightning.saved_config import dump
@@ -150,14 +151,14 @@ def two_steps(arguments):
     return Path("runs/x")
 
 
-def test_a_corrupt_last_checkpoint_is_left_out_with_a_warning(two_steps, caplog):
+def test_a_corrupt_last_checkpoint_is_skipped_with_a_warning(two_steps, caplog):
     folder = two_steps / "checkpoints"
     os.truncate(folder / "step=2.ckpt", 1000)
     (folder / ".step=3.ckpt.partial").write_bytes(b"PK")
     resume("--trainer.max_steps=3")
-    warnings = [record.getMessage() for record in caplog.records if "not whole" in record.getMessage()]
+    warnings = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert warnings == [
-        f"{folder}: not whole and left out: step=2.ckpt, .step=3.ckpt.partial; last is step=1.ckpt",
+        f"{folder}: skipped, training cannot resume from: step=2.ckpt, .step=3.ckpt.partial; last is step=1.ckpt",
     ]
     assert list(losses()) == [0, 1, 2]
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
@@ -170,19 +171,19 @@ def kept_by_others(path: Path) -> None:
     torch.save(state, path)
 
 
-def test_a_whole_checkpoint_that_cannot_be_loaded_is_left_out_with_the_reason(two_steps, caplog):
+def test_a_complete_checkpoint_that_cannot_be_loaded_is_skipped_with_the_reason(two_steps, caplog):
     kept_by_others(two_steps / "checkpoints" / "step=2.ckpt")
     resume("--trainer.max_steps=3")
-    assert "left out: step=2.ckpt; last is step=1.ckpt" in caplog.text
-    assert "step=2.ckpt is whole, but holds pathlib" in caplog.text
+    assert "cannot resume from: step=2.ckpt; last is step=1.ckpt" in caplog.text
+    assert "step=2.ckpt is complete, but holds pathlib" in caplog.text
     assert list(losses()) == [0, 1, 2]
     aside = [json.loads(line) for line in (two_steps / "metrics-1.jsonl").read_text().splitlines()]
     assert {row["step"] for row in aside} == {1}
 
 
 @pytest.mark.parametrize("harm", ["corrupt", "not loadable"])
-def test_a_run_is_never_started_over_where_checkpoints_lie(two_steps, capsys, harm):
-    """Nor when none of them can be gone on from: it is refused, and all stays as it is."""
+def test_a_run_never_starts_over_beside_checkpoints(two_steps, capsys, harm):
+    """If none of them can be loaded, the run is refused and its files do not change."""
     for path in (two_steps / "checkpoints").glob("step=*"):
         os.truncate(path, 1000) if harm == "corrupt" else kept_by_others(path)
     before = {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()}
@@ -190,8 +191,8 @@ def test_a_run_is_never_started_over_where_checkpoints_lie(two_steps, capsys, ha
         resume("--trainer.max_steps=3")
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert "checkpoints holds checkpoints, but none to go on from" in error
-    reason = "is corrupt or no checkpoint" if harm == "corrupt" else "is whole, but holds pathlib"
+    assert "checkpoints holds checkpoints, but none to resume from" in error
+    reason = "is corrupt or no checkpoint" if harm == "corrupt" else "is complete, but holds pathlib"
     assert all(f"step={step}.ckpt {reason}" in error for step in (1, 2))
     assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before
 

@@ -64,7 +64,7 @@ def folder_with(tmp_path, keys) -> str:
 
 
 @pytest.mark.parametrize("scaling", [{}, {"rope_scaling": YARN}, {"rope_scaling": None}], ids=str)
-def test_the_keys_of_a_published_model_mean_what_they_mean_in_its_folder(tmp_path, scaling):
+def test_rope_keys_mean_the_same_in_yaml_and_in_a_folder(tmp_path, scaling):
     keys = {**PUBLISHED, **scaling}
     given = load_config(None, keys)
     read = load_config(folder_with(tmp_path, keys), None)
@@ -74,7 +74,7 @@ def test_the_keys_of_a_published_model_mean_what_they_mean_in_its_folder(tmp_pat
     load_model(given, None, torch.float32)
 
 
-def test_the_keys_given_are_left_as_they_were():
+def test_the_given_keys_are_not_modified():
     """They are saved with the run, and compared when it resumes."""
     keys = {**PUBLISHED, "rope_scaling": dict(YARN)}
     before = copy.deepcopy(keys)
@@ -101,12 +101,12 @@ def test_wrong_keys_are_refused_by_name(rope, message, place):
     ],
     ids=str,
 )
-def test_so_are_those_of_a_folder(tmp_path, rope, message):
+def test_wrong_keys_of_a_folder_are_refused_by_name(tmp_path, rope, message):
     with pytest.raises(InputError, match=message):
         load_config(folder_with(tmp_path, {**PUBLISHED, "rope_scaling": rope}), None)
 
 
-def test_keys_of_a_published_model_that_only_it_knows_are_let_pass(tmp_path):
+def test_keys_that_only_one_model_knows_pass(tmp_path):
     rope = {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0, "finetuned": True}
     load_config(folder_with(tmp_path, {**PUBLISHED, "rope_scaling": rope}), None)
 
@@ -129,7 +129,7 @@ def test_contradictions_and_misspelt_keys_are_found_when_the_module_is_made(keys
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_replace_a_scaling_as_a_whole():
+def test_an_override_replaces_all_of_a_scaling():
     config = load_config(None, {**PUBLISHED, "rope_scaling": YARN}, {"rope_type": "linear", "factor": 2.0})
     assert config.rope_parameters == {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000000.0}
     config = load_config(None, {**PUBLISHED, "rope_scaling": YARN}, {"factor": 2.0})

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from lrsa_lightning.callbacks import SaveConfig
-from lrsa_lightning.cli import LRSACLI, main
-from lrsa_lightning.run_claim import told_to_further_processes
-from lrsa_lightning.run_directory import first_of_all
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.run_claim import run_name_for_processes
+from lrsa_lightning.run_directory import is_global_first
 from lrsa_lightning.run_start import RunStart, is_start
 from tests.interruptions import interruption
 from tests.runs import command, everything, losses, refusal
@@ -23,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 RUN = Path("runs/x")
 
 
-def test_two_processes_never_write_one_run(two_steps, capsys, monkeypatch):
-    """Whether the second begins, resumes or validates: nothing of the first one's is touched."""
+def test_two_processes_never_write_the_same_run(two_steps, capsys, monkeypatch):
+    """The second process starts, resumes or validates; the files of the first do not change."""
     monkeypatch.setattr("lrsa_lightning.folder_lock._PATIENCE", 0.1)
     holder = hold(RUN)
     before = everything(RUN)
@@ -40,7 +41,7 @@ def test_two_processes_never_write_one_run(two_steps, capsys, monkeypatch):
 
 
 def is_held(run: Path) -> bool:
-    """Whether another process would be refused: an own descriptor has its own lock."""
+    """Whether another process would be refused: a separate descriptor has a separate lock."""
     with (run / ".lock").open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,7 +50,7 @@ def is_held(run: Path) -> bool:
     return False
 
 
-def test_a_run_holds_its_directory_from_its_first_file_until_it_ends(arguments, monkeypatch):
+def test_a_run_is_locked_from_its_first_file_until_it_ends(arguments, monkeypatch):
     held = []
     begin = RunStart.begin
     monkeypatch.setattr(
@@ -74,17 +75,17 @@ def test_a_run_holds_its_directory_from_its_first_file_until_it_ends(arguments, 
         ({"NODE_RANK": "1"}, False),
     ],
 )
-def test_one_process_of_all_hosts_takes_the_lock(monkeypatch, environment, is_first):
+def test_only_the_global_first_process_takes_the_lock(monkeypatch, environment, is_first):
     for name in ("RANK", "SLURM_PROCID", "GROUP_RANK", "NODE_RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert first_of_all() is is_first
+    assert is_global_first() is is_first
 
 
 @pytest.mark.parametrize("name", ["../../y", "/tmp/y", ".", "..", "a\nb", "", "cells"])
 @pytest.mark.parametrize("by", ["option", "environment"])
-def test_a_run_name_that_is_no_part_of_a_path_is_refused(arguments, capsys, monkeypatch, name, by):
+def test_an_unsafe_run_name_is_refused(arguments, capsys, monkeypatch, name, by):
     arguments.pop("run_name")
     if by == "option":
         arguments["run_name"] = name
@@ -98,7 +99,7 @@ def test_a_run_name_that_is_no_part_of_a_path_is_refused(arguments, capsys, monk
 
 
 def test_two_commands_of_one_process_are_two_runs(arguments, monkeypatch):
-    """Within a second of each other, too: their names are of the time."""
+    """Also if both start within a second, although their names come from the time."""
     monkeypatch.setattr("time.strftime", lambda *_: "now")
     arguments.pop("run_name")
     for name in ("lrsa-now", "lrsa-now-2"):
@@ -108,14 +109,14 @@ def test_two_commands_of_one_process_are_two_runs(arguments, monkeypatch):
         assert list(losses(name)) == [0]
 
 
-def test_processes_of_further_devices_are_told_the_name_and_nobody_else(arguments, monkeypatch):
+def test_only_processes_of_further_devices_get_the_run_name(arguments, monkeypatch):
     told = []
     arguments.pop("run_name")
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "1"})[1:], run=False)
     strategy = cli.trainer.strategy
     monkeypatch.setattr(strategy, "setup_environment", lambda: told.append(os.environ["LRSA_RUN_NAME"]))
     monkeypatch.setattr("sys.argv", ["lrsa", "--token=abc"])
-    with told_to_further_processes("x", strategy, lambda text: text.replace("abc", "-")):
+    with run_name_for_processes("x", strategy, lambda text: text.replace("abc", "-")):
         assert sys.argv == ["lrsa", "--token=abc"]  # what they are started by
         strategy.setup_environment()
         assert sys.argv == ["lrsa", "--token=-"]
@@ -126,8 +127,8 @@ def test_processes_of_further_devices_are_told_the_name_and_nobody_else(argument
 
 @pytest.mark.slow
 @pytest.mark.parametrize("callbacks", [[], [interruption("FailsAtOnce")]], ids=["ends", "fails"])
-def test_the_processes_that_lightning_starts_are_of_one_run(arguments, callbacks):
-    """Which has no name on the command line; and no start that fails leaves anything of it, whoever fails first."""
+def test_the_processes_that_lightning_starts_join_one_run(arguments, callbacks):
+    """The run has no name on the command line. A failed start leaves nothing, whichever process fails first."""
     del arguments["run_name"]
     arguments |= {"trainer.devices": "2", "trainer.strategy": "ddp", "trainer.max_steps": "2"}
     arguments |= {"data.micro_batch_size": "1", "trainer.callbacks": json.dumps(callbacks)}

@@ -49,8 +49,8 @@ def test_a_failure_after_the_first_step_leaves_the_run(arguments, capsys):
     assert "holds a run already" in refusal(capsys, command(arguments))
 
 
-def test_a_killed_starts_leftovers_make_way(arguments):
-    """As `kill -9` leaves them: no process could clear them."""
+def test_the_files_of_a_killed_start_are_cleared(arguments):
+    """After `kill -9` no process could clear them."""
     start = RunStart(RUN)
     start.begin()
     (RUN / "config.yaml").write_text("run_name: x\n")
@@ -61,7 +61,7 @@ def test_a_killed_starts_leftovers_make_way(arguments):
     assert not (RUN / "config-1.yaml").exists()
 
 
-def test_a_failed_start_touches_nothing_that_lay_there_before():
+def test_a_failed_start_does_not_touch_earlier_files():
     (RUN / "notes").mkdir(parents=True)
     (RUN / "notes/mine").write_text("mine")
     (RUN / "config.yaml").write_text("earlier")
@@ -76,7 +76,7 @@ def test_a_failed_start_touches_nothing_that_lay_there_before():
     assert everything(RUN) == before
 
 
-def test_what_a_failed_start_measured_is_set_aside():
+def test_measurements_of_a_failed_start_are_set_aside():
     start = RunStart(RUN)
     start.begin()
     (RUN / "ruler").mkdir()
@@ -88,7 +88,7 @@ def test_what_a_failed_start_measured_is_set_aside():
 
 
 def test_a_resume_that_fails_leaves_the_run_as_it_was(two_steps):
-    """Its configuration would be what the next resume is compared with."""
+    """Otherwise the next resume would be compared with its configuration."""
     before = everything(RUN)
     resume = {**two_steps, "ckpt_path": "last", "trainer.max_steps": "3"}
     failing = {"seed_everything": "7", "allow_mismatch": "true"}
@@ -103,7 +103,7 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(two_steps):
     assert list(losses()) == [0, 1, 2]
 
 
-def test_a_start_from_anothers_checkpoint_that_fails_leaves_nothing(two_steps):
+def test_a_failed_start_from_another_runs_checkpoint_leaves_nothing(two_steps):
     failing = {"run_name": "y", "ckpt_path": "runs/x/checkpoints/last.ckpt", "trainer.max_steps": "3"}
     with pytest.raises(RuntimeError):
         main(
@@ -118,7 +118,7 @@ def test_a_start_from_anothers_checkpoint_that_fails_leaves_nothing(two_steps):
     assert not Path("runs/y").exists()
 
 
-def test_a_start_whose_checkpoint_is_there_is_a_run():
+def test_a_start_with_a_checkpoint_is_a_run():
     start = RunStart(RUN)
     start.begin()
     (RUN / "checkpoints").mkdir()

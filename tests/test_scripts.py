@@ -38,7 +38,7 @@ def run(script, *arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-def test_inspect_data_shows_lengths_learned_tokens_and_a_sample(arguments, tmp_path):
+def test_inspect_data_shows_lengths_label_tokens_and_a_sample(arguments, tmp_path):
     result = run("inspect_data.py", *arguments, "--output", "lengths.png", "--sample", "3", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
@@ -47,10 +47,10 @@ def test_inspect_data_shows_lengths_learned_tokens_and_a_sample(arguments, tmp_p
     assert "Document 1:" in result.stdout
     assert "Which colour has house 3? Colour 3.<|endoftext|>" in result.stdout.replace("\n", " ").replace("  ", " ")
     wrong = run("inspect_data.py", *arguments, "--sample", "99", cwd=tmp_path)
-    assert "--sample must lie in 0..23" in wrong.stderr
+    assert "--sample is 99, but must be from 0 to 23" in wrong.stderr
 
 
-def test_prepare_data_prepares_what_a_run_then_finds(arguments, tmp_path):
+def test_a_run_finds_what_prepare_data_prepared(arguments, tmp_path):
     result = run("prepare_data.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "cache" / "prepared").iterdir()

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.trainer import RangedTrainer
 from tests.runs import command
@@ -25,17 +26,17 @@ QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "
         ("limit_train_batches", 0.0),
     ],
 )
-def test_a_value_outside_is_refused_by_its_name(argument, value):
+def test_a_value_out_of_range_is_refused_by_name(argument, value):
     with pytest.raises(InputError, match=rf"RangedTrainer\.{argument} is "):
         RangedTrainer(**{argument: value}, **QUIET)
 
 
 @pytest.mark.parametrize("devices", ["auto", 1, "1"])
-def test_devices_arrive_as_lightning_takes_them(devices):
+def test_devices_reach_lightning_in_its_form(devices):
     assert RangedTrainer(devices=devices, **QUIET).num_devices == 1
 
 
-def test_what_is_meant_is_taken():
+def test_valid_values_are_accepted():
     trainer = RangedTrainer(
         devices=1, max_steps=0, max_epochs=-1, limit_val_batches=0, val_check_interval="00:01:00:00", **QUIET
     )

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrsa_lightning.checkpoint_faults import ZERO_CLASSES
-from lrsa_lightning.checkpoint_files import AtomicFiles, find_last, is_whole, read_index, step_of
+from lrsa_lightning.checkpoint_files import AtomicFiles
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.last_checkpoint import ZERO_CLASSES, fault_of, find_last, read_index, step_of
+from lrsa_lightning.trained_model import load_checkpoint
 from tests.conftest import TINY_MODEL
 from tests.runs import command
 
@@ -24,7 +24,7 @@ RUNS = ("fit", "validate", "test")
 
 
 def calls(tree: ast.AST) -> list[tuple[ast.Call, str]]:
-    """Calls of a method or of a module's function, with the name that it is called by."""
+    """Calls of methods and of module functions, each with its dotted name."""
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     return [(call, ast.unparse(call.func)) for call in found]
 
@@ -62,7 +62,7 @@ class Touches:
 
 @pytest.fixture(params=[False, True], ids=["as it is", "switched off"])
 def touched(request, tmp_path, monkeypatch):
-    """The file that must not be there afterwards, also where torch is told to trust what it loads."""
+    """The file that must not exist afterwards, also if the environment makes torch trust files."""
     if request.param:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = tmp_path / "touched"
@@ -79,29 +79,29 @@ def evil(tmp_path, touched) -> Path:
     return path
 
 
-def test_the_pickle_is_one_that_touches(evil, tmp_path):
+def test_the_test_pickle_does_run_code(evil, tmp_path):
     torch.load(evil, weights_only=False)
     (tmp_path / "touched").unlink()
 
 
-def test_a_file_that_would_run_code_is_read_by_none_of_ours(evil):
+def test_our_loaders_run_no_code_of_a_file(evil):
     (evil.parent.parent / "config.yaml").write_text(
         f"model: {{name_or_path: null, rope_parameters: null, from_config: {TINY_MODEL | {'vocab_size': 9}}}}\n"
         "data: {source: auto, tokenizer: null}\n"
     )
     assert read_index(evil) is None
     assert step_of(evil) is None
-    assert not is_whole(evil)
+    assert fault_of(evil)
     assert find_last(evil.parent).path is None
     for load in (load_checkpoint, AtomicFiles().load_checkpoint):
-        with pytest.raises(Exception, match=r"(?i)is whole, but holds|weights only"):
+        with pytest.raises(Exception, match=r"(?i)is complete, but holds|weights only"):
             load(evil)
     with pytest.raises(Exception, match=r"(?i)weights only"):
         AtomicFiles().load_checkpoint(evil, weights_only=False)
 
 
-def test_nor_by_fsdp(evil, monkeypatch):
-    """Lightning leaves weights_only out where a checkpoint is loaded after the set-up."""
+def test_fsdp_runs_no_code_of_a_file(evil, monkeypatch):
+    """Lightning omits weights_only when it loads a checkpoint after the set-up."""
     from lightning.pytorch.strategies import model_parallel
 
     from lrsa_lightning.distributed import SPModelParallelStrategy
@@ -118,7 +118,7 @@ def test_nor_by_fsdp(evil, monkeypatch):
         strategy.load_checkpoint(evil)
 
 
-def test_nor_by_deepspeed(evil, touched):
+def test_deepspeed_runs_no_code_of_a_file(evil, touched):
     from lrsa_lightning.distributed import zero_files
 
     folder = touched.parent / "step=4.ckpt"
@@ -126,7 +126,7 @@ def test_nor_by_deepspeed(evil, touched):
     (folder / "latest").write_text("checkpoint")
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         os.link(evil, folder / "checkpoint" / name)
-    assert not is_whole(folder)
+    assert fault_of(folder)
     for load in (zero_files.read_client_state, zero_files.read_weights):
         with pytest.raises(Exception, match=r"(?i)weights only"):
             load(folder)
@@ -137,16 +137,16 @@ def test_nor_by_deepspeed(evil, touched):
 
 @pytest.mark.usefixtures("in_tmp_path")
 @pytest.mark.parametrize(("subcommand", "path"), [("fit", "last"), ("fit", None), ("validate", None)])
-def test_the_command_refuses_it(evil, arguments, capsys, subcommand, path):
+def test_the_command_refuses_a_file_with_code(evil, arguments, capsys, subcommand, path):
     arguments["ckpt_path"] = path or str(evil)
     with pytest.raises(SystemExit) as caught:
         main(command(arguments, subcommand))
     assert caught.value.code == 2
-    assert "is whole, but holds posix.system" in capsys.readouterr().err
+    assert "is complete, but holds posix.system" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("in_tmp_path")
-def test_the_trainer_is_told(arguments, monkeypatch):
+def test_the_trainer_gets_weights_only(arguments, monkeypatch):
     from lightning import Trainer
 
     told = []
@@ -161,6 +161,6 @@ def test_the_trainer_is_told(arguments, monkeypatch):
     assert told == [True, True]
 
 
-def test_input_errors_are_no_unpickling_errors(evil):
+def test_a_folder_is_refused_by_an_input_error(evil):
     with pytest.raises(InputError, match="ZeRO"):
         AtomicFiles().load_checkpoint(evil.parent)

@@ -14,7 +14,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.fabric import make_fabric
-from lrsa_lightning.pretrained import check_length, load_checkpoint, load_config, load_model
+from lrsa_lightning.pretrained import check_length, load_config, load_model
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
@@ -25,6 +25,7 @@ from lrsa_lightning.ruler.results import Record, cell_scores, metrics
 from lrsa_lightning.ruler.samples import NotAtThisLength
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
+from lrsa_lightning.trained_model import load_checkpoint
 
 log = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}

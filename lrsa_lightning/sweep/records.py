@@ -47,7 +47,7 @@ class CellRecord:
     def clear_start(self) -> bool:
         """Readies a broken cell: True where it goes on from a checkpoint, or says why it cannot; else its beginnings
         are set aside."""
-        from lrsa_lightning.checkpoint_files import find_last
+        from lrsa_lightning.last_checkpoint import find_last
 
         last = find_last(RunDirectory(self.run).checkpoints)
         if last.path is not None or last.is_blocked:

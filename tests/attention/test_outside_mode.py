@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 from lrsa_lightning import AttentionMode, Vanilla, generate
-from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.commands.training import LRSACLI
 from tests.conftest import TINY_MODEL, make_model
 
 

@@ -68,7 +68,7 @@ def test_a_run_that_ends_by_time_leaves_its_last_step_and_goes_on(fit):
 
 
 def test_the_best_by_a_metric_stay_beside_the_last(fit, arguments):
-    """A value that stands from an earlier step is no score of a later checkpoint."""
+    """A value of an earlier step is not a score of a later checkpoint."""
     values = {"1": 99.0, "2": 10.0, "3": 70.0, "4": 40.0, "5": 30.0}
     settings = {"every_n_steps": 2, "keep_last": 1, "monitor": "ruler/subset_mean"}
     fit(interruption("Measure", values=values), options={"trainer.max_steps": "8"}, **settings)
@@ -88,7 +88,7 @@ def test_the_best_by_the_validation_loss(fit, arguments):
     assert (FOLDER / "best.ckpt").readlink() == Path(f"step={min(scores, key=scores.get)}.ckpt")
 
 
-def test_scores_outlive_a_resume_and_those_beyond_it_do_not(fit):
+def test_a_resume_keeps_only_the_scores_before_it(fit):
     settings = {"every_n_steps": 1, "monitor": "ruler/subset_mean"}
     fit(interruption("Measure", values={"2": 50.0, "4": 90.0}), **settings)
     again = [interruption("Measure", values={"5": 60.0}), callback("Checkpoints", **settings)]
@@ -105,7 +105,7 @@ def test_checkpoints_of_the_config_load_with_weights_only(fit):
     assert "hyper_parameters" not in state
 
 
-def test_a_callback_may_keep_what_has_a_plain_form(fit, caplog):
+def test_callback_state_with_a_plain_form_is_saved(fit, caplog):
     fit(interruption("Keeps", what="numpy"), every_n_steps=2, options={"trainer.max_steps": "2"})
     assert torch.load(FOLDER / "last.ckpt", weights_only=True)["callbacks"]["Keeps"]["best"]["score"] == 0.5
     assert "callbacks['Keeps']['best']['file'], a PosixPath, is kept in checkpoints as text" in caplog.text
@@ -116,7 +116,7 @@ def test_a_callback_may_keep_what_has_a_plain_form(fit, caplog):
     assert list(losses()) == list(range(6))
 
 
-def test_a_callback_that_keeps_what_has_none_is_named_before_the_first_step(fit, capsys):
+def test_callback_state_without_a_plain_form_is_refused_before_the_first_step(fit, capsys):
     with pytest.raises(SystemExit) as caught:
         fit(interruption("Keeps", what="moment"))
     assert caught.value.code == 2
@@ -125,7 +125,7 @@ def test_a_callback_that_keeps_what_has_none_is_named_before_the_first_step(fit,
     assert not FOLDER.exists()
 
 
-def test_one_that_begins_to_keep_it_ends_the_run_and_loses_no_step(fit, capsys, caplog):
+def test_callback_state_that_becomes_unsavable_ends_the_run_without_losing_a_step(fit, capsys, caplog):
     with pytest.raises(SystemExit) as caught:
         fit(interruption("Keeps", what="moment", since=3), every_n_steps=2)
     assert caught.value.code == 2
@@ -141,7 +141,7 @@ def test_one_that_begins_to_keep_it_ends_the_run_and_loses_no_step(fit, capsys, 
 @pytest.fixture
 def full_disk(monkeypatch):
     """The disk is full while the checkpoint of a step is written; of step 4 at first."""
-    write, at = checkpoint_files.write_whole, {"step": 4, "number": errno.ENOSPC}
+    write, at = checkpoint_files.write_synced, {"step": 4, "number": errno.ENOSPC}
 
     def writing(checkpoint, path):
         if checkpoint["global_step"] == at["step"]:
@@ -149,12 +149,12 @@ def full_disk(monkeypatch):
             raise OSError(at["number"], os.strerror(at["number"]))
         write(checkpoint, path)
 
-    monkeypatch.setattr(checkpoint_files, "write_whole", writing)
+    monkeypatch.setattr(checkpoint_files, "write_synced", writing)
     return at
 
 
-def test_a_last_step_that_was_not_saved_is_no_success(fit, full_disk, capsys):
-    """What follows the last step is done all the same."""
+def test_an_unsaved_last_step_is_an_error(fit, full_disk, capsys):
+    """The checks after the last step still run."""
     full_disk |= {"step": 6, "number": errno.EROFS}
     with pytest.raises(SystemExit) as caught:
         fit(callback("LossCurve"), every_n_steps=2)
@@ -170,7 +170,7 @@ def test_a_last_step_that_was_not_saved_is_no_success(fit, full_disk, capsys):
     assert names() == kept(2, 4, 6)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fit, full_disk, caplog):
+def test_a_full_disk_loses_a_checkpoint_but_not_the_run(fit, full_disk, caplog):
     with caplog.at_level(logging.WARNING):
         fit(every_n_steps=2, keep_last=2)
     assert caplog.text.count("step=4.ckpt was not saved") == 1
@@ -179,7 +179,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(fit, full_disk, caplog):
     assert list(losses()) == list(range(6))
 
 
-def test_a_full_disk_ends_the_run_where_that_was_chosen(fit, full_disk, capsys):
+def test_a_full_disk_ends_the_run_if_configured(fit, full_disk, capsys):
     with pytest.raises(SystemExit) as caught:
         fit(every_n_steps=2, keep_last=1, on_full_disk="stop")
     assert caught.value.code == 2
@@ -191,19 +191,19 @@ def test_a_full_disk_ends_the_run_where_that_was_chosen(fit, full_disk, capsys):
 
 @pytest.mark.parametrize("name", ["every_n_steps", "keep_last", "keep_every_n_steps", "keep_best"])
 @pytest.mark.parametrize("value", [0, -1, 1.5])
-def test_numbers_are_positive(name, value):
+def test_numbers_must_be_positive(name, value):
     with pytest.raises(InputError, match=rf"Checkpoints\.{name} is {value}, but must be a whole number of at least 1"):
         Checkpoints(**{name: value})
 
 
 @pytest.mark.parametrize("option", [{"mode": "largest"}, {"on_full_disk": "wait"}])
-def test_words_are_those_there_are(option):
+def test_unknown_words_are_refused(option):
     with pytest.raises(InputError, match="but must be one of"):
         Checkpoints(**option)
 
 
-def test_what_was_written_beyond_the_step_gone_on_from_is_not_pruned_for_it(fit):
-    """The checkpoint just written is never the one that goes, and last.ckpt names it."""
+def test_checkpoints_of_later_steps_are_not_pruned_after_a_resume(fit):
+    """The new checkpoint is never removed, and last.ckpt names it."""
     fit(every_n_steps=2)
     assert names() == kept(2, 4, 6)
     (FOLDER / "step=6-copy.ckpt").write_bytes(b"my own")
@@ -215,7 +215,7 @@ def test_what_was_written_beyond_the_step_gone_on_from_is_not_pruned_for_it(fit)
 
 
 @pytest.mark.parametrize("none", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_finite_number_is_no_score(none):
+def test_a_value_that_is_not_finite_is_no_score(none):
     saved = Checkpoints(monitor="m", dirpath="c")
     saved.setup(SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=None)), None, "fit")
     saved._saved_step = 3
@@ -230,7 +230,7 @@ def measured(monitor: str, fit, step: int = 2, **settings) -> None:
 
 
 @pytest.mark.parametrize(("monitor", "when"), [("ruler/subset_maen", 2), ("no/such", 2), ("val/los", None)])
-def test_a_monitor_that_no_metric_matches_is_said_at_once_and_at_the_end(fit, caplog, monitor, when):
+def test_an_unknown_monitor_is_reported_at_once_and_at_the_end(fit, caplog, monitor, when):
     measured(monitor, fit)
     said = [record.getMessage() for record in caplog.records if "Checkpoints.monitor" in record.getMessage()]
     assert all(f"{monitor} was not logged; metrics so far are " in text for text in said)
@@ -239,18 +239,18 @@ def test_a_monitor_that_no_metric_matches_is_said_at_once_and_at_the_end(fit, ca
     assert "no checkpoint was kept as the best" in said[-1]
 
 
-def test_the_validations_loss_is_no_monitor_without_validation_files(fit, capsys):
+def test_monitoring_the_validation_loss_needs_validation_files(fit, capsys):
     with pytest.raises(SystemExit):
         fit(monitor="val/loss")
     assert "Checkpoints.monitor val/loss will not be logged, for data.val_files is empty" in capsys.readouterr().err
 
 
-def test_a_monitor_that_is_logged_late_is_no_fault(fit, caplog):
+def test_a_monitor_that_is_logged_late_is_accepted(fit, caplog):
     measured("ruler/subset_mean", fit, step=6)
     assert "Checkpoints.monitor" not in caplog.text
 
 
-def test_a_monitor_that_the_check_before_the_first_step_lacks_is_refused(fit, capsys):
+def test_a_monitor_missing_in_the_first_check_is_refused(fit, capsys):
     ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], budgets=[0.5], num_samples=1)
     with pytest.raises(SystemExit) as caught:
         fit(ruler, monitor="ruler/subset_maen")

@@ -9,7 +9,8 @@ import torch
 
 from lrsa_lightning.callbacks import LossCurve, loss_curve
 from lrsa_lightning.callbacks.loss_curve import draw_curves
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.loss import IGNORE_INDEX
 from lrsa_lightning.module import LongContextModule, count_tokens

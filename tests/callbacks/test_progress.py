@@ -11,7 +11,8 @@ from rich.console import Console
 
 from lrsa_lightning.callbacks import progress
 from lrsa_lightning.callbacks.progress import StepProgress
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from tests.runs import callback, command
 
 

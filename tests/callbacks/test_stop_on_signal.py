@@ -1,4 +1,4 @@
-"""A run that a signal ends, wherever it comes, goes on to the same curve and weights."""
+"""A run that a signal ends at any point resumes to the same curve and weights."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 @pytest.fixture
 def fit(arguments):
-    """Runs of 8 steps of two micro-batches, of which an epoch has six steps; exit status of the command."""
+    """Runs 8 steps of two micro-batches, with six steps an epoch; returns the exit status."""
 
     def run(*callbacks: dict, name: str = "x", **options: str) -> int:
         entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
@@ -44,7 +44,7 @@ def assert_same_run(first: str, second: str) -> None:
 
 
 class Struck:
-    """A file in the middle of whose writing a signal comes."""
+    """A file during whose write a signal comes."""
 
     def __init__(self, file, number: int):
         self._file, self._number = file, number
@@ -65,8 +65,8 @@ def steps_saved(run: str = "x") -> list[str]:
 
 
 @pytest.mark.parametrize(("every", "step"), [(100, 8), (4, 4)])
-def test_a_signal_does_not_break_off_the_checkpoint_that_is_written(fit, capsys, monkeypatch, every, step):
-    """Raised within torch.save, the stop became an error of its own, and the checkpoint was lost."""
+def test_a_signal_does_not_interrupt_the_write_of_a_checkpoint(fit, capsys, monkeypatch, every, step):
+    """A stop raised within torch.save would become torch's own error, and the checkpoint would be lost."""
     write = torch.save
 
     def struck(content, file, *rest) -> None:
@@ -88,7 +88,7 @@ def test_a_signal_does_not_break_off_the_checkpoint_that_is_written(fit, capsys,
     ("name", "batch", "step"),
     [("SIGTERM", 6, 3), ("SIGTERM", 7, 4), ("SIGUSR1", 6, 3), ("SIGINT", 11, 6), ("SIGINT", 12, 6), ("SIGTERM", 2, 1)],
 )
-def test_a_signal_saves_the_last_whole_step(fit, capsys, name, batch, step):
+def test_a_signal_saves_the_last_complete_step(fit, capsys, name, batch, step):
     """Micro-batch 6 is the first half of step 4, micro-batch 11 the last of an epoch."""
     fit(name="whole")
     assert fit(interruption("SignalAtBatch", signal=name, batch=batch)) == 128 + SIGNALS[name]
@@ -104,7 +104,7 @@ def test_a_signal_before_the_first_step_saves_nothing(fit, capsys):
     assert not Path("runs/x/checkpoints").exists()
 
 
-def test_a_check_after_a_step_is_broken_off(fit):
+def test_a_signal_interrupts_a_check_after_a_step(fit):
     fit(name="whole")
     assert fit(interruption("LongCheck", signal="SIGTERM", step=3)) == 143
     assert steps_saved() == ["step=3.ckpt"]
@@ -113,8 +113,8 @@ def test_a_check_after_a_step_is_broken_off(fit):
 
 
 @pytest.mark.parametrize("interval", [None, 4], ids=["end of an epoch", "within an epoch"])
-def test_a_validation_is_broken_off(fit, train_file, interval):
-    """The run goes on with the same steps and the same validations after this one."""
+def test_a_signal_interrupts_a_validation(fit, train_file, interval):
+    """The resumed run has the same further steps and validations."""
     options = {"data.val_files": str(train_file)} | ({"trainer.val_check_interval": str(interval)} if interval else {})
     fit(name="whole", **options)
     assert fit(interruption("SignalInValidation", signal="SIGTERM", batch=1), **options) == 143
@@ -132,7 +132,7 @@ def test_a_second_interrupt_ends_at_once(fit):
 
 
 def test_other_errors_save_nothing(fit):
-    """The weights may be those of half a step."""
+    """The step may be incomplete."""
     values = {"class_path": "tests.interruptions.LongCheck", "init_args": {"signal": "SIGUSR1", "step": 3}}
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -145,7 +145,7 @@ def test_other_errors_save_nothing(fit):
 
 @pytest.fixture
 def fit_on_two(arguments):
-    """Runs of 8 steps of two micro-batches over two processes; their exit statuses."""
+    """Runs 8 steps of two micro-batches over two processes; returns their exit statuses."""
 
     def run(*callbacks: dict, **options: str) -> list[int]:
         entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
@@ -159,7 +159,7 @@ def fit_on_two(arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "step"), [(6, 3), (7, 4)])
-def test_all_processes_stop_at_the_same_step_when_one_hears_a_signal(fit, fit_on_two, batch, step):
+def test_all_processes_stop_at_the_same_step_when_one_gets_a_signal(fit, fit_on_two, batch, step):
     fit(name="whole")
     assert fit_on_two(interruption("SignalAtBatch", signal="SIGUSR1", batch=batch, rank=1)) == [138, 0]
     assert steps_saved() == [f"step={step}.ckpt"]
@@ -168,7 +168,7 @@ def test_all_processes_stop_at_the_same_step_when_one_hears_a_signal(fit, fit_on
 
 
 @pytest.mark.slow
-def test_checks_of_several_processes_are_broken_off(fit_on_two, train_file):
+def test_a_signal_interrupts_checks_of_several_processes(fit_on_two, train_file):
     ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], num_samples=16, every_n_steps=3)
     signal = interruption("SignalAfterStep", signal="SIGTERM", step=3, rank=1)
     assert fit_on_two(signal, ruler) == [143, 0]

@@ -10,7 +10,7 @@ import torch
 from lightning import Callback
 from torch import distributed as dist
 
-from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.commands.training import LRSACLI
 from tests import warm
 from tests.distributed.ranks import on_ranks
 from tests.processes import free_port, place

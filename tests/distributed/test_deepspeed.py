@@ -59,7 +59,7 @@ def test_without_deepspeed_the_error_names_the_extra():
 
 def test_the_command_knows_the_strategy_without_importing_deepspeed():
     code = (
-        "import sys, lrsa_lightning.cli\n"
+        "import sys, lrsa_lightning.commands.training\n"
         "from lightning.pytorch.strategies import StrategyRegistry\n"
         "assert 'sp_deepspeed' in StrategyRegistry.available_strategies() and 'deepspeed' not in sys.modules"
     )

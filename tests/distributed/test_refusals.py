@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
-from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.distributed import STRATEGIES, SequenceGroup, SequenceParallel
 from lrsa_lightning.distributed.ulysses import legal_degrees
 from lrsa_lightning.errors import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.distributed import SPDeepSpeedStrategy
 from lrsa_lightning.distributed.zero_config import check_compiler, check_precision, sum_gradients_in_float32
 from lrsa_lightning.errors import InputError

@@ -71,7 +71,7 @@ class FullDisk(Callback):
         if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
             from lrsa_lightning.distributed import zero_files
 
-            zero_files.write_whole = _fill_up
+            zero_files.write_synced = _fill_up
 
 
 class OneReader(Callback):

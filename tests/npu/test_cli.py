@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from transformers.models.qwen2 import modeling_qwen2
 
-from lrsa_lightning.cli import LRSACLI, main
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu import NPUMixedPrecision, resolve_auto
 from tests.runs import command, losses

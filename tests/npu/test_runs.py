@@ -37,7 +37,7 @@ def test_a_checkpoint_loads_where_there_is_no_npu(run_of):
     code = f"""
 import sys
 from pathlib import Path
-from lrsa_lightning.pretrained import load_checkpoint
+from lrsa_lightning.trained_model import load_checkpoint
 assert {{z.device.type for z in load_checkpoint(Path({str(path)!r})).model.parameters()}} == {{"cpu"}}
 assert "torch_npu" not in sys.modules
 """

@@ -1,0 +1,6 @@
+"""The subcommands of `lrsa`; each module imports what its subcommand needs."""
+
+SUBCOMMANDS = {
+    "fit": "train a model, or resume a run: lrsa fit --config configs/demo.yaml",
+    "validate": "measure a checkpoint: lrsa validate --config runs/NAME/config.yaml --ckpt_path last",
+}

@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter, deque
+from itertools import pairwise
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -82,9 +83,9 @@ class Throughput(Callback):
     ) -> None:
         sharding = getattr(trainer.strategy, "sharding", None)
         if sharding is None:
-            self._lengths.update(lengths_of(batch["position_ids"], getattr(trainer.datamodule, "packing", False)))
+            self._lengths.update(lengths_of(batch))
         else:
-            self._lengths.update([sharding.seq_len] * len(batch["position_ids"]))
+            self._lengths.update([sharding.seq_len] * len(batch["input_ids"]))
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -174,13 +175,12 @@ class StepProfiler(Profiler):
         return seconds
 
 
-def lengths_of(position_ids_BN: Tensor, packed: bool) -> list[int]:
-    """Lengths of the sequences that attend within themselves; padding belongs to the last of a row."""
-    num_tokens = position_ids_BN.shape[1]
-    if not packed:
-        return [num_tokens] * position_ids_BN.shape[0]
-    starts = (position_ids_BN.flatten() == 0).nonzero().flatten()
-    return starts.diff(append=starts.new_tensor([position_ids_BN.numel()])).tolist()
+def lengths_of(batch: dict[str, Any]) -> list[int]:
+    """Lengths of a micro-batch's sequences, each of which attends within itself: its rows, or their packed samples."""
+    num_rows, num_tokens = batch["input_ids"].shape
+    if "cu_seqlens" not in batch:
+        return [num_tokens] * num_rows
+    return [end - start for boundaries in batch["cu_seqlens"] for start, end in pairwise(boundaries)]
 
 
 def _peak_flops(trainer: Trainer) -> float | None:

@@ -12,6 +12,7 @@ from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.checkpoint_files import read_written
 from lrsa_lightning.checkpoint_state import read_state
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class FinishedRun:
             trainer: of the command.
         """
         self._step = checkpoint["global_step"]
-        self._progress = checkpoint["loops"]["fit_loop"]
+        self._progress = SavedProgress(checkpoint)
         self._states = checkpoint.get("callbacks", {})
         self._limit = limit
         self._trainer = trainer
@@ -41,7 +42,7 @@ class FinishedRun:
             return None
         for name, limit, done in (
             ("max_steps", trainer.max_steps, checkpoint["global_step"]),
-            ("max_epochs", trainer.max_epochs, _epochs_done(checkpoint["loops"]["fit_loop"])),
+            ("max_epochs", trainer.max_epochs, SavedProgress(checkpoint).epochs_done),
         ):
             if 0 < (limit or 0) <= done:
                 return cls(checkpoint, f"trainer.{name} {limit}", trainer)
@@ -77,24 +78,10 @@ class FinishedRun:
     def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
         """Whether one was due after the last step, and the metrics file has nothing of it."""
         files = metrics_files(self._trainer.loggers)
-        if not files or not datamodule.val_files or not self._is_validation_due():
+        if not files or not datamodule.val_files or not self._progress.is_validation_due(self._trainer):
             return False
         rows = [row for row in files[0].rows() if row["step"] == self._step - 1]
         return not any(name.startswith("val/") for row in rows for name in row)
-
-    def _is_validation_due(self) -> bool:
-        """As Lightning decides; a share of an epoch, whose length is not known yet, counts as due."""
-        trainer, batches = self._trainer, self._progress["epoch_loop.batch_progress"]
-        if trainer.limit_val_batches == 0:
-            return False
-        if trainer.check_val_every_n_epoch is None:
-            return batches["total"]["ready"] % trainer.val_check_interval == 0
-        epoch = self._progress["epoch_progress"]["current"]["ready"]
-        if epoch % trainer.check_val_every_n_epoch:
-            return False
-        if isinstance(trainer.val_check_interval, int):
-            return batches["current"]["ready"] % trainer.val_check_interval == 0
-        return batches["is_last_batch"] or trainer.val_check_interval != 1.0
 
 
 class _OfStep(Callback):
@@ -112,10 +99,3 @@ def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
     if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
         return None
     return read_state(path)
-
-
-def _epochs_done(progress: Mapping[str, Any]) -> int:
-    """The one whose last step it is counts, although it was saved within it."""
-    epochs = progress["epoch_progress"]["current"]
-    is_last_batch = progress["epoch_loop.batch_progress"]["is_last_batch"]
-    return epochs["processed"] + (epochs["processed"] < epochs["ready"] and is_last_batch)

@@ -29,14 +29,14 @@ class Keeper(Callback):
         weights: before the first step and after each, float64.
         gradients: of each step, before clipping, float64.
         groups: the optimizer's, as they are made.
-        windows: what is carried from a micro-batch to the next.
+        sums: what the meter carries from a micro-batch to the next.
         logits: rows of each call of the head.
         forwards: of the first layer, in each micro-batch with its backward.
     """
 
     def __init__(self):
         Keeper.seen = self
-        self.batches, self.weights, self.gradients, self.windows, self.forwards = [], [], [], [], []
+        self.batches, self.weights, self.gradients, self.sums, self.forwards = [], [], [], [], []
         self.logits = []
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -59,8 +59,8 @@ class Keeper(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.batches.append(batch)
-        self.windows.append(pl_module._window)
-        if pl_module._window is None:
+        self.sums += pl_module.meter._sums or []
+        if pl_module.meter.is_between_steps:
             self.weights.append(double(pl_module))
 
 
@@ -174,9 +174,8 @@ def test_layers_are_computed_again_in_the_backward_where_asked(run, option, forw
 
 def test_nothing_between_micro_batches_holds_a_graph(run):
     keeper = run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting="sample")
-    carried = [part for window in keeper.windows if window is not None for part in window]
-    assert len(carried) == 2 * 3 * 3
-    assert all(part.grad_fn is None and not part.requires_grad for part in carried)
+    assert len(keeper.sums) == 2 * 3 * 3
+    assert all(each.grad_fn is None and not each.requires_grad for each in keeper.sums)
 
 
 class Waits(TorchDispatchMode):

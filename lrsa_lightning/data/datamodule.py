@@ -16,7 +16,6 @@ from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
 from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.prepared import PreparedSamples, checked_counts, content_key, prepare, wait_for
 from lrsa_lightning.data.prepared_folder import alone, find_whole
-from lrsa_lightning.data.resume_progress import align
 from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName
 from lrsa_lightning.data.template import TemplateName, make_template
@@ -239,9 +238,10 @@ class LongContextDataModule(lightning.LightningDataModule):
             self._val, batch_size=None, sampler=sampler, num_workers=self.num_workers, worker_init_fn=outlive_signals
         )
 
-    def align_progress(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a checkpoint's counts those of its last whole step, in this run's micro-batches."""
-        align(checkpoint, self.micro_batch_size * self._data_parallel_size)
+    @property
+    def samples_at_a_time(self) -> int:
+        """Samples that all ranks read together while each reads one micro-batch."""
+        return self.micro_batch_size * self._data_parallel_size
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """This rank's part of the rows, where ranks share sequences."""

@@ -4,6 +4,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -48,6 +49,7 @@ class LongContextDataset(Dataset):
         self._seq_len = seq_len
         self._pad_token_id = pad_token_id
         self._by_sample = weighting == "sample"
+        self._is_packed = rows is not None
         self._rows = [[index] for index in range(len(num_labels))] if rows is None else rows
         self.row_labels = [sum(num_labels[index] for index in row) for row in self._rows]
         self.row_weights = [len(row) for row in self._rows] if self._by_sample else self.row_labels
@@ -65,13 +67,19 @@ class LongContextDataset(Dataset):
             or its samples; max_labels_per_rank, of `MicroBatch`, as an int. A micro-batch without samples is one row of
             padding, of which nothing is learned.
         """
-        rows = [self._row([self.samples[index] for index in self._rows[row]]) for row in batch.indices]
-        rows = rows or [self._row([])]
+        samples = [[self.samples[index] for index in self._rows[row]] for row in batch.indices] or [[]]
+        rows = [self._row(of_row) for of_row in samples]
+        packed = {"cu_seqlens": [self._boundaries(of_row) for of_row in samples]} if self._is_packed else {}
         return {
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             "num_tokens": torch.tensor(batch.num_tokens),
             "max_labels_per_rank": batch.max_labels_per_rank,
+            **packed,
         }
+
+    def _boundaries(self, samples: list[TokenizedSample]) -> list[int]:
+        """Where the samples of a row begin, and N: padding belongs to the last sample."""
+        return [*accumulate((len(sample.ids) - 1 for sample in samples[:-1]), initial=0), self._seq_len]
 
     def _row(self, samples: list[TokenizedSample]) -> dict[str, Tensor]:
         row = {

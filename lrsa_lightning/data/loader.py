@@ -39,6 +39,10 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._consumed = state["consumed"]
 
+    def take_back_step(self) -> None:
+        """Counts the last global batch as not read, because its optimizer step is not taken."""
+        self._consumed -= self.sampler.global_batch_size
+
 
 def outlive_signals(worker: int) -> None:
     """Schedulers and terminals signal every process of a job: the first one decides, and its workers end with it."""

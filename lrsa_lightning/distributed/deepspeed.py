@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -166,20 +166,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         # Lightning has divided by the accumulated micro-batches: a second time would hide gradients from clipping.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
-    def skip_step(self) -> None:
-        """Lets the coming optimizer step drop its gradients, as DeepSpeed does where those of float16 overflow.
-
-        Like any other it counts as one, and Lightning moves the learning rate on.
-        """
-        optimizer = self.deepspeed_engine.optimizer
-
-        def drop(*_) -> None:
-            del optimizer.step
-            with _attributes(optimizer, _OVERFLOWN):
-                optimizer.step()
-
-        optimizer.step = drop
-
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: None = None) -> None:
         """Writes a folder beside its place, which the first rank moves there when all ranks' files are on the disk.
 
@@ -256,28 +242,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         mends = is_universal(path) and self.zero_stage_3
         with safe_loading(), groups_apart(self.deepspeed_engine.optimizer.optimizer) if mends else nullcontext():
             return super().load_checkpoint(path, weights_only)
-
-
-# Where DeepSpeed's optimizers see that gradients overflow: ZeRO-1 and 2 in the first two, ZeRO-3 in the last.
-_OVERFLOWN = {
-    "check_grad_overflow": True,
-    "has_overflow": lambda *_, **__: True,
-    "_get_norm_groups": lambda: [torch.tensor(torch.inf)],
-}
-
-
-@contextmanager
-def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Gives an object other attributes for the length of a `with` block."""
-    own = vars(owner)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del own[name]
-        own.update(before)
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:

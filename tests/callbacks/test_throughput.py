@@ -102,7 +102,7 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
     throughput._clock = SimpleNamespace(lap=lambda: next(laps))
     throughput.log_dict = logged.update
-    batch = {"position_ids": torch.arange(160 // shared_by).unsqueeze(0)}
+    batch = {"input_ids": torch.zeros(1, 160 // shared_by)}
     for step in range(3):
         trainer.global_step, module.seen_tokens = step + 1, (300 * (step + 1), 8 * (step + 1))
         throughput.on_train_batch_end(trainer, module, None, batch, step)
@@ -136,9 +136,9 @@ def test_numbers_outside_their_range_are_refused(arguments):
 
 
 def test_packed_samples_are_sequences_of_their_own():
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]])
-    assert lengths_of(positions, packed=True) == [3, 5, 8]
-    assert lengths_of(positions, packed=False) == [8, 8]
+    rows = {"input_ids": torch.zeros(2, 8)}
+    assert lengths_of({**rows, "cu_seqlens": [[0, 3, 8], [0, 8]]}) == [3, 5, 8]
+    assert lengths_of(rows) == [8, 8]
 
 
 def test_the_users_profiler_still_hears_all():

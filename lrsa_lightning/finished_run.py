@@ -1,4 +1,4 @@
-"""A run whose steps are all done: what a resume of it still has to do."""
+"""A run that has trained all its steps: what its resume still has to do."""
 
 import logging
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class FinishedRun:
-    """Makes up for the checks that follow the last step, and were broken off; Lightning itself would do nothing."""
+    """Makes up for checks after the last step that were interrupted. Lightning itself would do nothing."""
 
     def __init__(self, checkpoint: Mapping[str, Any], limit: str, trainer: Trainer):
         """
         Args:
-            checkpoint: of the last step.
-            limit: what says that it is the last, such as "trainer.max_steps 100".
-            trainer: of the command.
+            checkpoint: the checkpoint of the last step.
+            limit: the setting that makes it the last, for example "trainer.max_steps 100".
+            trainer: the command's trainer.
         """
         self._step = checkpoint["global_step"]
         self._progress = SavedProgress(checkpoint)
@@ -36,7 +36,7 @@ class FinishedRun:
 
     @classmethod
     def of_checkpoint(cls, path: Path | None, trainer: Trainer) -> "FinishedRun | None":
-        """The run of a checkpoint, if there is no step left for the trainer."""
+        """The run of a checkpoint, or None if the trainer has steps left."""
         checkpoint = _read(path, trainer) if path is not None else None
         if checkpoint is None or "loops" not in checkpoint:
             return None
@@ -49,14 +49,14 @@ class FinishedRun:
         return None
 
     def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
-        """Says that the run is finished, after the RULER check and the validation that it lacks."""
+        """Runs the missing RULER check and validation, then says that the run is finished."""
         trainer = self._trainer
         self._log_last_step()
         checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
         lacking = [callback for callback in checks if not callback.records_path(trainer, self._step).exists()]
         validates = self._lacks_validation(datamodule)
         if lacking or validates:
-            log.warning("step %d, the last, is trained: what should follow it is made up for", self._step)
+            log.warning("the last step, %d, is trained: its missing checks run now", self._step)
             trainer.callbacks = [each for each in trainer.callbacks if each not in checks or each in lacking]
             if validates:
                 trainer.callbacks.insert(0, _OfStep(self._step))
@@ -64,19 +64,19 @@ class FinishedRun:
                 datamodule.val_files = []
             trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         log.warning(
-            "%s is finished: step %d is its last by %s; to train on, raise that",
+            "%s is finished: step %d is its last by %s; to train on, raise this limit",
             *(trainer.default_root_dir, self._step, self._limit),
         )
 
     def _log_last_step(self) -> None:
-        """Where the run was broken off between its last checkpoint and the loggers."""
+        """For a run that was interrupted after its last checkpoint and before the loggers wrote."""
         for callback in self._trainer.callbacks:
             if isinstance(callback, Checkpoints) and callback.state_key in self._states:
                 callback.load_state_dict(self._states[callback.state_key])
                 callback.log_what_was_not(self._trainer, self._step)
 
     def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
-        """Whether one was due after the last step, and the metrics file has nothing of it."""
+        """Whether a validation was due after the last step and the metrics file does not have it."""
         files = metrics_files(self._trainer.loggers)
         if not files or not datamodule.val_files or not self._progress.is_validation_due(self._trainer):
             return False
@@ -85,7 +85,7 @@ class FinishedRun:
 
 
 class _OfStep(Callback):
-    """Lets a validation be logged as that of a step: outside of training Lightning counts none."""
+    """Logs a validation with the number of a step: outside of training Lightning has none."""
 
     def __init__(self, step: int):
         self._step = step
@@ -95,7 +95,7 @@ class _OfStep(Callback):
 
 
 def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
-    """What a checkpoint holds; None for a folder that the strategy will refuse, or take for a run of its own."""
+    """What a checkpoint holds; None for a folder that the strategy will refuse or read itself."""
     if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
         return None
     return read_state(path)

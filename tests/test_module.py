@@ -3,15 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from lightning import Callback
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lrsa_lightning import Vanilla
+from lrsa_lightning.attention.base import set_attention
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
@@ -166,10 +169,39 @@ def test_a_run_without_an_end_keeps_the_peak_and_says_so(run, caplog):
 
 
 @pytest.mark.parametrize(("option", "forwards"), [("true", 2), ("false", 1)])
-def test_layers_are_computed_again_in_the_backward_where_asked(run, option, forwards):
+def test_layers_are_computed_again_in_the_backward_under_checkpointing(run, option, forwards):
     keeper = run(model__gradient_checkpointing=option, trainer__max_steps="1")
     assert keeper.model.is_gradient_checkpointing == (option == "true")
     assert keeper.forwards == [forwards] * 2
+
+
+class Observed(Vanilla):
+    """Full attention that notes the boundaries of packed rows that each layer gets."""
+
+    seen: ClassVar[list] = []
+
+    def install(self, model) -> None:
+        AttentionInterface.register(self.registry_key(), self._attention)
+        AttentionMaskInterface.register(self.registry_key(), AttentionMaskInterface()["sdpa"])
+        set_attention(model, self.registry_key())
+
+    def _attention(self, *args, cu_seqlens=None, **kwargs):
+        self.seen.append(cu_seqlens)
+        return sdpa_attention_forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "sp_fsdp2", "sp_deepspeed"])
+@pytest.mark.parametrize(("checkpointing", "forwards"), [("true", 2), ("false", 1)])
+def test_each_layer_gets_the_boundaries_of_packed_rows(arguments, strategy, checkpointing, forwards):
+    Observed.seen.clear()
+    base = {key: value for key, value in arguments.items() if not key.startswith("model.attention.")}
+    base |= {"data.packing": "true", "data.extend": "false", "data.seq_len": "300", "data.micro_batch_size": "4"}
+    base |= {"model.attention": f"{__name__}.Observed", "model.gradient_checkpointing": checkpointing}
+    main(command({**base, "trainer.strategy": strategy, "trainer.max_steps": "1"}))
+    first, *others = Observed.seen
+    assert others == [first] * (TINY_MODEL["num_hidden_layers"] * forwards - 1)
+    assert [(row[0], row[-1]) for row in first] == [(0, 300)] * 4
+    assert max(len(row) for row in first) > 2
 
 
 def test_nothing_between_micro_batches_holds_a_graph(run):
@@ -209,7 +241,7 @@ def test_the_host_never_waits_in_a_step(run, monkeypatch, weighting):
     assert waits.number == 0
 
 
-def test_a_step_without_an_answer_is_refused(run, monkeypatch):
+def test_a_step_without_label_tokens_is_refused(run, monkeypatch):
     """Its loss would be 0 / 0."""
     training_step = LongContextModule.training_step
 
@@ -261,6 +293,6 @@ def test_tokens_are_counted_over_a_resume(arguments):
     assert later[-1][1] < later[-1][0]
 
 
-def test_no_more_logits_exist_at_a_time_than_asked_for(run):
+def test_no_more_logits_exist_at_a_time_than_the_chunk_size(run):
     keeper = run(trainer__max_steps="1", model__loss_chunk_size="3", data__micro_batch_size="4")
     assert max(keeper.logits) == 3

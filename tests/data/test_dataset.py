@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsa_lightning.data.dataset import LongContextDataset
+from lrsa_lightning.data.dataset import LongContextDataset, pack_rows
 from lrsa_lightning.data.encoder import SampleEncoder
-from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import MicroBatch
 from lrsa_lightning.data.template import make_template
@@ -126,7 +125,7 @@ def test_packing_takes_each_sample_once_and_fills_rows(lengths):
 
 
 @pytest.mark.parametrize("weighting", ["token", "sample"])
-def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weighting):
+def test_a_packed_row_holds_its_samples_one_after_the_other(tokenizer, weighting):
     apart = dataset(tokenizer, weighting=weighting)
     packed = dataset(tokenizer, weighting=weighting, rows=[[0, 2], [5]])
     assert packed.row_weights == [apart.row_weights[0] + apart.row_weights[2], apart.row_weights[5]]
@@ -137,3 +136,13 @@ def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weightin
         assert torch.equal(batch[name][0, : lengths[0]], first[: lengths[0]])
         assert torch.equal(batch[name][0, lengths[0] :], second[: SEQ_LEN - lengths[0]])
         assert torch.equal(batch[name][1], third)
+    assert batch["cu_seqlens"] == [[0, lengths[0], SEQ_LEN], [0, SEQ_LEN]]
+
+
+def test_boundaries_of_packed_rows_are_where_positions_begin_anew(tokenizer):
+    data = dataset(tokenizer, seq_len=300, rows=[[0, 1, 2], [3], [4, 5]])
+    batch = data[MicroBatch((0, 1, 2), 1, 1)]
+    starts = [(positions == 0).nonzero().flatten().tolist() for positions in batch["position_ids"]]
+    assert batch["cu_seqlens"] == [[*row, 300] for row in starts]
+    assert [len(row) for row in starts] == [3, 1, 2]
+    assert data[MicroBatch((), 1, 1)]["cu_seqlens"] == [[0, 300]]

@@ -169,7 +169,7 @@ def test_validation_on_what_is_learned_is_said(tmp_path, caplog):
     corpus([file], [write(tmp_path / "b.jsonl", [GOOD])]).check()
     assert not caplog.records
     corpus([file], [file]).check()
-    assert "which is learned from too" in caplog.text
+    assert "which is a train file too" in caplog.text
 
 
 def test_a_mixture_that_leaves_nothing_is_an_error(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 
 from lrsa_lightning.data import prepared
 from lrsa_lightning.data.augment import Extender
+from lrsa_lightning.data.corpus import mix, weight_of
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.encoder import SampleEncoder
-from lrsa_lightning.data.mixture import mix, weight_of
 from lrsa_lightning.data.prepared import prepare
 from lrsa_lightning.data.template import make_template
 from lrsa_lightning.errors import InputError

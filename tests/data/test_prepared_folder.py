@@ -11,7 +11,7 @@ import pytest
 
 from lrsa_lightning.data.encoder import NothingToLearn, TokenizedSample
 from lrsa_lightning.data.prepared import prepare
-from lrsa_lightning.data.prepared_folder import alone, find_whole
+from lrsa_lightning.data.prepared_folder import alone, find_complete
 from lrsa_lightning.errors import InputError
 
 SAMPLES = range(20)
@@ -79,7 +79,7 @@ def test_files_that_are_not_of_prepared_data_are_never_removed(tmp_path):
     prepare(folder, SAMPLES, encode)
     (folder / "samples.arrow").write_bytes(b"")
     (folder / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match=rf"{folder} is not whole and holds files"):
+    with pytest.raises(InputError, match=rf"{folder} is corrupt and holds files"):
         prepare(folder, SAMPLES, encode)
     assert (folder / "mine.txt").read_text() == "keep"
 
@@ -210,4 +210,4 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_not_whole(tmp_path):
-    assert not find_whole(tmp_path / "a")
+    assert not find_complete(tmp_path / "a")

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from lrsa_lightning.attention import Vanilla
 from lrsa_lightning.data.datamodule import LongContextDataModule
-from lrsa_lightning.data.packing import pack_rows
+from lrsa_lightning.data.dataset import pack_rows
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import EveryRowSampler
 from lrsa_lightning.loss import IGNORE_INDEX

@@ -254,5 +254,5 @@ class LongContextModule(lightning.LightningModule):
 
 
 def _clips_as_torch_does(plugin: Precision) -> bool:
-    """False for DeepSpeed and FSDP, where a process does not hold all gradients."""
+    """False for DeepSpeed and Lightning's FSDP, where a process does not hold all gradients."""
     return type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm and not isinstance(plugin, DeepSpeedPrecision)

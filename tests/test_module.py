@@ -97,7 +97,7 @@ def reference_loss(model, batches: list[dict], by_sample: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("micro", "weighting"), [(4, "token"), (2, "token"), (1, "token"), (1, "sample")])
-def test_loss_and_gradient_are_those_of_the_whole_batch(run, arguments, micro, weighting):
+def test_loss_and_gradient_are_those_of_the_global_batch(run, arguments, micro, weighting):
     """Unlike AdamW, the gradients show a factor, be it of the accumulation."""
     keeper = run(trainer__max_steps="1", data__micro_batch_size=str(micro), data__loss_weighting=weighting)
     assert len(keeper.batches) == 4 // micro
@@ -157,7 +157,7 @@ def test_the_learning_rate_of_each_step(run, warmup):
     assert [row["train/lr"] for row in metrics()] == pytest.approx(rising + falling, rel=1e-6)
 
 
-def test_a_warmup_as_long_as_the_run_is_said(run, caplog):
+def test_a_warmup_as_long_as_the_run_is_a_warning(run, caplog):
     run(model__warmup_steps="2", trainer__max_steps="2")
     assert "model.warmup_steps 2: the run ends after 2, before model.lr falls" in caplog.text
 

@@ -40,7 +40,7 @@ def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
 
 
 def files_of(file: str) -> Path | None:
-    """The local file behind a name; None for a hub id."""
+    """The local file of a name; None for a hub id."""
     return Path(file) if Path(file).is_file() else None
 
 

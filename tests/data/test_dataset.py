@@ -57,15 +57,15 @@ def test_batch_shapes_and_position_ids(tokenizer):
 def test_template_and_mask(tokenizer, template, prompt, answer):
     data = dataset(tokenizer, template)
     ids, labels = row(data, 2)
-    learned = labels != IGNORE_INDEX
+    has_label = labels != IGNORE_INDEX
     expected_prompt = prompt.format(prompt=SAMPLES[2].prompt)
     expected_answer = answer.format(answer=SAMPLES[2].answer)
-    assert tokenizer.decode(labels[learned]) == expected_answer
-    assert data.row_weights[2] == learned.sum()
-    # Shifted: the first learned position reads the prompt's last token.
-    first = int(learned.nonzero()[0])
+    assert tokenizer.decode(labels[has_label]) == expected_answer
+    assert data.row_weights[2] == has_label.sum()
+    # Shifted: the first position with a label reads the prompt's last token.
+    first = int(has_label.nonzero()[0])
     assert tokenizer.decode(ids[: first + 1]) == expected_prompt
-    assert (ids[first + int(learned.sum()) :] == tokenizer.pad_token_id).all()
+    assert (ids[first + int(has_label.sum()) :] == tokenizer.pad_token_id).all()
 
 
 def test_a_row_may_be_exactly_full(tokenizer):
@@ -94,7 +94,7 @@ def test_chatml_without_a_chat_template_is_an_error(tokenizer, tokenizer_dir):
         "always the same",
     ],
 )
-def test_a_chat_template_that_changes_what_is_said_is_an_error(tokenizer_dir, template):
+def test_a_chat_template_that_changes_the_texts_is_an_error(tokenizer_dir, template):
     from transformers import AutoTokenizer
 
     odd = AutoTokenizer.from_pretrained(tokenizer_dir)
@@ -105,9 +105,9 @@ def test_a_chat_template_that_changes_what_is_said_is_an_error(tokenizer_dir, te
 
 def test_weights_by_token_and_by_sample(tokenizer):
     by_token, by_sample = (dataset(tokenizer, weighting=w)[MicroBatch((0, 3), 1, 1)] for w in ("token", "sample"))
-    learned = by_token["labels"] != IGNORE_INDEX
-    assert torch.equal(by_token["weights"], learned.float())
-    assert torch.equal(by_sample["weights"] > 0, learned)
+    has_label = by_token["labels"] != IGNORE_INDEX
+    assert torch.equal(by_token["weights"], has_label.float())
+    assert torch.equal(by_sample["weights"] > 0, has_label)
     torch.testing.assert_close(by_sample["weights"].sum(dim=1), torch.ones(2))
     assert dataset(tokenizer, weighting="sample").row_weights == [1] * len(SAMPLES)
 

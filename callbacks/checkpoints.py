@@ -19,6 +19,7 @@ from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
 from lrsa_lightning.callbacks.stop_on_signal import writing
 from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, AtomicFiles, link, remove
+from lrsa_lightning.data.resume_progress import ends_step
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.plain_state import LEFT_OUT, check_plain
@@ -261,7 +262,7 @@ def _states(trainer: Trainer) -> Iterator[tuple[str, dict]]:
 def _metrics_to_log(trainer: Trainer) -> dict[str, float]:
     """The metrics of the current step, which Lightning will log after the callbacks."""
     connector = trainer._logger_connector
-    if trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
+    if not ends_step(trainer) or not connector.should_update_logs:
         return {}
     return {name: float(value) for name, value in connector.metrics["log"].items()}
 

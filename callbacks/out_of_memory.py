@@ -1,4 +1,4 @@
-"""What a run can do that ran out of a device's memory."""
+"""Advice for a run that is out of a device's memory."""
 
 import logging
 import os
@@ -12,9 +12,9 @@ _ALLOCATOR = {"cuda": "PYTORCH_ALLOC_CONF", "npu": "PYTORCH_NPU_ALLOC_CONF"}
 
 
 class OutOfMemoryAdvice(Callback):
-    """Says how much of a device's memory was in use when it ran out, and which settings of the run would lower that.
+    """On out-of-memory, logs how much of the device's memory is in use, and lists the settings that reduce it.
 
-    The error goes on as it is. Each rank speaks for its own device.
+    The error goes on unchanged. Each rank reports its own device.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -24,7 +24,7 @@ class OutOfMemoryAdvice(Callback):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also for torch_npu's releases that raise a plain RuntimeError."""
+    """Also true for the plain RuntimeError that some releases of torch_npu raise."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error)
     )
@@ -41,7 +41,7 @@ def _use(device: torch.device) -> str:
 
 
 def _ways(trainer: Trainer) -> list[str]:
-    """What the run does not do yet, the cheapest first."""
+    """Settings that the run does not use yet, the cheapest first."""
     device = trainer.strategy.root_device.type
     ways = []
     if _SEGMENTS not in os.environ.get(_ALLOCATOR[device], ""):

@@ -6,16 +6,16 @@ from lrsa_lightning.callbacks.metrics_file import metrics_files
 
 
 class ResumedHistory(Callback):
-    """Sets aside what an interrupted run logged beyond the step it goes on from; the command adds it to every trainer.
+    """Sets aside rows that an interrupted run logged after the step it resumes from. The command adds it to trainers.
 
-    Loggers that can only append are told first what they have been told, and leave it out.
+    Loggers that can only append first get the rows that were logged before, so that they skip them.
     """
 
     def __init__(self, resumes: bool = False):
         """
         Args:
-            resumes: a checkpoint will be loaded. Lightning says so only when it does, under DeepSpeed after the fit
-                has started; until then nothing is set aside.
+            resumes: whether a checkpoint will be loaded. Lightning loads it late, under DeepSpeed after the fit has
+                started. Until then nothing is set aside.
         """
         self.resumes = resumes
 
@@ -29,7 +29,7 @@ class ResumedHistory(Callback):
                 logger.skip(rows)
         if not self.resumes:
             for file in files:
-                file.forget_after(0)  # an attempt that was killed before its first checkpoint
+                file.forget_after(0)  # rows of a run that was killed before its first checkpoint
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         if trainer.state.fn == "fit":

@@ -1,4 +1,4 @@
-"""From its first optimizer step on, what a command has added to a run directory stays."""
+"""After the first optimizer step, what a command has added to a run directory stays."""
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -6,12 +6,12 @@ from lrsa_lightning.run_start import RunStart
 
 
 class RunBegins(Callback):
-    """Tells a start that it has succeeded; the command adds it, before all callbacks that save or may fail."""
+    """Marks the start of a run as successful. The command adds it before all callbacks that save or may fail."""
 
     def __init__(self, start: RunStart):
         """
         Args:
-            start: of the process that writes.
+            start: the start, in the process that writes.
         """
         self.start = start
         self._from_step = 0

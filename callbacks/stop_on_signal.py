@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.data.resume_progress import is_after_micro_batch
 from lrsa_lightning.errors import Stopped
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class StopOnSignal(Callback):
             return
         self._received = number
         log.warning("%s: saving and stopping after this batch", signal.Signals(number).name)
-        if self._trainer.world_size == 1 and not self._writes and (self._at_rest or self._in_callbacks()):
+        can_stop = not self._writes and (self._at_rest or is_after_micro_batch(self._trainer))
+        if self._trainer.world_size == 1 and can_stop:
             raise _stopped_by(self._trainer, number)
 
     @contextmanager
@@ -99,11 +101,6 @@ class StopOnSignal(Callback):
             self._writes = False
         if self._received != before and self._trainer.world_size == 1:
             raise _stopped_by(self._trainer, self._received)
-
-    def _in_callbacks(self) -> bool:
-        """Whether callbacks run after a micro-batch; weights and counts are then those of complete steps."""
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.completed < progress.processed
 
 
 def raise_if_signalled(trainer: Trainer) -> None:

@@ -1,9 +1,10 @@
-"""How fast a run is, how much of the devices it uses, and what its time goes into."""
+"""How fast a run is, how well it uses its devices, and where its time goes."""
 
 import logging
 from collections import Counter, deque
+from itertools import pairwise
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -17,7 +18,7 @@ from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, checked
 
 log = logging.getLogger(__name__)
 
-# What Lightning calls the work when it tells its profiler; what none of them covers is logging, drawing and the rest.
+# Lightning's names of the work that its profiler measures. The rest is logging, drawing and the like.
 _PARTS = {
     "[_TrainingEpochLoop].train_dataloader_next": "data",
     "run_training_batch": "compute",
@@ -25,29 +26,29 @@ _PARTS = {
     "validation": "evaluation",
     "save_checkpoint": "checkpoints",
 }
-# Dense bfloat16 of the data sheet. Lightning's table does not know the name "NVIDIA H200", and lists a sparse figure.
+# The data sheet's dense bfloat16 peak. Lightning's table lacks the name "NVIDIA H200" and lists the sparse peak.
 _H200_BF16 = 989.4e12
-_ASCEND_910B_BF16 = 354e12  # about, by public tables
+_ASCEND_910B_BF16 = 354e12  # approximately, from public tables
 
 
 class Throughput(Callback):
-    """Logs tokens a second, model FLOPs utilisation, peak memory, and the seconds that each part of a step took.
+    """Logs tokens per second, model FLOPs utilisation, peak memory, and the seconds of each part of a step.
 
-    Tokens are those without padding. ``mfu`` counts the operations of the attention the mode computes, ``mfu_dense``
-    those of full causal attention in the same time: what a dense run would have to reach to be as fast, so a sparse
-    mode's may pass 1. Where the device's peak is unknown there are the TFLOP/s alone. Neither evaluations nor the first
-    step, which may compile, count in the speed; ``seconds/*`` are those since the step before.
+    Padding does not count as tokens. ``mfu`` counts the operations of the mode's own attention. ``mfu_dense`` counts
+    those of full causal attention: a dense run needs this utilisation to be as fast. A sparse mode's may exceed 1.
+    Where the device's peak is unknown, only the TFLOP/s are logged. The speed leaves out evaluations, and the first
+    step, which may compile. ``seconds/*`` count from the step before.
     """
 
     @checked
     def __init__(self, window: PositiveInt = 10, peak_tflops: PositiveFiniteFloat | None = None):
         """
         Args:
-            window: optimizer steps that the speed is averaged over.
-            peak_tflops: of one device in the run's precision; by the device's name when None.
+            window: optimizer steps over which the speed is averaged.
+            peak_tflops: peak of one device in the run's precision; by the device's name when None.
 
         Raises:
-            InputError: a number lies outside its range.
+            InputError: a number is outside its range.
         """
         self.peak_tflops = peak_tflops
         self._steps: deque[_Step] = deque(maxlen=window)
@@ -60,7 +61,7 @@ class Throughput(Callback):
         self._decoder = DecoderFlops.of(pl_module.model.config)
         self._peak = self.peak_tflops * 1e12 if self.peak_tflops else _peak_flops(trainer)
         if self._peak is None and device.type != "cpu" and trainer.is_global_zero:
-            log.info("the peak of this device is unknown: give Throughput its peak_tflops to see the utilisation")
+            log.info("the peak of this device is unknown: set Throughput.peak_tflops to see the utilisation")
         trainer.profiler = self._clock = StepProfiler(trainer.profiler, device)
         self._last_step, self._last_seen = trainer.global_step, pl_module.seen_tokens
 
@@ -82,9 +83,9 @@ class Throughput(Callback):
     ) -> None:
         sharding = getattr(trainer.strategy, "sharding", None)
         if sharding is None:
-            self._lengths.update(lengths_of(batch["position_ids"], getattr(trainer.datamodule, "packing", False)))
+            self._lengths.update(lengths_of(batch))
         else:
-            self._lengths.update([sharding.seq_len] * len(batch["position_ids"]))
+            self._lengths.update([sharding.seq_len] * len(batch["input_ids"]))
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -100,7 +101,7 @@ class Throughput(Callback):
             self.log("throughput/peak_memory_gib", peak, sync_dist=True, reduce_fx="max")
 
     def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int, sharing: int) -> None:
-        """Of the operations on whole rows each of the ``sharing`` devices that hold parts of them does its part."""
+        """Each of the ``sharing`` devices that hold segments of a row does its part of the row's operations."""
         tokens, label_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
         of_rows = self._decoder.training(self._lengths, label_tokens * sharing // num_devices, pl_module.attention)
         flops = StepFlops(of_rows.real // sharing, of_rows.dense // sharing)
@@ -133,10 +134,10 @@ class _Step(NamedTuple):
 
 
 class StepProfiler(Profiler):
-    """Adds up the seconds of a step's parts, around the profiler that the user may have asked for.
+    """Adds up the seconds of a step's parts, and calls the profiler that the user may have chosen.
 
     Attributes:
-        inner: that profiler.
+        inner: the user's profiler.
     """
 
     def __init__(self, inner: Profiler, device: torch.device):
@@ -158,9 +159,9 @@ class StepProfiler(Profiler):
             self._seconds[_PARTS[action_name]] += perf_counter() - self._running.pop(action_name)
 
     def lap(self) -> dict[str, float]:
-        """Seconds of each part since the lap before, and under "other" the rest of them.
+        """Seconds of each part since the last lap; "other" has the rest.
 
-        The device's queue counts as computation: what is left of it, the caller waits for here.
+        Waits until the device's queue is empty; this time counts as computation.
         """
         waited = perf_counter()
         if self._device.type != "cpu":
@@ -174,17 +175,16 @@ class StepProfiler(Profiler):
         return seconds
 
 
-def lengths_of(position_ids_BN: Tensor, packed: bool) -> list[int]:
-    """Lengths of the sequences that attend within themselves; padding belongs to the last of a row."""
-    num_tokens = position_ids_BN.shape[1]
-    if not packed:
-        return [num_tokens] * position_ids_BN.shape[0]
-    starts = (position_ids_BN.flatten() == 0).nonzero().flatten()
-    return starts.diff(append=starts.new_tensor([position_ids_BN.numel()])).tolist()
+def lengths_of(batch: dict[str, Any]) -> list[int]:
+    """Lengths of a micro-batch's sequences, each of which attends within itself: its rows, or their packed samples."""
+    num_rows, num_tokens = batch["input_ids"].shape
+    if "cu_seqlens" not in batch:
+        return [num_tokens] * num_rows
+    return [end - start for boundaries in batch["cu_seqlens"] for start, end in pairwise(boundaries)]
 
 
 def _peak_flops(trainer: Trainer) -> float | None:
-    """Operations a second that one device's data sheet promises, for matrices in the run's precision."""
+    """Peak operations per second of one device's data sheet, for matrices in the run's precision."""
     device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
     is_half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "npu" and "910B" in torch.npu.get_device_name(device) and is_half:

@@ -1,4 +1,4 @@
-"""A run whose steps are all done: what a resume of it still has to do."""
+"""A run that has trained all its steps: what its resume still has to do."""
 
 import logging
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from lrsa_lightning.callbacks import Checkpoints, RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.checkpoint_files import read_written
 from lrsa_lightning.data import LongContextDataModule
+from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.trained_model import read_state
 
@@ -18,44 +19,44 @@ log = logging.getLogger(__name__)
 
 
 class FinishedRun:
-    """Makes up for the checks that follow the last step, and were broken off; Lightning itself would do nothing."""
+    """Makes up for checks after the last step that were interrupted. Lightning itself would do nothing."""
 
     def __init__(self, checkpoint: Mapping[str, Any], limit: str, trainer: Trainer):
         """
         Args:
-            checkpoint: of the last step.
-            limit: what says that it is the last, such as "trainer.max_steps 100".
-            trainer: of the command.
+            checkpoint: the checkpoint of the last step.
+            limit: the setting that makes it the last, for example "trainer.max_steps 100".
+            trainer: the command's trainer.
         """
         self._step = checkpoint["global_step"]
-        self._progress = checkpoint["loops"]["fit_loop"]
+        self._progress = SavedProgress(checkpoint)
         self._states = checkpoint.get("callbacks", {})
         self._limit = limit
         self._trainer = trainer
 
     @classmethod
     def of_checkpoint(cls, path: Path | None, trainer: Trainer) -> "FinishedRun | None":
-        """The run of a checkpoint, if there is no step left for the trainer."""
+        """The run of a checkpoint, or None if the trainer has steps left."""
         checkpoint = _read(path, trainer) if path is not None else None
         if checkpoint is None or "loops" not in checkpoint:
             return None
         for name, limit, done in (
             ("max_steps", trainer.max_steps, checkpoint["global_step"]),
-            ("max_epochs", trainer.max_epochs, _epochs_done(checkpoint["loops"]["fit_loop"])),
+            ("max_epochs", trainer.max_epochs, SavedProgress(checkpoint).epochs_done),
         ):
             if 0 < (limit or 0) <= done:
                 return cls(checkpoint, f"trainer.{name} {limit}", trainer)
         return None
 
     def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
-        """Says that the run is finished, after the RULER check and the validation that it lacks."""
+        """Runs the missing RULER check and validation, then says that the run is finished."""
         trainer = self._trainer
         self._log_last_step()
         checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
         lacking = [callback for callback in checks if not callback.records_path(trainer, self._step).exists()]
         validates = self._lacks_validation(datamodule)
         if lacking or validates:
-            log.warning("step %d, the last, is trained: what should follow it is made up for", self._step)
+            log.warning("the last step, %d, is trained: its missing checks run now", self._step)
             trainer.callbacks = [each for each in trainer.callbacks if each not in checks or each in lacking]
             if validates:
                 trainer.callbacks.insert(0, _OfStep(self._step))
@@ -63,42 +64,28 @@ class FinishedRun:
                 datamodule.val_files = []
             trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         log.warning(
-            "%s is finished: step %d is its last by %s; to train on, raise that",
+            "%s is finished: step %d is its last by %s; to train on, raise this limit",
             *(trainer.default_root_dir, self._step, self._limit),
         )
 
     def _log_last_step(self) -> None:
-        """Where the run was broken off between its last checkpoint and the loggers."""
+        """For a run that was interrupted after its last checkpoint and before the loggers wrote."""
         for callback in self._trainer.callbacks:
             if isinstance(callback, Checkpoints) and callback.state_key in self._states:
                 callback.load_state_dict(self._states[callback.state_key])
                 callback.log_unlogged(self._trainer, self._step)
 
     def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
-        """Whether one was due after the last step, and the metrics file has nothing of it."""
+        """Whether a validation was due after the last step and the metrics file does not have it."""
         files = metrics_files(self._trainer.loggers)
-        if not files or not datamodule.val_files or not self._is_validation_due():
+        if not files or not datamodule.val_files or not self._progress.is_validation_due(self._trainer):
             return False
         rows = [row for row in files[0].rows() if row["step"] == self._step - 1]
         return not any(name.startswith("val/") for row in rows for name in row)
 
-    def _is_validation_due(self) -> bool:
-        """As Lightning decides; a share of an epoch, whose length is not known yet, counts as due."""
-        trainer, batches = self._trainer, self._progress["epoch_loop.batch_progress"]
-        if trainer.limit_val_batches == 0:
-            return False
-        if trainer.check_val_every_n_epoch is None:
-            return batches["total"]["ready"] % trainer.val_check_interval == 0
-        epoch = self._progress["epoch_progress"]["current"]["ready"]
-        if epoch % trainer.check_val_every_n_epoch:
-            return False
-        if isinstance(trainer.val_check_interval, int):
-            return batches["current"]["ready"] % trainer.val_check_interval == 0
-        return batches["is_last_batch"] or trainer.val_check_interval != 1.0
-
 
 class _OfStep(Callback):
-    """Lets a validation be logged as that of a step: outside of training Lightning counts none."""
+    """Logs a validation with the number of a step: outside of training Lightning has none."""
 
     def __init__(self, step: int):
         self._step = step
@@ -108,14 +95,7 @@ class _OfStep(Callback):
 
 
 def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
-    """What a checkpoint holds; None for a folder that the strategy will refuse, or take for a run of its own."""
+    """What a checkpoint holds; None for a folder that the strategy will refuse or read itself."""
     if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
         return None
     return read_state(path)
-
-
-def _epochs_done(progress: Mapping[str, Any]) -> int:
-    """The one whose last step it is counts, although it was saved within it."""
-    epochs = progress["epoch_progress"]["current"]
-    is_last_batch = progress["epoch_loop.batch_progress"]["is_last_batch"]
-    return epochs["processed"] + (epochs["processed"] < epochs["ready"] and is_last_batch)

@@ -50,7 +50,7 @@ def test_a_finished_run_says_so_and_nothing_else_happens(fit):
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_a_ruler_check_after_the_last_step_is_made_up(fit, monkeypatch, train_file, limit):
+def test_a_missing_ruler_check_after_the_last_step_is_made_up_for(fit, monkeypatch, train_file, limit):
     """And a validation that was made before it is not made again."""
     ruler = callback("RulerEval", **RULER)
     options = {"data.val_files": str(train_file)}
@@ -79,7 +79,7 @@ def scores(run: str = "x") -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_a_validation_after_the_last_step_is_made_up(fit, train_file, limit):
+def test_a_missing_validation_after_the_last_step_is_made_up_for(fit, train_file, limit):
     """And a RULER check that was made before it is not made again."""
     ruler = callback("RulerEval", **RULER | {"every_n_steps": 6, "generation": "never"})
     options = {"data.val_files": str(train_file)}
@@ -95,7 +95,7 @@ def test_a_validation_after_the_last_step_is_made_up(fit, train_file, limit):
     assert files() == before
 
 
-def test_a_validation_that_was_not_due_is_none_to_make_up(fit, train_file):
+def test_a_validation_that_was_not_due_is_not_made_up_for(fit, train_file):
     options = {"data.val_files": str(train_file), "trainer.val_check_interval": "8"}
     fit(**options)
     before = scores()
@@ -106,7 +106,7 @@ def test_a_validation_that_was_not_due_is_none_to_make_up(fit, train_file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "sp_fsdp2", "sp_deepspeed"])
-def test_processes_make_it_up_together(arguments, train_file, strategy):
+def test_processes_make_up_for_checks_together(arguments, train_file, strategy):
     ruler = callback("RulerEval", **RULER | {"num_samples": 2})
     entries = json.dumps([ruler, callback("Checkpoints", every_n_steps=100)])
     options = {**arguments, "data.micro_batch_size": "1", "trainer.max_steps": "2", "trainer.callbacks": entries}

@@ -43,8 +43,8 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time():
     assert max(rows) == 5
 
 
-def test_the_head_meets_each_answer_once_and_again_in_the_backward():
-    """And no other token: in long-context tuning answers are a percent of them."""
+def test_the_head_runs_on_label_tokens_alone_and_again_in_the_backward():
+    """In long-context tuning they are a percent of all tokens."""
     hidden, head, labels = inputs()
     met = []
     head.register_forward_hook(lambda module, args, output: met.append(args[0]))
@@ -56,7 +56,7 @@ def test_the_head_meets_each_answer_once_and_again_in_the_backward():
     assert sum(len(z) for z in met) == len(answers)
 
 
-def test_no_logits_wait_for_the_backward():
+def test_no_logits_are_saved_for_the_backward():
     hidden, head, labels = inputs()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z.shape) or z, lambda z: z):
@@ -73,7 +73,7 @@ def test_losses_of_bfloat16_logits_are_computed_and_summed_in_float32():
     torch.testing.assert_close(got, (losses * weights.flatten()).sum(), rtol=1e-6, atol=0)
 
 
-def test_no_targets_give_zero_and_zero_gradients():
+def test_no_labels_give_zero_and_zero_gradients():
     hidden, head, labels = inputs()
     loss = linear_cross_entropy(hidden, head, torch.full_like(labels, IGNORE_INDEX))
     loss.backward()
@@ -82,7 +82,7 @@ def test_no_targets_give_zero_and_zero_gradients():
 
 
 @pytest.mark.parametrize("num_labels", [0, 1, 24])
-def test_the_head_is_called_as_often_as_by_the_richest_process(num_labels):
+def test_the_head_is_called_as_often_as_on_the_rank_with_the_most_labels(num_labels):
     hidden, head, labels = inputs()
     calls = []
     head.register_forward_hook(lambda *_: calls.append(1))

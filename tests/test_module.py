@@ -3,15 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from lightning import Callback
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lrsa_lightning import Vanilla
+from lrsa_lightning.attention.base import set_attention
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.module import LongContextModule
@@ -29,14 +32,14 @@ class Keeper(Callback):
         weights: before the first step and after each, float64.
         gradients: of each step, before clipping, float64.
         groups: the optimizer's, as they are made.
-        windows: what is carried from a micro-batch to the next.
+        sums: what the meter carries from a micro-batch to the next.
         logits: rows of each call of the head.
         forwards: of the first layer, in each micro-batch with its backward.
     """
 
     def __init__(self):
         Keeper.seen = self
-        self.batches, self.weights, self.gradients, self.windows, self.forwards = [], [], [], [], []
+        self.batches, self.weights, self.gradients, self.sums, self.forwards = [], [], [], [], []
         self.logits = []
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -59,8 +62,8 @@ class Keeper(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.batches.append(batch)
-        self.windows.append(pl_module._window)
-        if pl_module._window is None:
+        self.sums += pl_module.meter._sums or []
+        if pl_module.meter.is_between_steps:
             self.weights.append(double(pl_module))
 
 
@@ -94,7 +97,7 @@ def reference_loss(model, batches: list[dict], by_sample: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("micro", "weighting"), [(4, "token"), (2, "token"), (1, "token"), (1, "sample")])
-def test_loss_and_gradient_are_those_of_the_whole_batch(run, arguments, micro, weighting):
+def test_loss_and_gradient_are_those_of_the_global_batch(run, arguments, micro, weighting):
     """Unlike AdamW, the gradients show a factor, be it of the accumulation."""
     keeper = run(trainer__max_steps="1", data__micro_batch_size=str(micro), data__loss_weighting=weighting)
     assert len(keeper.batches) == 4 // micro
@@ -154,7 +157,7 @@ def test_the_learning_rate_of_each_step(run, warmup):
     assert [row["train/lr"] for row in metrics()] == pytest.approx(rising + falling, rel=1e-6)
 
 
-def test_a_warmup_as_long_as_the_run_is_said(run, caplog):
+def test_a_warmup_as_long_as_the_run_is_a_warning(run, caplog):
     run(model__warmup_steps="2", trainer__max_steps="2")
     assert "model.warmup_steps 2: the run ends after 2, before model.lr falls" in caplog.text
 
@@ -166,17 +169,45 @@ def test_a_run_without_an_end_keeps_the_peak_and_says_so(run, caplog):
 
 
 @pytest.mark.parametrize(("option", "forwards"), [("true", 2), ("false", 1)])
-def test_layers_are_computed_again_in_the_backward_where_asked(run, option, forwards):
+def test_layers_are_computed_again_in_the_backward_under_checkpointing(run, option, forwards):
     keeper = run(model__gradient_checkpointing=option, trainer__max_steps="1")
     assert keeper.model.is_gradient_checkpointing == (option == "true")
     assert keeper.forwards == [forwards] * 2
 
 
+class Observed(Vanilla):
+    """Full attention that notes the boundaries of packed rows that each layer gets."""
+
+    seen: ClassVar[list] = []
+
+    def install(self, model) -> None:
+        AttentionInterface.register(self.registry_key(), self._attention)
+        AttentionMaskInterface.register(self.registry_key(), AttentionMaskInterface()["sdpa"])
+        set_attention(model, self.registry_key())
+
+    def _attention(self, *args, cu_seqlens=None, **kwargs):
+        self.seen.append(cu_seqlens)
+        return sdpa_attention_forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "sp_fsdp2", "sp_deepspeed"])
+@pytest.mark.parametrize(("checkpointing", "forwards"), [("true", 2), ("false", 1)])
+def test_each_layer_gets_the_boundaries_of_packed_rows(arguments, strategy, checkpointing, forwards):
+    Observed.seen.clear()
+    base = {key: value for key, value in arguments.items() if not key.startswith("model.attention.")}
+    base |= {"data.packing": "true", "data.extend": "false", "data.seq_len": "300", "data.micro_batch_size": "4"}
+    base |= {"model.attention": f"{__name__}.Observed", "model.gradient_checkpointing": checkpointing}
+    main(command({**base, "trainer.strategy": strategy, "trainer.max_steps": "1"}))
+    first, *others = Observed.seen
+    assert others == [first] * (TINY_MODEL["num_hidden_layers"] * forwards - 1)
+    assert [(row[0], row[-1]) for row in first] == [(0, 300)] * 4
+    assert max(len(row) for row in first) > 2
+
+
 def test_nothing_between_micro_batches_holds_a_graph(run):
     keeper = run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting="sample")
-    carried = [part for window in keeper.windows if window is not None for part in window]
-    assert len(carried) == 2 * 3 * 3
-    assert all(part.grad_fn is None and not part.requires_grad for part in carried)
+    assert len(keeper.sums) == 2 * 3 * 3
+    assert all(each.grad_fn is None and not each.requires_grad for each in keeper.sums)
 
 
 class Waits(TorchDispatchMode):
@@ -210,7 +241,7 @@ def test_the_host_never_waits_in_a_step(run, monkeypatch, weighting):
     assert waits.number == 0
 
 
-def test_a_step_without_an_answer_is_refused(run, monkeypatch):
+def test_a_step_without_label_tokens_is_refused(run, monkeypatch):
     """Its loss would be 0 / 0."""
     training_step = LongContextModule.training_step
 
@@ -262,6 +293,6 @@ def test_tokens_are_counted_over_a_resume(arguments):
     assert later[-1][1] < later[-1][0]
 
 
-def test_no_more_logits_exist_at_a_time_than_asked_for(run):
+def test_no_more_logits_exist_at_a_time_than_the_chunk_size(run):
     keeper = run(trainer__max_steps="1", model__loss_chunk_size="3", data__micro_batch_size="4")
     assert max(keeper.logits) == 3

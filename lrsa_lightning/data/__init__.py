@@ -1,4 +1,4 @@
-"""Long-context question answering data: sources, augmentation, order, batches."""
+"""Long-context question answering data: sources, extension, order, batches."""
 
 from lrsa_lightning.data.datamodule import LongContextDataModule
 

@@ -1,6 +1,6 @@
 """Extends samples that are short of the target length with paragraphs of longer ones (paper, section 4.1).
 
-The paragraphs stand as new sections in front of the sample's own text, so that its question stays last.
+The paragraphs become new sections before the sample's own text, so that its question stays last.
 """
 
 from bisect import bisect_right
@@ -10,33 +10,33 @@ from random import Random
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.tokenization import LongTokenizer
 
-# A section is not begun for fewer tokens of text than this; the one before it goes on instead.
+# A new section has at least this many tokens of text; below it, the previous section goes on instead.
 _SHORTEST = 16
-# Draws in a row of paragraphs already taken, or of the sample's own document, before a sample counts as full.
+# Draws in a row of paragraphs already taken, or of the sample's own document, after which the drawing ends.
 _MAX_MISSES = 64
 
 
 class Extender:
-    """Draws sections from a pool of samples; what a sample gets depends on the pool, the seed and its id alone."""
+    """Draws sections from a pool of samples. A sample's sections depend on the pool, the seed and its id alone."""
 
     def __init__(self, pool: Sequence[Sample], delimiter: str, seed: int):
         """
         Args:
-            pool: samples whose paragraphs are drawn, each language's for samples of that language.
+            pool: samples whose paragraphs are drawn, for samples of the same language.
             delimiter: the word that opens a section, followed by its number.
-            seed: of the draws.
+            seed: seed of the draws.
         """
         self._groups = {language: _Group(pool, language) for language in {sample.language for sample in pool}}
         self._delimiter = delimiter
         self._seed = seed
 
     def sections(self, sample: Sample, budget: int, tokenize: LongTokenizer) -> list[int]:
-        """Token ids of sections that together fill ``budget``, the last one cut to fit.
+        """Token ids of sections that together fill ``budget``; the last section is cut to fit.
 
-        Less is filled where no section fits, or the pool has too little that is not the sample's own.
+        They fill less where no section fits, or where the pool has too little other text.
 
         Args:
-            sample: the one to extend; nothing is drawn from it, nor from another with the same document.
+            sample: the sample to extend; sections come neither from it nor from samples with the same document.
             budget: tokens to fill.
             tokenize: text -> token ids.
         """
@@ -57,7 +57,7 @@ class Extender:
 
 
 class _Group:
-    """The paragraphs of one language, those of longer samples behind those of shorter ones."""
+    """The paragraphs of one language, in the order of their documents' lengths."""
 
     def __init__(self, pool: Sequence[Sample], language: str):
         samples = sorted((s for s in pool if s.language == language), key=lambda s: (len(s.document), s.id))
@@ -65,7 +65,7 @@ class _Group:
         self._lengths = [len(sample.document) for sample, _ in self._paragraphs]
 
     def draw(self, sample: Sample, rng: Random) -> Iterator[str]:
-        """Paragraphs of samples longer than this one, each at most once; when they are used up, of any other."""
+        """Paragraphs of longer samples, each at most once; when they are used up, paragraphs of any other sample."""
         taken: set[int] = set()
         for start in (bisect_right(self._lengths, len(sample.document)), 0):
             misses = 0

@@ -1,13 +1,14 @@
-"""The files that are learned from and those of the validation, and how their rows become samples."""
+"""The files of the training and of the validation, how often each is taken, and how rows become samples."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from lrsa_lightning.data.files import files_of
-from lrsa_lightning.data.mixture import mix, weight_of
 from lrsa_lightning.data.prepared_folder import hash_of
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sources import SourceName, has_fields, read_samples
@@ -17,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class Corpus:
-    """Reads the samples of a training and of its validation.
+    """Reads the samples of the training and of the validation.
 
     Attributes:
         train_files: names of local files and hub data sets.
-        val_files: the same, of the validation.
+        val_files: the same, for the validation.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Corpus:
         bad_rows: Literal["error", "skip"],
         seed: int,
     ):
-        """Arguments are those of `LongContextDataModule`."""
+        """Takes arguments of `LongContextDataModule`."""
         self.train_files, self.val_files = [*train_files], [*val_files]
         self._source = source
         self._fields = fields
@@ -44,11 +45,11 @@ class Corpus:
         self._hashes: dict[str, str] = {}
 
     def check(self) -> None:
-        """Looks at the names, and at each file up to its first sample.
+        """Checks the names, and each file up to its first sample.
 
         Raises:
-            InputError: no file is named, one twice, one does not exist or begins with a malformed row, a weight of the
-                mixture belongs to none, or the fields fit none.
+            InputError: no file is named, a file is named twice, does not exist or begins with a malformed row, or a
+                weight of the mixture or the fields fit no file.
         """
         if not self.train_files:
             raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
@@ -59,18 +60,18 @@ class Corpus:
         for option, files in (("data.train_files", self.train_files), ("data.val_files", self.val_files)):
             _check_different(option, files)
         self._check_fields()
-        learned = {_identity(file) for file in self.train_files}
+        trained = {_identity(file) for file in self.train_files}
         for file in self.val_files:
-            if _identity(file) in learned:
+            if _identity(file) in trained:
                 log.warning(
-                    "data.val_files has %s, which is learned from too: val/loss is no measure of new text", file
+                    "data.val_files has %s, which is a train file too: val/loss does not measure new text", file
                 )
 
     def samples(self, what: Literal["train", "val"]) -> list[Sample]:
-        """The samples of the train files, each file's as often as the mixture says, or those of the validation's.
+        """The samples of the train files, each as often as the mixture says, or those of the validation files.
 
         Raises:
-            InputError: a row is malformed, or the mixture leaves nothing.
+            InputError: a row is malformed, or the mixture leaves no sample.
         """
         if what == "val":
             return [sample for file in self.val_files for sample in self._read(file)]
@@ -82,7 +83,7 @@ class Corpus:
         return samples
 
     def settings(self, what: Literal["train", "val"]) -> dict[str, Any]:
-        """All but the files' content that the samples, and those they may be extended with, depend on."""
+        """What the samples, and those they may be extended with, depend on besides the files' content."""
         return {
             "names": [Path(file).name for file in self._files(what)],
             "source": self._source,
@@ -92,7 +93,7 @@ class Corpus:
         }
 
     def contents(self, what: Literal["train", "val"]) -> list[str]:
-        """A hash of each file's bytes, or the name of a hub data set; of a validation, the train files' come first."""
+        """A hash of each file's bytes, or a hub data set's name; for the validation, the train files come first."""
         return [self._content(file) for file in self._files(what)]
 
     def train_content(self) -> list[list[str]]:
@@ -114,7 +115,7 @@ class Corpus:
         source = "auto" if self._source == "demo" else self._source
         yield from read_samples(file, source, self._fields, skipped)
         if skipped:
-            log.warning("%d malformed rows of %s left out; the first: %s", len(skipped), file, skipped[0])
+            log.warning("%d malformed rows of %s are skipped; the first: %s", len(skipped), file, skipped[0])
 
     def _check_fields(self) -> None:
         files = self.train_files + self.val_files
@@ -124,10 +125,10 @@ class Corpus:
 
 
 def names_of(option: str, files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """One file or several, as the names that messages and keys hold.
+    """The names of one file or several, for messages and keys.
 
     Raises:
-        InputError: something else was given.
+        InputError: these are no names.
     """
     try:
         return [os.fspath(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
@@ -136,10 +137,10 @@ def names_of(option: str, files: str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def demo_file(train_files: list[str], cache_dir: str) -> str:
-    """The train file that the demo makes for itself.
+    """The train file that the demo makes.
 
     Raises:
-        InputError: others were given too.
+        InputError: train files were given too.
     """
     if train_files:
         raise InputError(
@@ -165,3 +166,29 @@ def _check_different(option: str, files: Sequence[str]) -> None:
 def _identity(file: str) -> Path | str:
     path = files_of(file)
     return file if path is None else path.resolve()
+
+
+def weight_of(file: str, files: Sequence[str], mixture: Mapping[str, float]) -> float:
+    """A file's weight, by its path, its name, or its name without suffixes; 1 where the mixture has none.
+
+    Raises:
+        InputError: a name of the mixture belongs to no file.
+    """
+    if unknown := [name for name in mixture if not any(name in _names_of_file(other) for other in files)]:
+        known = ", ".join(Path(other).name for other in files)
+        raise InputError(f"data.mixture names {unknown[0]!r}, which is none of data.train_files: {known}")
+    return next((weight for name, weight in mixture.items() if name in _names_of_file(file)), 1.0)
+
+
+def _names_of_file(file: str) -> tuple[str, str, str]:
+    name = Path(file).name
+    return file, name, name.split(".")[0]
+
+
+def mix(samples: Iterable[Sample], weight: float, seed: int) -> list[Sample]:
+    """Each sample ``weight`` times; (seed, id) decide on the fraction. Copies have ids of their own."""
+    mixed = []
+    for sample in samples:
+        times = int(weight) + (Random(f"{seed}:{sample.id}").random() < weight % 1)
+        mixed += [sample if copy == 0 else replace(sample, id=f"{sample.id}#{copy + 1}") for copy in range(times)]
+    return mixed

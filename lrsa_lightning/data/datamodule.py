@@ -10,13 +10,11 @@ from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.corpus import Corpus, demo_file, names_of
-from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting
+from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting, pack_rows
 from lrsa_lightning.data.encoder import SampleEncoder, TooLong
 from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
-from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.prepared import PreparedSamples, checked_counts, content_key, prepare, wait_for
-from lrsa_lightning.data.prepared_folder import alone, find_whole
-from lrsa_lightning.data.resume_progress import align
+from lrsa_lightning.data.prepared_folder import alone, find_complete
 from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName
 from lrsa_lightning.data.template import TemplateName, make_template
@@ -30,9 +28,9 @@ class LongContextDataModule(lightning.LightningDataModule):
     """Questions about long documents, extended to the training length.
 
     Attributes:
-        trained_on: what the checkpoint says that a fit resumes from. With it, changed files are found before anything
-            is prepared; without it, when Lightning loads the checkpoint.
-        allow_changed_files: let a fit go on although the train files have changed since the checkpoint.
+        trained_on: content of the train files, from the checkpoint that a fit resumes from. With it, changed files are
+            found before anything is prepared; without it, when Lightning loads the checkpoint.
+        allow_changed_files: lets a fit go on although the train files have changed since the checkpoint.
     """
 
     trained_on: TrainedContent | None = None
@@ -65,31 +63,30 @@ class LongContextDataModule(lightning.LightningDataModule):
     ):
         """
         Args:
-            train_files: .json, .jsonl or .parquet files (.gz too) or hub ids to learn from.
-            val_files: the same, whose answers are scored in validation, each once; none: no validation loss.
-            source: format of the files; auto goes by their columns; demo makes its own small data set and tokenizer in
-                cache_dir.
-            fields: names of the columns document, question and answer, for files of one's own; files without these
-                columns are read by their own format.
-            mixture: how often a sample of a train file is in the data, by the file's name; 0.5 takes half of them.
+            train_files: .json, .jsonl or .parquet files (.gz too) or hub ids to train on.
+            val_files: the same for the validation loss, each sample once; without them there is no validation loss.
+            source: format of the files; auto finds it by their columns; demo makes its own small data set and tokenizer
+                in cache_dir.
+            fields: your names of the columns document, question and answer; files without these columns are read by
+                their own format.
+            mixture: how often each sample of a train file is in the data, by the file's name; 0.5 takes half of them.
             tokenizer: hub id or folder; the model's own when None.
             template: base (text alone) or chatml (the tokenizer's chat template).
             seq_len: tokens of a training row.
             global_batch_size: samples of an optimizer step, over all devices; gradient accumulation follows from it.
             micro_batch_size: samples of one forward pass on one device.
-            extend: fill short samples up with sections from other samples.
+            extend: fill up short samples with sections from other samples.
             delimiter: the word that opens such a section.
-            too_long: what becomes of samples longer than seq_len: left out, or their document shortened from the
-                middle.
-            bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error or left out and
-                counted.
-            loss_weighting: what counts as much as any other: each label token, or each sample.
+            too_long: drop leaves out samples longer than seq_len; shorten cuts the middle of their document.
+            bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error, or is skipped
+                and counted.
+            loss_weighting: whether each label token or each sample has the same weight.
             packing: put several samples into a row, each attending within itself; needs extend: false.
             num_workers: processes that make batches.
             prepare_workers: processes that tokenise; one for each core when None.
-            cache_dir: where prepared data lies, in a folder for each content.
+            cache_dir: folder of prepared data, with a subfolder for each content.
             model_name_or_path: linked from the model.
-            seed: of the order and of the extension, linked from seed_everything.
+            seed: seed of the order and of the extension, linked from seed_everything.
 
         Raises:
             InputError: an argument is out of range, or contradicts another.
@@ -99,8 +96,8 @@ class LongContextDataModule(lightning.LightningDataModule):
             raise InputError(f"data.delimiter is {delimiter!r}: give a word that opens a section")
         if packing and extend:
             raise InputError(
-                "data.packing fills rows with whole samples, data.extend with sections of others: set data.extend to "
-                "false, or leave packing out"
+                "data.packing fills rows with complete samples, data.extend with sections of others: set data.extend "
+                "to false, or leave packing out"
             )
         self.train_files = names_of("data.train_files", train_files)
         self.val_files = names_of("data.val_files", val_files)
@@ -124,12 +121,12 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self.tokenizer = None
-        self._found_whole: set[Path] = set()
+        self._found_complete: set[Path] = set()
         self._train: LongContextDataset | None = None
         self._val: LongContextDataset | None = None
 
     def prepare_data(self) -> None:
-        """Makes the demo's data set, loads the tokenizer and looks at each file, before anything costs time.
+        """Makes the demo's data set, loads the tokenizer and checks each file, before anything takes long.
 
         Raises:
             InputError: `Corpus.check` refuses the files, there is no tokenizer, the batch sizes do not divide, or the
@@ -138,8 +135,8 @@ class LongContextDataModule(lightning.LightningDataModule):
         self._accumulation()
         if self.packing and self.trainer is not None and self._data_parallel_size < self.trainer.world_size:
             raise InputError(
-                "packed rows cannot be shared by ranks: each of their samples begins its own chunks. Set data.packing "
-                "to false, or sequence_parallel.size of trainer.strategy to 1"
+                "sequence parallelism cannot split packed rows: each of their samples begins its own chunks. Set "
+                "data.packing to false, or sequence_parallel.size of trainer.strategy to 1"
             )
         if self.source == "demo":
             from lrsa_lightning.data.demo import make_demo_data
@@ -151,13 +148,13 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self.trained_on is not None and not self.allow_changed_files:
             check_files(self.trained_on, self.corpus.train_content())
         for what in self._parts():
-            # Other processes of this node open the folder as soon as they see it.
+            # A corrupt folder goes now: other processes of this node open it as soon as they see it.
             with alone(folder := self._folder(what)):
-                if find_whole(folder):
-                    self._found_whole.add(folder)
+                if find_complete(folder):
+                    self._found_complete.add(folder)
 
     def setup(self, stage: str) -> None:
-        """Prepares the samples, on one process of a node, and sets the trainer's gradient accumulation."""
+        """Prepares the samples in one process of a node, and sets the trainer's gradient accumulation."""
         if stage == "fit":
             self.trainer.accumulate_grad_batches = self._accumulation()
         if self._train is not None:
@@ -169,7 +166,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         self._val = self._dataset(self.prepare("val")) if self.val_files else None
 
     def prepare(self, what: Literal["train", "val"]) -> PreparedSamples:
-        """The tokenised samples, from the cache where the same were prepared before and are what was written.
+        """The tokenised samples, from the cache if it has them.
 
         Raises:
             InputError: a row is malformed, no sample fits, or the disk is full.
@@ -178,7 +175,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self.trainer is not None and self.trainer.local_rank > 0:
             return wait_for(folder)
         with alone(folder):
-            if folder in self._found_whole or find_whole(folder):
+            if folder in self._found_complete or find_complete(folder):
                 return checked_counts(PreparedSamples(folder), what, self.seq_len)
             train = self.corpus.samples("train") if what == "train" or self.extend else []
             samples = train if what == "train" else self.corpus.samples("val")
@@ -190,14 +187,14 @@ class LongContextDataModule(lightning.LightningDataModule):
             return checked_counts(prepared, what, self.seq_len)
 
     def state_dict(self) -> TrainedContent:
-        """Of what the run is trained on, for a checkpoint."""
+        """What the run is trained on, for a checkpoint."""
         return {"train_files": self.corpus.train_content(), "samples": self._train.samples.content}
 
     def load_state_dict(self, state_dict: TrainedContent) -> None:
-        """Compares with what the run was trained on until the checkpoint; one of an older version does not say it.
+        """Compares the data with what the run was trained on before the checkpoint.
 
         Raises:
-            InputError: they differ, and nobody has allowed it.
+            InputError: they differ, and `allow_changed_files` is not set.
         """
         if self.trainer.state.fn == "fit" and not self.allow_changed_files:
             check_files(state_dict, self.corpus.train_content())
@@ -210,7 +207,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         return self.cache_dir / "prepared" / f"{what}-{self._key(what)}"
 
     def _key(self, what: str) -> str:
-        """Of all that the prepared samples depend on; the validation's too may be extended with training text."""
+        """Key of the prepared samples. Training text may extend validation samples, and is part of their key."""
         return content_key(
             self.corpus.contents(what),
             self.tokenizer,
@@ -229,22 +226,23 @@ class LongContextDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self):
         if self._val is None:
-            # Lightning skips a validation without batches, callbacks included: `lrsa validate` gets an empty one.
+            # Without a batch Lightning would also skip the callbacks: `lrsa validate` gets an empty batch.
             validates = self.trainer is not None and self.trainer.state.fn == "validate"
             return DataLoader([{}], batch_size=None) if validates else []
-        weights, targets = self._val.row_weights, self._val.row_labels
-        sampler = EveryRowSampler(weights, targets, self._data_parallel_rank, self._data_parallel_size)
-        # The sampler's items are whole micro-batches, so nothing is collated.
+        weights, num_labels = self._val.row_weights, self._val.row_labels
+        sampler = EveryRowSampler(weights, num_labels, self._data_parallel_rank, self._data_parallel_size)
+        # The sampler's items are complete micro-batches: there is nothing to collate.
         return DataLoader(
             self._val, batch_size=None, sampler=sampler, num_workers=self.num_workers, worker_init_fn=outlive_signals
         )
 
-    def align_progress(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a checkpoint's counts those of its last whole step, in this run's micro-batches."""
-        align(checkpoint, self.micro_batch_size * self._data_parallel_size)
+    @property
+    def samples_at_a_time(self) -> int:
+        """Samples that all ranks read together while each reads one micro-batch."""
+        return self.micro_batch_size * self._data_parallel_size
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """This rank's part of the rows, where ranks share sequences."""
+        """This rank's segment of the rows, under sequence parallelism."""
         sharding = getattr(self.trainer.strategy, "sharding", None)
         return sharding.cut(batch) if sharding is not None and batch else batch
 

@@ -1,7 +1,7 @@
 """The embedded data set: a small encyclopedia of made-up facts in LongAlign's format, and a tokenizer for it.
 
-Documents are facts hidden in RULER's noise, so that a tiny model can learn in minutes, from random weights, what
-niah_single_1 asks. Keys and values are drawn at random; RULER's own needles are not among them.
+Documents are facts hidden in RULER's noise. From random weights, a tiny model learns niah_single_1 on them in minutes.
+Keys and values are random; RULER's own needles are not among them.
 """
 
 import json
@@ -18,7 +18,7 @@ MAX_LINES = 13
 VOCAB_SIZE = 1024
 _SEED = 0
 
-# What a fact's number is called, and the sentence that states it.
+# The name of a fact's number, and the sentence that states it.
 _FACTS = {
     "special magic number": "One of the special magic numbers for {key} is: {value}.",
     "catalogue number": "The catalogue number of {key} is: {value}.",
@@ -42,9 +42,9 @@ _PLACED = {(digit, place): chr(0xE000 + 10 * place + digit) for place in range(6
 
 
 def make_demo_data(directory: Path) -> None:
-    """Writes ``train.jsonl`` and the folder ``tokenizer``; the same ones every time.
+    """Writes ``train.jsonl`` and the folder ``tokenizer``, the same each time.
 
-    Each file is replaced at once: another run may be reading it.
+    Each write is atomic: another run may be reading the file.
     """
     (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
     rng = random.Random(_SEED)
@@ -57,8 +57,8 @@ def make_demo_data(directory: Path) -> None:
 
 
 def _make_sample(rng: random.Random) -> dict:
-    """A short note to repeat, or a document of noise and facts with a question; answers tend to cite the facts."""
-    short = rng.random() < 0.4  # with few tokens to look at, copying is learned soon
+    """A short note to repeat, or a document of noise and facts with a question; some answers also cite the facts."""
+    short = rng.random() < 0.4  # a model learns to copy faster from few tokens
     what = rng.choice(["special magic number", rng.choice(list(_FACTS))])
     facts = [(random_words(rng), random_number(rng)) for _ in range(rng.choice([1, 1, 1, 1, 2]))]
     lines = [_FACTS[what].format(key=key, value=value) for key, value in facts]
@@ -78,10 +78,10 @@ def _make_sample(rng: random.Random) -> dict:
 
 
 def _make_tokenizer(samples: list[dict]):
-    """Byte-level BPE of words, with a token of its own for each digit at each of the last seven places of a number.
+    """Byte-level BPE of words, with separate tokens for each digit at each of the last seven places of a number.
 
-    The 3 of 1234567 and the 3 of 300 are different tokens, so that copying a number needs no counting: what
-    follows a digit of one place is the digit of the next. Decoding gives plain digits back.
+    The 3 of 1234567 and the 3 of 300 are different tokens. A model can then copy a number without counting: a digit of
+    the next place follows each digit. Decoding gives plain digits.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

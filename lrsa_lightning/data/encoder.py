@@ -17,8 +17,8 @@ class TokenizedSample:
     """A sample as a model reads it.
 
     Attributes:
-        ids: token ids; the last ``num_labels`` of them are learned.
-        num_labels: tokens of the answer and of what ends it.
+        ids: token ids; the last ``num_labels`` of them are labels.
+        num_labels: tokens of the answer and of its end token.
         shortened: whether the middle of the document is missing.
     """
 
@@ -28,7 +28,7 @@ class TokenizedSample:
 
 
 class NothingToLearn(InputError):
-    """A tokenizer has no tokens for a sample's answer, or none for all that comes before it."""
+    """A tokenizer has no tokens for a sample's answer, or for the text before it."""
 
 
 class SampleEncoder:
@@ -42,8 +42,8 @@ class SampleEncoder:
             tokenizer: a transformers tokenizer.
             template: texts around prompt and answer.
             seq_len: tokens of a training row.
-            extender: fills short samples up; None leaves them short.
-            too_long: what becomes of samples longer than a row: left out, or their document shortened from the middle.
+            extender: fills up short samples; None leaves them short.
+            too_long: drop leaves out samples longer than a row; shorten cuts the middle of their document.
         """
         self._tokenize = LongTokenizer(tokenizer)
         self._template = template
@@ -53,10 +53,10 @@ class SampleEncoder:
         self._no_answer = self._tokenize(template.answer_start + template.answer_end)
 
     def __call__(self, sample: Sample) -> TokenizedSample | None:
-        """None for a sample that is longer than a row and is to be left out, or has too long a question or answer.
+        """The sample's token ids; None if it is longer than a row and is dropped, or cannot be shortened enough.
 
         Raises:
-            NothingToLearn: the tokenizer leaves nothing of the answer, or of the prompt; names file and row.
+            NothingToLearn: the tokenizer has no tokens for the answer or the prompt; names file and row.
         """
         template, tokenize = self._template, self._tokenize
         answer = tokenize(template.answer_start + sample.answer + template.answer_end)
@@ -67,7 +67,7 @@ class SampleEncoder:
                 f"{sample.id}: the tokenizer has no tokens for the {'answer' if own else 'text'} of this row: use one "
                 "that knows its language, or set data.bad_rows to skip"
             )
-        # The last label tokens is a target only, so a row of seq_len inputs holds one id more.
+        # The last id is a label only: a row of seq_len inputs holds one id more.
         budget = self._seq_len + 1 - len(before) - len(own) - len(answer)
         if budget >= 0:
             sections = self._extender.sections(sample, budget, tokenize) if self._extender else []
@@ -77,7 +77,7 @@ class SampleEncoder:
         return None
 
     def _shorten(self, sample: Sample, length: int) -> list[int] | None:
-        """The prompt in ``length`` tokens: as much of the document's start as of its end, and the whole question."""
+        """The prompt in ``length`` tokens: the document's start and end, in equal parts, and the complete question."""
         document, question = self._tokenize(sample.document), self._tokenize(sample.question + self._template.after)
         room = length - len(question)
         if room <= 0:

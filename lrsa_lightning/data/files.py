@@ -1,4 +1,4 @@
-"""Rows of a local file or of a hub data set, each with its place, so that an error can name it."""
+"""Rows of a local file or of a hub data set, each with its place, which errors name."""
 
 import codecs
 import gzip
@@ -21,15 +21,15 @@ PlacedRow = tuple[str, int, Any]
 
 
 def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
-    """Where it is, its number from 1, and the row, for each row of a file or hub data set.
+    """Yields place, number from 1, and content of each row of a file or hub data set.
 
     Args:
         file: a .json, .jsonl or .parquet file, also gzipped, or a hub id.
         skipped: takes the reason for each line that is not JSON; None raises it.
 
     Raises:
-        InputError: the file does not exist, cannot be read, is empty or of another kind, the hub cannot be reached, a
-            line is malformed; names the file.
+        InputError: the file does not exist, cannot be read, is empty or of another kind, the hub cannot be reached, or
+            a line is malformed; names the file.
     """
     rows = 0
     for placed in _placed_rows(file, skipped):
@@ -40,7 +40,7 @@ def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
 
 
 def files_of(file: str) -> Path | None:
-    """The local file behind a name; None for a hub id."""
+    """The local file of a name; None for a hub id."""
     return Path(file) if Path(file).is_file() else None
 
 
@@ -64,7 +64,7 @@ def _placed_rows(file: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Names the file in what goes wrong while it is read."""
+    """Names the file in errors of reading it."""
     try:
         yield
     except EOFError:
@@ -106,12 +106,12 @@ def _parquet_batches(path: Path) -> Iterator:
     import pyarrow.parquet
 
     with _named(path), _opened(path) as content:
-        whole = io.BytesIO(content.read()) if path.suffix == ".gz" else content
+        seekable = io.BytesIO(content.read()) if path.suffix == ".gz" else content
         try:
-            yield from pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=64)
+            yield from pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=64)
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk, not of the format
+                raise  # the disk fails, not the format
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path}: not a parquet file, or a corrupt one ({reason})") from None
 
@@ -146,7 +146,7 @@ def _begins_array(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The file's lines, without the mark that some editors put before the first."""
+    """The file's lines, without the byte order mark that some editors write."""
     with _named(path), _opened(path) as content:
         for number, line in enumerate(content):
             yield line if number else line.removeprefix(codecs.BOM_UTF8)
@@ -164,7 +164,7 @@ def _array_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def _json(text: bytes) -> Any:
-    """Raises ValueError saying what is wrong and what was expected."""
+    """Raises ValueError, which says what is wrong and what is expected."""
     try:
         return json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:

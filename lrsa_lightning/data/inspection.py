@@ -1,4 +1,4 @@
-"""What one wants to see of prepared data before spending a day of accelerators on it."""
+"""A summary of prepared data, to read before a long run starts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from lrsa_lightning.data.sample import Sample
 
 
 def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) -> str:
-    """Counts, languages, and the share of tokens that are learned."""
+    """Counts, languages, and the fraction of label tokens."""
     languages = Counter(sample.language for sample in samples)
     split = ", ".join(f"{language} {count / len(samples):.1%}" for language, count in languages.most_common())
     report = ", ".join(f"{count} {what}" for what, count in prepared.report.items())
@@ -23,14 +23,14 @@ def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) 
             f"samples         {report}",
             f"languages       {split}",
             f"tokens a row    mean {mean:.0f}, of data.seq_len {seq_len}: {mean / (seq_len + 1):.1%}",
-            f"label tokens   {sum(prepared.num_labels) / total:.3%} of all; "
+            f"label tokens    {sum(prepared.num_labels) / total:.3%} of all; "
             f"least {min(prepared.num_labels)}, most {max(prepared.num_labels)} a sample",
         ]
     )
 
 
 def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> None:
-    """Histograms of the samples' lengths in tokens before and after extension, shortening and leaving out, as PNG."""
+    """Draws histograms of the samples' lengths in tokens, as read and as prepared, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -46,9 +46,9 @@ def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> N
 
 
 def dimmed(row: TokenizedSample, tokenizer, most: int = 1500) -> Text:
-    """A sample's text, what is not learned dimmed; of that at most ``most`` characters from each end."""
+    """A sample's text. All but the label tokens is dimmed, and shown up to ``most`` characters from each end."""
     read = tokenizer.decode(row.ids[: len(row.ids) - row.num_labels])
     if len(read) > 2 * most:
         read = f"{read[:most]}\n[... {len(read) - 2 * most} characters ...]\n{read[-most:]}"
-    learned = tokenizer.decode(row.ids[len(row.ids) - row.num_labels :])
-    return Text.assemble((read, "dim"), (learned, "bold green"))
+    labels = tokenizer.decode(row.ids[len(row.ids) - row.num_labels :])
+    return Text.assemble((read, "dim"), (labels, "bold green"))

@@ -1,4 +1,4 @@
-"""Tokenised samples in a memory-mapped Arrow file, made once for a key and then only read."""
+"""Tokenised samples in a memory-mapped Arrow file, written once for a key and then only read."""
 
 import hashlib
 import json
@@ -10,41 +10,41 @@ from pathlib import Path
 import numpy as np
 
 from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder, TokenizedSample
-from lrsa_lightning.data.prepared_folder import ARROW, REPORT, alone, find_whole, partial_of
+from lrsa_lightning.data.prepared_folder import ARROW, REPORT, alone, find_complete, partial_of
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.workers import encoded
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Goes into every key: changes when the same samples would be prepared or stored differently.
+# Part of each key. It changes when the same samples are prepared or stored differently.
 _FORMAT = 3
 _NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1
 
 
 def content_key(contents: Sequence[str], tokenizer, **settings) -> str:
-    """Hash of all that prepared data depends on: what the files hold, the tokenizer, and the settings.
+    """Hash of everything that prepared data depends on.
 
     Args:
         contents: a hash of each file, or the name of a hub data set.
-        tokenizer: a transformers tokenizer; its special tokens and chat template count too.
-        settings: of reading and preparing.
+        tokenizer: a transformers tokenizer, with its special tokens and chat template.
+        settings: settings of reading and preparing.
     """
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     of_tokenizer = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), special]
-    whole = [_FORMAT, settings, of_tokenizer, list(contents)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    parts = [_FORMAT, settings, of_tokenizer, list(contents)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 class PreparedSamples(Sequence[TokenizedSample]):
-    """What `prepare` wrote: token ids read from disk when asked for.
+    """What `prepare` wrote. Indexing reads token ids from the disk.
 
     Attributes:
-        folder: where they lie.
+        folder: the folder that holds them.
         report: counts of the samples read, kept, left out and shortened.
         num_ids: tokens of each sample.
         num_labels: label tokens of each sample.
-        content: hash of all their tokens, whatever library stored them.
+        content: hash of all their tokens, which does not depend on the library that stored them.
     """
 
     def __init__(self, folder: Path):
@@ -75,31 +75,31 @@ def prepare(
     what: str = "samples",
     skip_malformed: bool = False,
 ) -> PreparedSamples:
-    """Tokenises samples into ``folder``; a killed one leaves a folder that is never read, and that the next one clears.
+    """Tokenises samples into ``folder``. If the process is killed, nobody reads what it left; the next call clears it.
 
     Args:
-        folder: made by this call, named by the data's key; used as it is when it exists and is whole.
-        samples: in the order they are to have.
-        encode: sample -> token ids, or None for one to leave out.
+        folder: made by this call, named by the data's key; used as it is when it exists and is complete.
+        samples: the samples, in order.
+        encode: sample -> token ids, or None for a sample to leave out.
         num_workers: processes that tokenise.
         what: the samples' name in the progress bar.
-        skip_malformed: leave out and count samples of which nothing can be learned.
+        skip_malformed: leave out and count samples that have no label tokens or no prompt.
 
     Raises:
-        InputError: the disk is full, a process that tokenises was killed, or nothing can be learned of a sample.
+        InputError: the disk is full, a process that tokenises was killed, or a sample has no label tokens or no prompt.
     """
     with alone(folder):
-        if not find_whole(folder):
+        if not find_complete(folder):
             with partial_of(folder) as partial:
                 _write(partial, samples, encode, num_workers, what, skip_malformed)
         return PreparedSamples(folder)
 
 
 def checked_counts(prepared: PreparedSamples, what: str, seq_len: int) -> PreparedSamples:
-    """The same, with a warning about samples that were left out or shortened.
+    """Returns the samples, and warns about those that were left out or shortened.
 
     Raises:
-        InputError: none is left.
+        InputError: no sample is left.
     """
     counts = prepared.report
     if changed := counts["left out"] + counts["shortened"]:
@@ -118,7 +118,7 @@ def checked_counts(prepared: PreparedSamples, what: str, seq_len: int) -> Prepar
 
 
 def wait_for(folder: Path) -> PreparedSamples:
-    """What another process prepares. Polled: a collective would time out while a large file is tokenised."""
+    """The samples that another process prepares. It polls: a collective would time out for a large file."""
     while not folder.is_dir():
         time.sleep(0.2)
     return PreparedSamples(folder)

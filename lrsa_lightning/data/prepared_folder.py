@@ -1,4 +1,4 @@
-"""A folder of prepared data: made by one process at a time, whole or absent, and checked when it is found again."""
+"""A folder of prepared data: one process at a time writes it, complete or not at all, and each use checks it."""
 
 import errno
 import hashlib
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 _LOCKS = ".locks"
 ARROW, REPORT, _MANIFEST = "samples.arrow", "report.json", "manifest.json"
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EDQUOT)
-# Behind the name of a folder that is being made, or was when its process was killed: tempfile's eight characters.
+# The name of a folder that a process is writing, or was writing when it was killed: tempfile adds eight characters.
 _PARTIAL = re.compile(r"\.(?P<of>.+)-[a-z0-9_]{8}")
 _KEYED = re.compile(r"(train|val)-[0-9a-f]{20}")
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Lets one process at a time prepare a folder, while others wait for it; clears what killed ones left beside it.
+    """Lets one process at a time prepare a folder while others wait. Clears what killed processes left beside it.
 
-    The lock is the operating system's: a process that is killed lets go of it.
+    The lock is the operating system's: it releases the lock of a killed process.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -48,7 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path) -> FileLock:
-    """Beside the folder of all prepared data, which holds nothing else; the process that has it may take it again."""
+    """The lock of a folder, outside the folder of all prepared data. Its holder may acquire it again."""
     folder = folder.resolve()
     locks = folder.parent.parent / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _held(lock: FileLock, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def partial_of(folder: Path) -> Iterator[Path]:
-    """A folder to write into, moved to its place with a list of its files when all is written, and else removed."""
+    """A folder to write into. It moves to its place with a list of its files; after an error it is removed."""
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield partial
@@ -81,13 +81,13 @@ def partial_of(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def find_whole(folder: Path) -> bool:
-    """Whether the folder is there and holds what was written; one that does not is removed, with a warning.
+def find_complete(folder: Path) -> bool:
+    """Whether the folder exists and is complete. Reads all its files, and removes a corrupt folder with a warning.
 
-    Reads all of its files. Only the process that is `alone` with the folder may ask.
+    To be called within `alone`.
 
     Raises:
-        InputError: a folder that is not whole holds files that are not of prepared data.
+        InputError: a corrupt folder holds files that are not of prepared data.
     """
     if not folder.is_dir():
         return False
@@ -115,7 +115,7 @@ def _fault_of(folder: Path) -> str | None:
             if (found := (folder / name).stat().st_size) != size:
                 return f"{name} has {found} bytes, not {size}"
             if hash_of(folder / name) != content:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, TypeError, LookupError) as error:
         return f"{_MANIFEST} or a file it lists cannot be read: {error}"
     return None
@@ -125,12 +125,12 @@ def _publish(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was quicker, with the same content
+        if not folder.is_dir():  # else another process was faster, with the same content
             raise
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Removes partial folders whose process has been killed: it does not hold the lock."""
+    """Removes partial folders whose process was killed: it does not hold the lock."""
     for path in folder.parent.iterdir():
         match = _PARTIAL.fullmatch(path.name)
         if not match or not (match["of"] == folder.name or _KEYED.fullmatch(match["of"])) or not _is_ours(path):
@@ -148,8 +148,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     if not _is_ours(folder):
-        raise InputError(f"{folder} is not whole and holds files that are not of prepared data: move or remove it")
-    # Out of its place at once: a removal that is cut short leaves what the next one clears.
+        raise InputError(f"{folder} is corrupt and holds files that are not of prepared data: move or remove it")
+    # The folder leaves its place at once. The next call clears what an interrupted removal leaves.
     doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     folder.rename(doomed)
     shutil.rmtree(doomed)

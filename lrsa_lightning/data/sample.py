@@ -1,4 +1,4 @@
-"""One question about one long text, whatever data set it came from."""
+"""A sample of any data set: one question about one long text."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +11,9 @@ class Sample:
 
     Attributes:
         id: unique within the training set: name of its file and number of its row.
-        document: the text, with the blank line that parts it from the question; may be empty.
+        document: the text, with the blank line that separates it from the question; may be empty.
         question: the user's question, the end of the prompt.
-        answer: what is learned.
+        answer: the text of the label tokens.
     """
 
     id: str
@@ -28,12 +28,12 @@ class Sample:
 
     @cached_property
     def language(self) -> str:
-        """zh where more than a fifth of the first thousand letters are Chinese characters, else other."""
+        """zh if more than a fifth of the first thousand letters are Chinese characters, else other."""
         letters = list(islice(filter(str.isalpha, self.document or self.question), 1000))
         chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
         return "zh" if chinese > len(letters) / 5 else "other"
 
     def paragraphs(self) -> list[str]:
-        """The document's paragraphs: parted by blank lines, or by line ends in a document without any."""
+        """The document's paragraphs, separated by blank lines; its lines where it has no blank line."""
         parts = [part for part in self.document.split("\n\n") if part.strip()]
         return parts if len(parts) > 1 else [line for line in self.document.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The order of samples: a function of (seed, epoch), cut into global batches, then into micro-batches."""
+"""The order of samples depends on (seed, epoch) alone. It is cut into global batches, then into micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class MicroBatch:
     """What one rank reads for one forward pass.
 
     Attributes:
-        indices: of the samples; none where a rank only keeps the others company.
-        num_tokens: label tokens of the global batch (all ranks, all accumulation steps) it belongs to.
-        max_labels_per_rank: the most label tokens that any rank has in the micro-batches read together.
+        indices: indices of the samples; none where a rank has no row left, but must forward with the others.
+        num_tokens: summed weights of its global batch (all ranks, all accumulation steps): label tokens, or samples.
+        max_labels_per_rank: label tokens of the rank that has the most, in the micro-batches read together.
     """
 
     indices: tuple[int, ...]
@@ -25,7 +25,7 @@ class MicroBatch:
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> int:
-    """Micro-batches a rank accumulates before a step.
+    """Micro-batches that a rank accumulates before a step.
 
     Raises:
         InputError: the global batch is not a multiple of what all ranks read at a time.
@@ -42,14 +42,14 @@ def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_paral
 class GlobalBatchSampler(DistributedSampler):
     """Yields this rank's `MicroBatch`es; what all ranks read together does not depend on their number.
 
-    An incomplete global batch at an epoch's end is left out. A DistributedSampler, so that Lightning puts no other in
-    its place.
+    It leaves out an incomplete global batch at the end of an epoch. It is a DistributedSampler, because Lightning
+    would replace any other sampler.
 
     Attributes:
         global_batch_size: samples of an optimizer step.
-        seed: of the order.
-        epoch: of the order.
-        start: samples of the epoch's order, over all ranks, that the next iteration leaves out.
+        seed: seed of the order.
+        epoch: epoch of the order.
+        start: samples of the epoch, over all ranks, that the next iteration leaves out.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class GlobalBatchSampler(DistributedSampler):
     ):
         """
         Args:
-            weights: what each sample counts in the loss: its label tokens, or 1.
+            weights: weight of each sample in the loss: its label tokens, or 1.
             num_labels: label tokens of each sample.
             global_batch_size: samples of an optimizer step.
             micro_batch_size: samples of a forward pass on one rank.
             rank: data-parallel rank of this process.
             data_parallel_size: number of data-parallel ranks.
-            seed: of the order.
+            seed: seed of the order.
             shuffle: False keeps the order of the samples.
 
         Raises:
@@ -91,7 +91,7 @@ class GlobalBatchSampler(DistributedSampler):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch, and after a resume."""
+        """Lightning calls it at the start of each epoch, and after a resume."""
         self.epoch = epoch
 
     @property
@@ -101,7 +101,7 @@ class GlobalBatchSampler(DistributedSampler):
 
     @property
     def samples_an_epoch(self) -> int:
-        """Samples of the epoch's whole global batches."""
+        """Samples of the epoch's complete global batches."""
         return len(self._weights) // self.global_batch_size * self.global_batch_size
 
     def __len__(self) -> int:
@@ -123,16 +123,16 @@ class GlobalBatchSampler(DistributedSampler):
 
 
 class EveryRowSampler(DistributedSampler):
-    """Yields this rank's `MicroBatch`es of one row each, in the data's order: together the ranks read each row once.
+    """Yields this rank's `MicroBatch`es of one row each, in the data's order. The ranks read each row once.
 
-    Each rank reads as often as the others, because a forward pass may need them all. A rank that has no row left gets a
-    micro-batch without any.
+    Each rank reads equally often, because a forward pass may need all ranks. A rank that has no row left gets a
+    micro-batch without rows.
     """
 
     def __init__(self, weights: Sequence[int], num_labels: Sequence[int], rank: int, data_parallel_size: int):
         """
         Args:
-            weights: what each row counts in the loss: its label tokens, or its samples.
+            weights: weight of each row in the loss: its label tokens, or its samples.
             num_labels: label tokens of each row.
             rank: data-parallel rank of this process.
             data_parallel_size: number of data-parallel ranks.

@@ -1,4 +1,4 @@
-"""How a user's turn becomes the text a model reads, in training and in RULER."""
+"""The text that a model reads for a user's turn, in training and in RULER."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,13 +11,13 @@ _USER, _ASSISTANT = "\x02user\x03", "\x02assistant\x03"
 
 @dataclass(frozen=True)
 class Template:
-    """Texts around a user's turn and behind the answer.
+    """Texts around a user's turn and after the answer.
 
     Attributes:
-        before: text in front of the user's turn.
+        before: text before the user's turn.
         after: text between it and the answer.
-        answer_start: text the answer begins with.
-        answer_end: text that ends the answer and is learned with it.
+        answer_start: text that begins the answer.
+        answer_end: text that ends the answer; its tokens are labels too.
     """
 
     before: str
@@ -30,12 +30,12 @@ def make_template(name: TemplateName, tokenizer) -> Template:
     """The template of a tokenizer.
 
     Args:
-        name: `base`: the text alone, the answer behind one space, as RULER's answer prefixes begin, then the end
-            token. `chatml`: the tokenizer's own chat template.
+        name: `base`: the text alone, one space before the answer (RULER's answer prefixes begin with one too), then
+            the end token. `chatml`: the tokenizer's own chat template.
         tokenizer: a transformers tokenizer.
 
     Raises:
-        InputError: the tokenizer lacks an end token or a chat template, or has one that changes what is said.
+        InputError: the tokenizer lacks an end token or a chat template, or its template changes the texts.
     """
     if name == "base":
         if tokenizer.eos_token is None:
@@ -48,9 +48,9 @@ def make_template(name: TemplateName, tokenizer) -> Template:
     try:
         before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
         _, end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise InputError(
-            f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold what a user and "
-            "an assistant say, each once, as it was said. Take another tokenizer, or template base"
+            f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold the texts of user "
+            "and assistant, each once and unchanged. Take another tokenizer, or template base"
         ) from error
     return Template(before, after, "", end.rstrip("\n"))

@@ -1,4 +1,4 @@
-"""Tokenising long texts in time linear in their length, with the ids that one piece would give."""
+"""Tokenises long texts in linear time, with the same ids as the text in one piece."""
 
 import re
 from array import array
@@ -8,15 +8,14 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
 
-# Long enough that a piece's own cost counts for nothing, short enough that no tokenizer slows down on it.
+# Long enough that the overhead of a piece is small, short enough that no tokenizer slows down on it.
 _PIECE = 8192
-# Characters of a piece that is read once and for all: where a text has no place to cut it at, each draw of a paragraph
-# would read the whole of it.
+# Characters of a piece whose ids are kept: a text without a safe place to cut would be tokenised again at each draw.
 _HUGE = 2**16
-# Places where no token reaches over, the most frequent ones first; a tokenizer is asked which hold for it. A letter
-# after a line end begins a token in the Qwen and Llama-3 families; in GPT-2's, which looks ahead of white space, only
-# after a single one. A letter and a Chinese full stop are parted in all of them; a letter and the blank before the
-# next word in all but those whose tokens hold several words.
+# Safe places to cut: no token spans them. The most frequent ones come first, and each tokenizer is tested for them. A
+# letter after a line end begins a token in the Qwen and Llama-3 families; in GPT-2's, which looks ahead of white space,
+# only after a single line end. All of them split a letter from a Chinese full stop. All but those whose tokens hold
+# several words split a letter from the blank before the next word.
 _LINES = (r"(?<=\n)(?=[^\W\d_])", r"(?<=\S\n)(?=[^\W\d_])")
 _WORDS, _FULL_STOPS = r"|(?<=[^\W\d_])(?=。| [^\W\d_])", r"|(?<=[^\W\d_])(?=。)"
 _SAFE_PLACES = tuple(re.compile(lines + _WORDS) for lines in _LINES)
@@ -26,17 +25,17 @@ _PROBE = "One line, two words.\nAnd 3 more:\nDon't\n\nstop here \nnow\r\nnew\n�
 
 
 def load_tokenizer(name: str, option: str):
-    """The tokenizer of a hub id or folder, as its tokenizer.json has it.
+    """The tokenizer of a hub id or folder, as its tokenizer.json defines it.
 
-    transformers' AutoTokenizer takes the Qwen2 class for every folder with a Qwen2 model, even where the folder names
-    no class of its own: its splitting of text would silently replace that of another tokenizer, such as the demo's.
+    transformers' AutoTokenizer takes the Qwen2 class for each folder with a Qwen2 model, even where the folder names
+    no class. Its splitting of text would silently replace that of another tokenizer, such as the demo's.
 
     Args:
         name: hub id or folder.
-        option: what the user calls it, for the error.
+        option: the user's name for it, for errors.
 
     Raises:
-        InputError: there is none, no fast version of it, or it has no tokens for plain text.
+        InputError: there is no tokenizer, no fast version of it, or it has no tokens for plain text.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -49,7 +48,7 @@ def load_tokenizer(name: str, option: str):
         tokenizer = kind.from_pretrained(name, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise InputError(f"{option} {name!r} has no fast version (tokenizer.json), which preparing data needs")
-    # From a folder without a tokenizer's files transformers 5 makes one without a vocabulary.
+    # From a folder without a tokenizer's files, transformers 5 makes a tokenizer without a vocabulary.
     if not set(tokenizer(_PROBE, add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
         raise InputError(
             f"{option} {name!r} turns every text into nothing: its vocabulary is empty. The folder lacks the "
@@ -70,7 +69,7 @@ class LongTokenizer:
         return [token for ids in self._ids([*self._pieces(text)]) for token in ids]
 
     def first(self, text: str, count: int) -> list[int]:
-        """The first ``count`` ids of a text, of which no more is read than they need."""
+        """The first ``count`` ids of a text. It tokenises no more of the text than they need."""
         ids: list[int] = []
         for piece in self._pieces(text):
             if len(ids) >= count:
@@ -86,11 +85,11 @@ class LongTokenizer:
         return self._of_huge[piece][:count]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        whole = len(text) <= _PIECE or self.safe_places is None
-        return iter([text]) if whole else _pieces(text, self.safe_places)
+        is_one_piece = len(text) <= _PIECE or self.safe_places is None
+        return iter([text]) if is_one_piece else _pieces(text, self.safe_places)
 
     def _holds(self, places: re.Pattern) -> bool:
-        """Whether the tokenizer's words end at these places, and pieces give the ids of the whole."""
+        """Whether the tokenizer's words end at these places, and pieces give the same ids as the text in one piece."""
         pre_tokenizer = self._tokenizer.backend_tokenizer.pre_tokenizer
         if pre_tokenizer is None:
             return False
@@ -104,7 +103,7 @@ class LongTokenizer:
 
 
 def cut(text: str, places: re.Pattern) -> list[str]:
-    """The text cut at such places into pieces of at least `_PIECE` characters, the last excepted."""
+    """The text, cut at such places into pieces of at least `_PIECE` characters; the last may be shorter."""
     return [*_pieces(text, places)]
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says its run was trained on: a resume goes on with the same samples, or says that it does not."""
+"""What a run was trained on: a resume goes on with the same samples, or is refused."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -7,10 +7,10 @@ from lrsa_lightning.errors import InputError
 
 
 class TrainedContent(TypedDict):
-    """In plain types, as checkpoints are loaded with `weights_only`.
+    """Held in checkpoints, in plain types: they are loaded with `weights_only`.
 
     Attributes:
-        train_files: name and hash of each file; a hub data set's name twice.
+        train_files: name and hash of each file; for a hub data set, its name twice.
         samples: hash of the tokens of all prepared samples, in order.
     """
 
@@ -21,7 +21,7 @@ class TrainedContent(TypedDict):
 def check_files(saved: TrainedContent, train_files: list[list[str]]) -> None:
     """
     Raises:
-        InputError: a file holds something else than it did.
+        InputError: the content of a file has changed.
     """
     if saved["train_files"] == train_files:
         return
@@ -40,5 +40,5 @@ def check_samples(saved: TrainedContent, samples: str, folder: Path) -> None:
     if saved["samples"] != samples:
         raise InputError(
             f"the prepared samples in {folder} are not those that the checkpoint was trained on: the tokenizer, a hub "
-            "data set or a library has changed. Resume with what there was, or give --allow_mismatch true"
+            "data set or a library has changed. Resume with the earlier ones, or give --allow_mismatch true"
         )

@@ -17,19 +17,19 @@ from lrsa_lightning.errors import InputError
 
 Encoded = TokenizedSample | NothingToLearn | None
 
-_worker: tuple[Sequence[Sample], SampleEncoder] | None = None  # of a worker, which inherits them by its fork
+_worker: tuple[Sequence[Sample], SampleEncoder] | None = None  # a worker inherits them through its fork
 
 
 def encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) -> Iterator[Encoded]:
-    """The samples' encodings in order, by processes that are forked and so share samples and tokenizer.
+    """The samples' encodings, in order. Forked processes make them, which share samples and tokenizer.
 
     Raises:
-        InputError: one of them was killed.
+        InputError: a process was killed.
     """
     if num_workers <= 1:
         yield from (_encode(sample, encode) for sample in samples)
         return
-    # A forked tokenizer must not use threads; each worker has one core anyway.
+    # A forked tokenizer must not use threads; each worker has only one core anyway.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     context = multiprocessing.get_context("fork")
     try:
@@ -51,12 +51,12 @@ def _encode(sample: Sample, encode: SampleEncoder) -> Encoded:
         row = encode(sample)
     except NothingToLearn as error:
         return error
-    # An array travels to the writing process, and from there to the file, many times faster than a list.
+    # An array reaches the writing process, and then the file, many times faster than a list.
     return row if row is None else replace(row, ids=np.asarray(row.ids, dtype=np.int32))
 
 
 def _begin(samples: Sequence[Sample], encode: SampleEncoder) -> None:
-    """Ctrl+C is the parent's to answer; a worker whose parent was killed ends, and lets go of what it inherited."""
+    """The parent handles Ctrl+C. A worker ends when its parent is killed, and so releases what it inherited."""
     global _worker
     _worker = samples, encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)

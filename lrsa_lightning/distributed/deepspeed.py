@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -152,42 +152,6 @@ class ZeroStrategy(ZeroCheckpoints):
     def backward(self, closure_loss: Tensor, optimizer, *args, **kwargs) -> Tensor:
         # Lightning has divided by the accumulation steps already. A second division would make clipping too weak.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
-
-    def skip_step(self) -> None:
-        """Lets the coming optimizer step drop its gradients, as DeepSpeed does where those of float16 overflow.
-
-        Like any other it counts as one, and Lightning moves the learning rate on.
-        """
-        optimizer = self.deepspeed_engine.optimizer
-
-        def drop(*_) -> None:
-            del optimizer.step
-            with _attributes(optimizer, _OVERFLOWN):
-                optimizer.step()
-
-        optimizer.step = drop
-
-
-# Where DeepSpeed's optimizers see that gradients overflow: ZeRO-1 and 2 in the first two, ZeRO-3 in the last.
-_OVERFLOWN = {
-    "check_grad_overflow": True,
-    "has_overflow": lambda *_, **__: True,
-    "_get_norm_groups": lambda: [torch.tensor(torch.inf)],
-}
-
-
-@contextmanager
-def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Gives an object other attributes for the length of a `with` block."""
-    own = vars(owner)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del own[name]
-        own.update(before)
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:

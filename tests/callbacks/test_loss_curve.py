@@ -12,8 +12,7 @@ from lrsa_lightning.callbacks.loss_curve import draw_curves
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.loss import IGNORE_INDEX
-from lrsa_lightning.module import LongContextModule, count_tokens
+from lrsa_lightning.module import LongContextModule
 from tests.conftest import longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, metrics
 
@@ -26,12 +25,6 @@ def train_rows(run: str = "x") -> list[dict]:
 
 def curve(**options) -> str:
     return json.dumps([callback("LossCurve", **options)])
-
-
-def test_tokens_are_counted_without_padding():
-    labels = torch.full((2, 6), IGNORE_INDEX)
-    labels[0, 1], labels[0, 4], labels[1, 5] = 7, 7, 7
-    assert count_tokens({"labels": labels, "lengths": torch.tensor([5, 6])}).tolist() == [5 + 6, 3]
 
 
 def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):

@@ -1,4 +1,4 @@
-"""A NaN on one device stops all of them before the weights are touched, or its step is left out on all."""
+"""A NaN on one device stops all devices before the weights change, or all of them skip the step."""
 
 import json
 from types import SimpleNamespace
@@ -70,7 +70,7 @@ def test_a_run_stops_before_the_step_and_goes_on_from_there(fit, capsys, poison,
     assert equal(weights(8), weights(8, "whole"))
 
 
-def test_a_step_left_out_leaves_the_weights_as_they_are_and_is_counted(fit):
+def test_a_skipped_step_changes_no_weight_and_is_counted(fit):
     assert fit(interruption("PoisonedSamples", batches=[6]), callback("NonFiniteLoss", policy="skip"), every=1) == 0
     assert equal(weights(3), weights(4))
     assert not equal(weights(4), weights(5))
@@ -80,8 +80,8 @@ def test_a_step_left_out_leaves_the_weights_as_they_are_and_is_counted(fit):
     assert [row["train/lr"] for row in metrics()] == [row["train/lr"] for row in metrics("whole")]
 
 
-def test_too_many_steps_left_out_in_a_row_stop_the_run(fit, capsys):
-    """Two bad steps are no third in a row; the count of those left out goes on in a resumed run."""
+def test_too_many_skipped_steps_in_a_row_stop_the_run(fit, capsys):
+    """Good steps between bad ones break the row. A resumed run goes on counting skipped steps."""
     poison = interruption("PoisonedSamples", batches=[0, 4, 6, 8])
     assert fit(poison, callback("NonFiniteLoss", policy="skip", most=2)) == 3
     assert "before step 5: the loss is NaN or infinite on rank 0, the last of 3 such steps" in capsys.readouterr().err
@@ -90,16 +90,16 @@ def test_too_many_steps_left_out_in_a_row_stop_the_run(fit, capsys):
     assert sorted(losses()) == list(range(8))
 
 
-def test_skip_is_refused_where_it_cannot_be_had():
-    trainer = SimpleNamespace(precision_plugin=DeepSpeedPrecision("bf16-mixed"), strategy=None)
+def test_skipping_is_refused_under_deepspeed():
+    trainer = SimpleNamespace(precision_plugin=DeepSpeedPrecision("bf16-mixed"))
     NonFiniteLoss("stop").setup(trainer, None, "fit")
-    with pytest.raises(InputError, match="not to be had under Lightning's DeepSpeed strategy"):
+    with pytest.raises(InputError, match=r"cannot skip steps under DeepSpeed, .* set its policy"):
         NonFiniteLoss("skip").setup(trainer, None, "fit")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("poison", ["PoisonedSamples", "PoisonedGradient"])
-def test_all_devices_stop_before_the_step_that_one_has_spoilt(fit, options, poison):
+def test_all_devices_stop_before_the_step_that_one_spoils(fit, options, poison):
     fit(name="whole")
     where = {"batches": [6]} if poison == "PoisonedSamples" else {"batch": 7}
     poisoned = [interruption(poison, rank=1, **where), callback("NonFiniteLoss")]
@@ -111,7 +111,7 @@ def test_all_devices_stop_before_the_step_that_one_has_spoilt(fit, options, pois
 
 
 @pytest.mark.slow
-def test_all_devices_leave_out_the_step_that_one_has_spoilt(options):
+def test_all_devices_skip_the_step_that_one_spoils(options):
     poisoned = [interruption("PoisonedSamples", batches=[6], rank=1), callback("NonFiniteLoss", policy="skip")]
     ended = on_ranks(*[options(*poisoned, every=1, **{"data.micro_batch_size": "1"})] * 2)
     assert [process.status for process in ended] == [0, 0]

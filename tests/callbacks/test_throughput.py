@@ -56,7 +56,7 @@ def test_the_window_averages_over_its_steps(arguments):
     assert "throughput/mfu" not in rows[-1]
 
 
-def test_each_part_is_charged_with_its_own_time(arguments, train_file, monkeypatch):
+def test_the_time_of_each_part_counts_for_that_part(arguments, train_file, monkeypatch):
     """Seconds that pass nowhere but where they are spent: a clock moved on by hand."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
@@ -88,7 +88,7 @@ def test_each_part_is_charged_with_its_own_time(arguments, train_file, monkeypat
 def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: AttentionMode) -> dict[str, float]:
     """What is logged at the last of three steps, the first of which was slow.
 
-    Each is of one row on this device, which others may share, and of 300 tokens on all, 8 of them learned.
+    Each is of one row on this device, which other devices may share, and of 300 tokens on all, 8 of them label tokens.
     """
     throughput, logged = Throughput(peak_tflops=0.5), {}
     sharding = SimpleNamespace(seq_len=160, group=SimpleNamespace(size=shared_by)) if shared_by > 1 else None
@@ -102,7 +102,7 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
     throughput._clock = SimpleNamespace(lap=lambda: next(laps))
     throughput.log_dict = logged.update
-    batch = {"position_ids": torch.arange(160 // shared_by).unsqueeze(0)}
+    batch = {"input_ids": torch.zeros(1, 160 // shared_by)}
     for step in range(3):
         trainer.global_step, module.seen_tokens = step + 1, (300 * (step + 1), 8 * (step + 1))
         throughput.on_train_batch_end(trainer, module, None, batch, step)
@@ -118,7 +118,7 @@ def test_the_speed_is_that_of_training_alone():
 
 
 @pytest.mark.parametrize(("devices", "shared_by"), [(1, 1), (4, 1), (2, 2), (8, 4)])
-def test_a_device_is_charged_with_its_part_of_the_rows(devices, shared_by):
+def test_a_device_counts_the_operations_of_its_part_of_the_rows(devices, shared_by):
     """8 label tokens are those of all rows, which devices // shared_by groups of devices have one of each."""
     mode, config = LRSA(16, 0.5, 4), SimpleNamespace(**TINY_MODEL, vocab_size=97)
     of_row = DecoderFlops.of(config).training({160: 1}, 8 * shared_by // devices, mode)
@@ -136,12 +136,12 @@ def test_numbers_outside_their_range_are_refused(arguments):
 
 
 def test_packed_samples_are_sequences_of_their_own():
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]])
-    assert lengths_of(positions, packed=True) == [3, 5, 8]
-    assert lengths_of(positions, packed=False) == [8, 8]
+    rows = {"input_ids": torch.zeros(2, 8)}
+    assert lengths_of({**rows, "cu_seqlens": [[0, 3, 8], [0, 8]]}) == [3, 5, 8]
+    assert lengths_of(rows) == [8, 8]
 
 
-def test_the_users_profiler_still_hears_all():
+def test_the_users_profiler_is_still_called():
     heard = []
     inner = SimpleNamespace(start=heard.append, stop=heard.append)
     clock = StepProfiler(inner, torch.device("cpu"))
@@ -165,7 +165,7 @@ def test_the_peak_is_of_the_device_and_the_precision(monkeypatch):
     assert peak("NVIDIA H200", "cpu") is None
 
 
-def test_what_the_device_still_computes_is_waited_for(monkeypatch):
+def test_a_lap_waits_for_the_device(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: setattr(clock, "now", clock.now + 5))

@@ -59,7 +59,7 @@ def test_invariants(tokenizer, drawn, seed):
             assert "号房子" not in added
 
 
-def test_what_a_sample_gets_depends_on_seed_and_id_not_on_order(tokenizer):
+def test_the_sections_of_a_sample_depend_on_seed_and_id_not_on_order(tokenizer):
     pool = [sample(i, 3 + i) for i in range(20)]
     first, again, other = (encoder(tokenizer, p, s)(pool[1]).ids for p, s in ((pool, 0), (pool[::-1], 0), (pool, 1)))
     assert first == again
@@ -73,7 +73,7 @@ def test_paragraphs_come_from_longer_samples(tokenizer):
     assert not any(f"House {i} " in text for i in (1, 2, 3, 4))
 
 
-def test_where_longer_samples_are_used_up_others_help_out(tokenizer):
+def test_where_longer_samples_are_used_up_others_are_drawn(tokenizer):
     pool = [sample(i, 9 + (i == 9)) for i in range(10)]
     row = encoder(tokenizer, pool)(pool[0])
     assert len(row.ids) - 1 >= 0.98 * SEQ_LEN
@@ -85,7 +85,7 @@ def test_nothing_is_drawn_from_a_sample_with_the_same_document(tokenizer):
     assert text_of(tokenizer, encoder(tokenizer, pool)(pool[0])) == pool[0].prompt
 
 
-def test_the_delimiter_is_the_users(tokenizer):
+def test_the_user_chooses_the_delimiter(tokenizer):
     pool = [sample(i, 8) for i in range(3)]
     assert text_of(tokenizer, encoder(tokenizer, pool, delimiter="Section")(pool[0])).startswith("Section 1:\nHouse")
 
@@ -110,7 +110,7 @@ def test_an_answer_that_alone_is_longer_than_a_row_is_left_out(tokenizer):
     assert encoder(tokenizer, [long], too_long="shorten")(long) is None
 
 
-def test_a_huge_paragraph_is_read_once_and_not_for_each_draw(tokenizer, monkeypatch):
+def test_a_huge_paragraph_is_tokenised_once_and_not_at_each_draw(tokenizer, monkeypatch):
     """One without a place to cut it at, as in a file of 20 MB on one line."""
     monkeypatch.setattr(tokenization, "_HUGE", 2000)
     huge = Sample("f:0", "x" * 40_000, "What?", "That.")
@@ -127,8 +127,8 @@ def test_a_huge_paragraph_is_read_once_and_not_for_each_draw(tokenizer, monkeypa
 @pytest.mark.parametrize(
     ("part", "what"), [("answer", "the answer"), ("question", "the text")], ids=["answer", "everything before it"]
 )
-def test_a_sample_the_tokenizer_has_no_tokens_for_is_named(part, what):
-    """Its last position would be all that is learned, or nothing would."""
+def test_a_sample_without_tokens_is_named(part, what):
+    """Otherwise only its end token, or nothing, would be a label."""
     core = models.BPE(vocab={"h": 0, "<eos>": 1}, merges=[])
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(core), eos_token="<eos>")
     parts = {"document": "", "question": "h", "answer": "h"} | {part: "房"}

@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsa_lightning.data.dataset import LongContextDataset
+from lrsa_lightning.data.dataset import LongContextDataset, pack_rows
 from lrsa_lightning.data.encoder import SampleEncoder
-from lrsa_lightning.data.packing import pack_rows
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import MicroBatch
 from lrsa_lightning.data.template import make_template
@@ -58,15 +57,15 @@ def test_batch_shapes_and_position_ids(tokenizer):
 def test_template_and_mask(tokenizer, template, prompt, answer):
     data = dataset(tokenizer, template)
     ids, labels = row(data, 2)
-    learned = labels != IGNORE_INDEX
+    has_label = labels != IGNORE_INDEX
     expected_prompt = prompt.format(prompt=SAMPLES[2].prompt)
     expected_answer = answer.format(answer=SAMPLES[2].answer)
-    assert tokenizer.decode(labels[learned]) == expected_answer
-    assert data.row_weights[2] == learned.sum()
-    # Shifted: the first learned position reads the prompt's last token.
-    first = int(learned.nonzero()[0])
+    assert tokenizer.decode(labels[has_label]) == expected_answer
+    assert data.row_weights[2] == has_label.sum()
+    # Shifted: the first position with a label reads the prompt's last token.
+    first = int(has_label.nonzero()[0])
     assert tokenizer.decode(ids[: first + 1]) == expected_prompt
-    assert (ids[first + int(learned.sum()) :] == tokenizer.pad_token_id).all()
+    assert (ids[first + int(has_label.sum()) :] == tokenizer.pad_token_id).all()
 
 
 def test_a_row_may_be_exactly_full(tokenizer):
@@ -95,7 +94,7 @@ def test_chatml_without_a_chat_template_is_an_error(tokenizer, tokenizer_dir):
         "always the same",
     ],
 )
-def test_a_chat_template_that_changes_what_is_said_is_an_error(tokenizer_dir, template):
+def test_a_chat_template_that_changes_the_texts_is_an_error(tokenizer_dir, template):
     from transformers import AutoTokenizer
 
     odd = AutoTokenizer.from_pretrained(tokenizer_dir)
@@ -106,9 +105,9 @@ def test_a_chat_template_that_changes_what_is_said_is_an_error(tokenizer_dir, te
 
 def test_weights_by_token_and_by_sample(tokenizer):
     by_token, by_sample = (dataset(tokenizer, weighting=w)[MicroBatch((0, 3), 1, 1)] for w in ("token", "sample"))
-    learned = by_token["labels"] != IGNORE_INDEX
-    assert torch.equal(by_token["weights"], learned.float())
-    assert torch.equal(by_sample["weights"] > 0, learned)
+    has_label = by_token["labels"] != IGNORE_INDEX
+    assert torch.equal(by_token["weights"], has_label.float())
+    assert torch.equal(by_sample["weights"] > 0, has_label)
     torch.testing.assert_close(by_sample["weights"].sum(dim=1), torch.ones(2))
     assert dataset(tokenizer, weighting="sample").row_weights == [1] * len(SAMPLES)
 
@@ -126,7 +125,7 @@ def test_packing_takes_each_sample_once_and_fills_rows(lengths):
 
 
 @pytest.mark.parametrize("weighting", ["token", "sample"])
-def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weighting):
+def test_a_packed_row_holds_its_samples_one_after_the_other(tokenizer, weighting):
     apart = dataset(tokenizer, weighting=weighting)
     packed = dataset(tokenizer, weighting=weighting, rows=[[0, 2], [5]])
     assert packed.row_weights == [apart.row_weights[0] + apart.row_weights[2], apart.row_weights[5]]
@@ -137,3 +136,13 @@ def test_a_packed_row_holds_its_samples_one_behind_the_other(tokenizer, weightin
         assert torch.equal(batch[name][0, : lengths[0]], first[: lengths[0]])
         assert torch.equal(batch[name][0, lengths[0] :], second[: SEQ_LEN - lengths[0]])
         assert torch.equal(batch[name][1], third)
+    assert batch["cu_seqlens"] == [[0, lengths[0], SEQ_LEN], [0, SEQ_LEN]]
+
+
+def test_boundaries_of_packed_rows_are_where_positions_begin_anew(tokenizer):
+    data = dataset(tokenizer, seq_len=300, rows=[[0, 1, 2], [3], [4, 5]])
+    batch = data[MicroBatch((0, 1, 2), 1, 1)]
+    starts = [(positions == 0).nonzero().flatten().tolist() for positions in batch["position_ids"]]
+    assert batch["cu_seqlens"] == [[*row, 300] for row in starts]
+    assert [len(row) for row in starts] == [3, 1, 2]
+    assert data[MicroBatch((), 1, 1)]["cu_seqlens"] == [[0, 300]]

@@ -164,12 +164,12 @@ def test_a_file_named_twice_is_an_error(tmp_path, monkeypatch):
         corpus([write(tmp_path / "b.jsonl", [GOOD])], [file, "a.jsonl"]).check()
 
 
-def test_validation_on_what_is_learned_is_said(tmp_path, caplog):
+def test_a_validation_file_that_is_trained_on_is_a_warning(tmp_path, caplog):
     file = write(tmp_path / "a.jsonl", [GOOD])
     corpus([file], [write(tmp_path / "b.jsonl", [GOOD])]).check()
     assert not caplog.records
     corpus([file], [file]).check()
-    assert "which is learned from too" in caplog.text
+    assert "which is a train file too" in caplog.text
 
 
 def test_a_mixture_that_leaves_nothing_is_an_error(tmp_path):

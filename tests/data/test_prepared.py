@@ -7,9 +7,9 @@ import pytest
 
 from lrsa_lightning.data import prepared
 from lrsa_lightning.data.augment import Extender
+from lrsa_lightning.data.corpus import mix, weight_of
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.encoder import SampleEncoder
-from lrsa_lightning.data.mixture import mix, weight_of
 from lrsa_lightning.data.prepared import prepare
 from lrsa_lightning.data.template import make_template
 from lrsa_lightning.errors import InputError
@@ -35,14 +35,14 @@ def test_any_number_of_workers_prepares_the_same(tokenizer, tmp_path):
     assert one.num_labels == [row.num_labels for row in one]
 
 
-def test_prepared_samples_lie_on_disk_and_are_not_made_twice(tokenizer, tmp_path, monkeypatch):
+def test_prepared_samples_are_on_disk_and_are_not_made_twice(tokenizer, tmp_path, monkeypatch):
     first = prepare(tmp_path / "a", POOL, encoder(tokenizer))
     assert first._rows.cache_files
     monkeypatch.setattr(prepared, "_write", lambda *_: pytest.fail("prepared again"))
     assert rows(prepare(tmp_path / "a", POOL, encoder(tokenizer))) == rows(first)
 
 
-def test_a_failure_leaves_nothing_half_used(tokenizer, tmp_path):
+def test_a_failure_leaves_no_partial_folder(tokenizer, tmp_path):
     def fails_late(s):
         if s.id == "f:30":
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -66,7 +66,7 @@ def module_of(train_file, tokenizer_dir, tmp_path, **options):
     return module
 
 
-def test_too_long_samples_are_counted_and_nothing_left_is_an_error(train_file, tokenizer_dir, tmp_path, caplog):
+def test_too_long_samples_are_counted_and_it_is_an_error_if_none_is_left(train_file, tokenizer_dir, tmp_path, caplog):
     with train_file.open("a") as lines:
         lines.write(json.dumps(longalign_row("word " * 500, "Which?", "None.")) + "\n")
     module = module_of(train_file, tokenizer_dir, tmp_path)

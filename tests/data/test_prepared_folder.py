@@ -11,7 +11,7 @@ import pytest
 
 from lrsa_lightning.data.encoder import NothingToLearn, TokenizedSample
 from lrsa_lightning.data.prepared import prepare
-from lrsa_lightning.data.prepared_folder import alone, find_whole
+from lrsa_lightning.data.prepared_folder import alone, find_complete
 from lrsa_lightning.errors import InputError
 
 SAMPLES = range(20)
@@ -36,7 +36,7 @@ def damages(folder: Path) -> list[tuple[str, bytes]]:
     return cases
 
 
-def test_a_folder_that_is_not_what_was_written_is_made_anew(tmp_path, caplog):
+def test_a_corrupt_folder_is_prepared_anew(tmp_path, caplog):
     folder = tmp_path / "prepared" / "a"
     expected = rows(prepare(folder, SAMPLES, encode))
     for name, content in damages(folder):
@@ -50,7 +50,7 @@ def test_a_folder_that_is_not_what_was_written_is_made_anew(tmp_path, caplog):
         assert rows(prepare(folder, SAMPLES, encode)) == expected, name
 
 
-def test_a_whole_folder_is_used_as_it_is(tmp_path, caplog):
+def test_a_complete_folder_is_used_as_it_is(tmp_path, caplog):
     first = prepare(tmp_path / "a", SAMPLES, encode)
     again = prepare(tmp_path / "a", [], None)
     assert rows(again) == rows(first)
@@ -79,7 +79,7 @@ def test_files_that_are_not_of_prepared_data_are_never_removed(tmp_path):
     prepare(folder, SAMPLES, encode)
     (folder / "samples.arrow").write_bytes(b"")
     (folder / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match=rf"{folder} is not whole and holds files"):
+    with pytest.raises(InputError, match=rf"{folder} is corrupt and holds files"):
         prepare(folder, SAMPLES, encode)
     assert (folder / "mine.txt").read_text() == "keep"
 
@@ -135,7 +135,7 @@ def start(folder: Path, begun: Path, seconds: float) -> multiprocessing.Process:
     return process
 
 
-def test_after_a_kill_the_workers_end_and_the_next_one_prepares_at_once_and_clears(tmp_path):
+def test_after_a_kill_the_workers_end_and_the_next_process_prepares_and_clears(tmp_path):
     folder = tmp_path / "prepared" / "a"
     at_end, held_by_all = os.pipe()
     killed = start(folder, tmp_path / "begun", 1)
@@ -154,7 +154,7 @@ def test_after_a_kill_the_workers_end_and_the_next_one_prepares_at_once_and_clea
     os.close(at_end)
 
 
-def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
+def test_one_of_two_processes_prepares_and_the_other_waits(tmp_path):
     folder = tmp_path / "prepared" / "a"
     first = start(folder, tmp_path / "first", 0.05)
     wait_until((tmp_path / "first").exists)
@@ -192,7 +192,7 @@ def test_a_malformed_sample_is_one_error_from_any_process_or_is_counted(tmp_path
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_leaves_nothing_that_counts_as_whole(tmp_path, workers):
+def test_ctrl_c_leaves_nothing_that_counts_as_complete(tmp_path, workers):
     def interrupted(sample):
         if sample == 9:
             raise KeyboardInterrupt
@@ -209,5 +209,5 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path):
         prepare(tmp_path / "cache" / "prepared" / "a", SAMPLES, encode)
 
 
-def test_a_folder_that_is_not_there_is_not_whole(tmp_path):
-    assert not find_whole(tmp_path / "a")
+def test_a_missing_folder_is_not_complete(tmp_path):
+    assert not find_complete(tmp_path / "a")

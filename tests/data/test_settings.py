@@ -194,7 +194,7 @@ def test_loss_weighting_padding_and_packing_reach_the_batches(prepared):
     module.setup("validate")
     lengths = [length - 1 for length in module._train.samples.num_ids]
     assert module._train.row_weights == module._train.samples.num_labels
-    fits = lengths[0] + lengths[1]  # two samples exactly fill a row: the last label tokens of each is a target only
+    fits = lengths[0] + lengths[1]  # two samples exactly fill a row: the last id of each is a label only
     module, _ = prepared(extend=False, packing=True, loss_weighting="sample", seq_len=fits)
     module.setup("validate")
     assert max(module._train.row_weights) == 2
@@ -221,7 +221,7 @@ def test_malformed_rows_reach_training_only_where_they_are_skipped(prepared, tmp
 
 
 def test_two_samples_that_exactly_fill_a_row_share_it(prepared, tmp_path):
-    """The last label tokens of each is a target only."""
+    """The last id of each sample is a label only."""
     write_jsonl(tmp_path / "train.jsonl", sample_rows()[:2])
     module, _ = prepared(extend=False)
     fits = sum(module.prepare("train").num_ids) - 2
@@ -231,6 +231,6 @@ def test_two_samples_that_exactly_fill_a_row_share_it(prepared, tmp_path):
         assert len(module._train) == rows
 
 
-def test_which_half_of_a_file_the_mixture_takes_is_the_seeds(prepared):
+def test_the_seed_decides_which_half_of_a_file_the_mixture_takes(prepared):
     contents = {prepared(extend=False, mixture={"train": 0.5}, seed=s)[0].prepare("train").content for s in range(4)}
     assert len(contents) > 1

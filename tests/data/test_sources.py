@@ -66,7 +66,7 @@ def test_columns_of_other_names(tmp_path):
         list(read_samples(write(tmp_path / "b.jsonl", [row]), fields={**fields, "answer": "wrong"}))
 
 
-def test_of_a_longer_chat_the_last_answer_is_learned(tmp_path):
+def test_the_answer_of_a_longer_chat_is_its_last_turn(tmp_path):
     turns = [("system", "Be brief."), ("user", "Text.\n\nFirst?"), ("assistant", "One."), ("user", "Second?")]
     messages = [{"role": role, "content": content} for role, content in [*turns, ("assistant", "Two.")]]
     (sample,) = read_samples(write(tmp_path / "a.jsonl", [{"messages": messages}]))
@@ -94,7 +94,7 @@ def test_paragraphs_and_language():
         ("", "?", "other"),
     ],
 )
-def test_a_language_is_told_by_a_fifth_of_the_first_thousand_letters(document, question, language):
+def test_a_fifth_of_the_first_thousand_letters_decides_on_the_language(document, question, language):
     assert Sample("a:1", document, question, "That.").language == language
 
 
@@ -134,7 +134,7 @@ def test_malformed_lines_can_be_skipped_and_counted(tmp_path):
     assert "line 2: not valid JSON" in skipped[0]
 
 
-def test_skipping_begins_with_the_first_row_but_not_a_whole_file(tmp_path):
+def test_the_first_row_can_be_skipped_but_not_all_rows(tmp_path):
     path, skipped = write(tmp_path / "a.jsonl", [{"text": "x"}, GOOD]), []
     assert [sample.id for sample in read_samples(path, skipped=skipped)] == ["a.jsonl:2"]
     assert "no known format" in skipped[0]
@@ -149,7 +149,7 @@ def test_skipping_begins_with_the_first_row_but_not_a_whole_file(tmp_path):
         ("no-such-owner/no-such-set", r"hf download --repo-type dataset no-such-owner/no-such-set"),
     ],
 )
-def test_what_is_not_there_is_named_with_the_way_out(name, message, monkeypatch):
+def test_a_missing_file_or_data_set_is_named_with_what_to_do(name, message, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=message):
         list(read_samples(name))

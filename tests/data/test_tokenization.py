@@ -48,7 +48,7 @@ def short_pieces(monkeypatch):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(deadline=None, max_examples=60)
 @given(lines=LINES)
-def test_pieces_give_the_ids_of_the_whole(name, lines):
+def test_pieces_give_the_ids_of_the_text_in_one_piece(name, lines):
     text = "\n".join(lines)
     tokenizer = TOKENIZERS[name]
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,7 @@ def test_long_texts_are_cut_where_it_is_safe(short_pieces):
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(deadline=None, max_examples=60)
 @given(lines=LINES, blank=st.sampled_from(["\n", " ", ""]), count=st.integers(-1, 60))
-def test_the_first_ids_are_those_of_the_whole(name, lines, blank, count):
+def test_the_first_ids_are_those_of_the_complete_text(name, lines, blank, count):
     text = blank.join(lines)
     tokenizer = TOKENIZERS[name]
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +82,7 @@ def test_the_first_ids_are_those_of_the_whole(name, lines, blank, count):
             assert tokenize.first(text, first) == whole[: max(first, 0)]
 
 
-def test_a_long_line_is_cut_between_words_and_no_more_of_it_is_read_than_asked_for(monkeypatch):
+def test_a_long_line_is_cut_between_words_and_only_the_needed_part_is_tokenised(monkeypatch):
     tokenize = LongTokenizer(TOKENIZERS["qwen"])
     text = "The grass is green. " * 5000
     read = count_characters(monkeypatch, tokenize)

@@ -79,7 +79,7 @@ def test_what_is_compared():
         check_samples(saved, "4", Path("folder"))
 
 
-def test_validation_of_a_checkpoint_asks_for_no_train_files_of_the_run(resume, arguments, train_file):
+def test_validation_of_a_checkpoint_does_not_need_the_train_files_of_its_run(resume, arguments, train_file):
     write_jsonl(train_file, [*sample_rows()[:-1], longalign_row("Another text.", "Which?", "That.")])
     own = {"data.val_files": str(write_jsonl(train_file.parent / "val.jsonl", sample_rows()[:3]))}
     main(command({**arguments, **own, "ckpt_path": str(CHECKPOINT)}, "validate"))

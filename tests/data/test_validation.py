@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from lrsa_lightning.attention import Vanilla
 from lrsa_lightning.data.datamodule import LongContextDataModule
-from lrsa_lightning.data.packing import pack_rows
+from lrsa_lightning.data.dataset import pack_rows
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.sampler import EveryRowSampler
 from lrsa_lightning.loss import IGNORE_INDEX
@@ -65,7 +65,7 @@ def test_any_number_of_ranks_finds_the_mean_over_all_rows(tokenizer, module, wei
 
 
 @pytest.mark.parametrize("weighting", ["token", "sample"])
-def test_packed_rows_are_shared_alike(tokenizer, module, weighting):
+def test_any_number_of_ranks_finds_the_same_mean_over_packed_rows(tokenizer, module, weighting):
     lengths = [len(row.ids) - 1 for row in dataset(tokenizer, samples=ROWS, seq_len=SEQ_LEN).samples]
     rows = pack_rows(lengths, SEQ_LEN)
     assert 1 < len(rows) < len(ROWS)
@@ -74,7 +74,7 @@ def test_packed_rows_are_shared_alike(tokenizer, module, weighting):
     assert others == pytest.approx([one] * 3, rel=1e-6)
 
 
-def test_a_rank_without_a_row_reads_padding_of_which_nothing_is_learned(tokenizer):
+def test_a_rank_without_a_row_reads_padding_without_labels(tokenizer):
     data = dataset(tokenizer, samples=ROWS[:1], seq_len=SEQ_LEN)
     (first,), (second,) = (EveryRowSampler(data.row_weights, data.row_labels, rank, 2) for rank in (0, 1))
     assert (first.indices, second.indices) == ((0,), ())

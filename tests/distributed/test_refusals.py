@@ -158,5 +158,5 @@ def test_packed_rows_are_refused(arguments, in_tmp_path):
     options |= {"data.packing": "true", "data.extend": "false"}
     cli = LRSACLI([f"--{k}={v}" for k, v in options.items()], run=False)
     cli.datamodule.trainer = cli.trainer
-    with pytest.raises(InputError, match="packed rows cannot be shared by ranks"):
+    with pytest.raises(InputError, match="sequence parallelism cannot split packed rows"):
         cli.datamodule.prepare_data()

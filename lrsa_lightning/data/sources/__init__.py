@@ -18,7 +18,7 @@ FORMATS: dict[str, ModuleType] = {
 }
 SourceName: TypeAlias = Literal["auto", "longalign", "sharegpt", "longalpaca", "anti_haystack", "refgpt", "demo"]
 Row: TypeAlias = Mapping[str, Any]
-# How the rows of a file are read: its format, and the columns that are called otherwise.
+# How to read the rows of a file: its format, and the user's names of its columns.
 _Layout: TypeAlias = tuple[ModuleType, Mapping[str, str]]
 
 
@@ -29,9 +29,9 @@ def read_samples(
 
     Args:
         file: a .json, .jsonl or .parquet file (.gz too), or a hub id.
-        source: its format; auto goes by the columns of the first row.
-        fields: names of the columns document, question and answer, for a format of one's own; applied where the first
-            row has these columns.
+        source: its format; auto finds it by the columns of the first row.
+        fields: the user's names of the columns document, question and answer; applied where the first row has these
+            columns.
         skipped: takes the reason for each malformed row; None raises it.
 
     Raises:

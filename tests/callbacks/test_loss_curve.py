@@ -38,11 +38,11 @@ def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
     arguments["trainer.callbacks"] = checkpoints(2)
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
     samples = cli.datamodule._train.samples
-    learned = sum(sample.num_labels for sample in samples)
+    labels = sum(sample.num_labels for sample in samples)
     total = sum(len(sample.ids) - 1 for sample in samples)
     whole = train_rows()
-    assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, learned)
-    assert (whole[11]["train/tokens"], whole[11]["train/answer_tokens"]) == (2 * total, 2 * learned)
+    assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, labels)
+    assert (whole[11]["train/tokens"], whole[11]["train/answer_tokens"]) == (2 * total, 2 * labels)
     main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=runs/x/checkpoints/step=8.ckpt"])
     keys = ("step", "train/loss", "train/grad_norm", "train/lr", "train/tokens", "train/answer_tokens")
     assert [[row[key] for key in keys] for row in train_rows()] == [[row[key] for key in keys] for row in whole]
@@ -98,7 +98,7 @@ def test_the_picture_is_refreshed_and_drawn_over_a_reference(arguments, monkeypa
     main(command({**arguments, "trainer.callbacks": curve(every_n_steps=2), "run_name": "y"}))
     assert drawn == [{"y": 6}]  # there was no time for more
     drawn.clear()
-    monkeypatch.setattr(loss_curve, "_SHARE", 1e9)
+    monkeypatch.setattr(loss_curve, "_TIME_FRACTION", 1e9)
     arguments["trainer.callbacks"] = curve(every_n_steps=2, reference="runs/y")
     main(command({**arguments, "trainer.max_steps": "4"}))
     reference = {"y (reference)": 6}

@@ -68,7 +68,7 @@ def test_the_notes_say_what_is_missing_or_differs(report):
         "qa_2.",
         "Not the same samples in all rows (their number): 4K: vt (1 to 2).",
         "Figure 3 does not have both QA tasks everywhere, but 1 task (qa_1).",
-        "The runs did not learn from the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
+        "The runs did not train on the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
     ]
 
 
@@ -132,7 +132,7 @@ def test_losses_that_are_no_numbers_and_unknown_data_are_said(make_run, tmp_path
     a, b = make_run("a", losses=[1.0, float("nan"), float("inf")], config=DATA), make_run("b", losses=[1.0, 1.0])
     notes = write_report(read_runs([str(a), str(b)]), tmp_path / "out").notes
     assert "2 of the 3 training losses of a are no finite numbers." in notes
-    assert "No configuration says what b learned from: the data may not be the same." in notes
+    assert "No configuration says which data b trained on: the data may not be the same." in notes
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

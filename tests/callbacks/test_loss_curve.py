@@ -1,4 +1,4 @@
-"""What a run logs of its learning, and the picture of it."""
+"""The metrics of training, and their picture."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_tokens_are_counted_without_padding():
 
 
 def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
-    """Six steps of four are an epoch of all 24 samples: what the dataset holds must have been seen once."""
+    """Six steps of four samples are an epoch of all 24: each token of the dataset counts once."""
     arguments["trainer.callbacks"] = checkpoints(2)
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
     samples = cli.datamodule._train.samples
@@ -76,7 +76,7 @@ def test_the_gradient_norm_is_the_one_before_clipping(arguments, monkeypatch, cl
 
 
 def test_the_answer_token_loss_of_weighted_samples_is_that_of_weighted_tokens(arguments, tmp_path):
-    """The first step's, that is: from then on the two runs learn differently."""
+    """After the first step the two runs have different weights."""
     rows = [longalign_row("Red.\n\nBlue.", "What?", "Red, blue. " * (1 + i)) for i in range(4)]
     arguments |= {"trainer.max_steps": "1", "data.train_files": str(write_jsonl(tmp_path / "uneven.jsonl", rows))}
     main(command({**arguments, "run_name": "token"}))
@@ -143,7 +143,7 @@ def test_arguments_out_of_range_are_refused(option):
 
 
 def test_a_full_disk_ends_no_training(arguments, caplog):
-    """What is written besides checkpoints: each said once, and counted at the end."""
+    """Each file besides checkpoints: one warning at the first failure, and the number of failures at the end."""
     run = Path("runs/x")
     for name in ("metrics.jsonl", ".loss_curve.png", f"ruler/.step-000000.jsonl.{os.getpid()}.partial"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
 from lrsa_lightning.rank_guard import RankGuard
-from lrsa_lightning.resume_guard import check_resume
+from lrsa_lightning.resume_guard import ResumeGuard
 from lrsa_lightning.run_claim import RunClaim, told_to_further_processes
 from lrsa_lightning.run_directory import RunDirectory, first_of_all
 from lrsa_lightning.saved_config import contents, dump
@@ -131,10 +131,10 @@ class LRSACLI(LightningCLI):
         self._find_checkpoint(config, directory, requires, says=True)
         if config.ckpt_path is None:
             directory.check_free()
-        if self._checkpoint is not None and not allow:
-            requested = dump(self._parser("fit"), self._asked)
-            # A checkpoint of another run is compared with the configuration of that run.
-            check_resume(directory.of_checkpoint(self._checkpoint), requested, self._defaults())
+        if self._checkpoint is not None:
+            # A checkpoint of another run is compared with that one's configuration.
+            guard = ResumeGuard(directory.of_checkpoint(self._checkpoint))
+            guard.check(dump(self._parser("fit"), self._asked), allow, self._defaults())
         if self._claim is not None:
             self._claim.start.begin()
 

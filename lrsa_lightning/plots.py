@@ -1,4 +1,4 @@
-"""What all pictures of curves share."""
+"""The limits and labels of pictures of curves."""
 
 from collections.abc import Iterable
 from math import isfinite

@@ -16,7 +16,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.pretrained_weights import check_finite, read_pretrained
-from lrsa_lightning.run_config import newest_config
+from lrsa_lightning.resume_guard import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
 from lrsa_lightning.yaml_text import read_mapping
 

@@ -10,7 +10,7 @@ import yaml
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
-from lrsa_lightning.resume_guard import check_resume
+from lrsa_lightning.resume_guard import ResumeGuard
 from tests.runs import EACH_STEP, callback, command, losses, refusal
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -114,9 +114,9 @@ def test_an_attentions_new_argument_has_its_class_as_its_default(tmp_path):
         return yaml.safe_dump({"model": {"attention": attention, "lr": 1.0}})
 
     (tmp_path / "config.yaml").write_text(vanilla())
-    check_resume(tmp_path, vanilla(implementation="sdpa"))
+    ResumeGuard(tmp_path).check(vanilla(implementation="sdpa"), allow=False)
     with pytest.raises(InputError, match="implementation: sdpa -> eager"):
-        check_resume(tmp_path, vanilla(implementation="eager"))
+        ResumeGuard(tmp_path).check(vanilla(implementation="eager"), allow=False)
 
 
 def test_an_older_runs_folders_move_with_it(two_steps, tmp_path, monkeypatch):

@@ -5,14 +5,7 @@ from pathlib import Path
 import pytest
 
 from lrsa_lightning.rank_guard import name_ranks
-from lrsa_lightning.run_config import differing
 from tests.processes import on_ranks
-
-
-def test_keys_are_compared_over_all_ranks():
-    of_ranks = [{"lr": 1, "seed": 2}, {"lr": 1, "seed": 3}, {"lr": 1, "seed": 2, "only": 4}]
-    assert differing(of_ranks) == {"seed": [2, 3, 2], "only": [None, None, 4]}
-    assert differing(of_ranks[:1] * 3) == {}
 
 
 def test_many_ranks_are_counted():

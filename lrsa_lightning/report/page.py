@@ -20,7 +20,7 @@ def to_html(
     figures: Sequence[Picture],
     maps: Sequence[Picture],
 ) -> str:
-    """The whole page, with its pictures inside.
+    """The page as text, with its pictures inside.
 
     Args:
         runs: of the report.

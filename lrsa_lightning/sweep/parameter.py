@@ -50,7 +50,7 @@ def _whole_numbers(described: dict[str, Any]) -> Sequence[int]:
             raise InputError(f"{key} is {bound!r}: {_EXPECTED}")
     values = range(described["min"], described["max"] + 1)
     if not values:
-        raise InputError(f"no value lies between min {described['min']} and max {described['max']}")
+        raise InputError(f"no value between min {described['min']} and max {described['max']}")
     if values.stop - values.start > _MOST_VALUES:
         raise InputError(f"a grid over {values.stop - values.start} values is too large: give values")
     return values

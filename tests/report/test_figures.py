@@ -1,4 +1,4 @@
-"""The report's pictures, as far as they can be told without looking."""
+"""What can be checked of the report's pictures without looking at them."""
 
 import pytest
 from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ def test_a_folder_with_an_equals_sign_needs_no_label(make_run):
     assert run.label == "lr=1"
 
 
-def test_the_last_check_with_scores_or_the_one_asked_for(make_run):
+def test_the_last_check_with_scores_or_the_given_step(make_run):
     folder = str(make_run("x", {0: SCORED, 500: SCORED[:1], 1000: RATED}))
     assert [(run.step, len(run.records)) for run in read_runs([folder])] == [(500, 1)]
     assert [(run.step, len(run.records)) for run in read_runs([folder], step=0)] == [(0, 2)]
@@ -130,6 +130,13 @@ def test_a_configuration_without_its_keys_is_read(make_run, config):
     (run,) = read_runs([str(make_run("x", {3: SCORED}, [1.0], config))])
     assert (run.config.trained_on, run.cache_sizes) == ({}, {})
     assert isinstance(run.config.attention, str)
+
+
+def test_the_configuration_of_the_last_resume_counts(make_run):
+    folder = make_run("x", {3: SCORED}, [1.0], {"trainer": {"max_steps": 3}})
+    (folder / "config-1.yaml").write_text("trainer: {max_steps: 6}")
+    (run,) = read_runs([str(folder)])
+    assert run.config.trained_on == {"trainer.max_steps": 6}
 
 
 def test_settings_of_an_evaluation_that_are_damaged_are_named(make_run):

@@ -14,16 +14,17 @@ FINISHED, BROKEN, NEW = "finished", "broken", "new"
 
 
 class CellRecord:
-    """One cell's files. The run's own directory is ``<runs_dir>/<name>``."""
+    """One cell's command and files. The run's own directory is ``<runs_dir>/<name>``."""
 
-    def __init__(self, runs_dir: Path, name: str):
+    def __init__(self, runs_dir: Path, name: str, command: list[str]):
+        self.command = command
         self.run = runs_dir / name
         self.folder = runs_dir / "cells"
         self.log = self.folder / f"{name}.log"
         self._file = self.folder / f"{name}.json"
         self._lock = self.folder / f"{name}.lock"
 
-    def state(self, command: list[str]) -> str:
+    def state(self) -> str:
         """FINISHED, BROKEN or NEW: its last process ended with status 0 or otherwise, or there was none.
 
         Raises:
@@ -34,15 +35,15 @@ class CellRecord:
             raise InputError(f"{self.run} holds a run that is no cell of this sweep: give another --runs_dir")
         if known is None:
             return NEW
-        if known["command"] != command:
+        if known["command"] != self.command:
             raise InputError(
                 f"{self.run} was started by another command, {' '.join(known['command'])}: give another --runs_dir"
             )
         return FINISHED if known["status"] == 0 else BROKEN
 
-    def write(self, command: list[str], status: int | None) -> None:
+    def write(self, status: int | None) -> None:
         """Writes the command and its exit status, None while it runs, in one atomic step."""
-        write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
+        write_text(self._file, json.dumps({"command": self.command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
         """Prepares a broken cell for its next process.

@@ -36,7 +36,6 @@ class Result:
 class _Running:
     cell: Cell
     record: CellRecord
-    command: list[str]
     process: subprocess.Popen
     slot: Slot
     lock: int
@@ -77,38 +76,33 @@ class SweepRunner:
             InputError: a run directory belongs to another command, or `lrsa` refuses the options of the cells.
             KeyboardInterrupt: after the running cells have saved and ended.
         """
-        commands = {cell.name: self.command(cell) for cell in cells}
-        states = {cell.name: self._record(cell).state(commands[cell.name]) for cell in cells}
-        for name in [name for name, state in states.items() if state == NEW][:1]:
-            check_options(self.sweep, commands[name])
+        records = [CellRecord(self.runs_dir, cell.name, self.command(cell)) for cell in cells]
+        for record in [record for record in records if record.state() == NEW][:1]:
+            check_options(self.sweep, record.command)
         try:
-            for number, cell in enumerate(cells, 1):
+            for number, (cell, record) in enumerate(zip(cells, records, strict=True), 1):
                 while not self._free:
                     self._reap()
-                self._begin(cell, commands[cell.name], f"[{number}/{len(cells)}] {cell.name}")
+                self._begin(cell, record, f"[{number}/{len(cells)}] {cell.name}")
             while self._running:
                 self._reap()
         finally:
             self._stop()
-        places = {cell.name: place for place, cell in enumerate(cells)}
-        return sorted(self._results, key=lambda result: places[result.cell.name])
+        places = {cell: place for place, cell in enumerate(cells)}
+        return sorted(self._results, key=lambda result: places[result.cell])
 
     def command(self, cell: Cell) -> list[str]:
         """The command of W&B's agent with the run directory. The same command starts and resumes the cell."""
         where = [f"--runs_dir={self.runs_dir}", f"--run_name={cell.name}", "--ckpt_path=last"]
         return [*build_command(self.sweep, cell.parameters), *where]
 
-    def _record(self, cell: Cell) -> CellRecord:
-        return CellRecord(self.runs_dir, cell.name)
-
-    def _begin(self, cell: Cell, command: list[str], title: str) -> None:
-        record = self._record(cell)
+    def _begin(self, cell: Cell, record: CellRecord, title: str) -> None:
         lock = record.lock()
         if lock is None:
             self._say(f"{title}: another process runs it")
             self._results.append(Result(cell, None))
             return
-        state = record.state(command)
+        state = record.state()
         if state == FINISHED:
             os.close(lock)
             self._say(f"{title}: finished already")
@@ -117,18 +111,18 @@ class SweepRunner:
         how = "starts" if state != BROKEN else "resumes" if record.clear_start() else "starts over"
         slot = self._free.pop(0)
         self._say(f"{title}: {how} on {slot.name}, output in {record.log}")
-        record.write(command, None)
+        record.write(None)
         try:
-            process = self._start(command, record, slot, lock)
+            process = self._start(record, slot, lock)
         except OSError as error:  # the program does not exist
             record.log.write_text(f"{error}\n", encoding="utf-8")
             process = subprocess.Popen(["sh", "-c", "exit 127"])
-        self._running.append(_Running(cell, record, command, process, slot, lock, time.monotonic()))
+        self._running.append(_Running(cell, record, process, slot, lock, time.monotonic()))
 
-    def _start(self, command: list[str], record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
+    def _start(self, record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
         with record.log.open("wb") as log:
             return subprocess.Popen(
-                command,
+                record.command,
                 env={**cell_environment(), **slot.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -146,7 +140,7 @@ class SweepRunner:
 
     def _end(self, one: _Running) -> None:
         status, seconds = one.process.returncode, time.monotonic() - one.since
-        one.record.write(one.command, status)
+        one.record.write(status)
         os.close(one.lock)
         self._running.remove(one)
         self._free.append(one.slot)
@@ -171,7 +165,7 @@ class SweepRunner:
         finally:
             for one in list(self._running):
                 _kill(one.process)
-                one.record.write(one.command, one.process.returncode)
+                one.record.write(one.process.returncode)
                 os.close(one.lock)
                 self._running.remove(one)
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,11 @@ def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
     assert "| _$x$ | 1x | 50.0 | 50.0 |" in out
     assert "note: _$x$ has no training loss" in out
     assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
+
+
+def test_lrsa_does_not_import_what_only_reports_need():
+    code = "import sys, lrsa_lightning.cli; sys.exit(bool({'pandas', 'lrsa_lightning.report'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

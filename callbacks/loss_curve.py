@@ -1,6 +1,5 @@
-"""The loss curve, and what it is read with, as a picture in the run directory and in Weights & Biases."""
+"""The loss curve, with gradient norm, learning rate and tokens, as a picture in the run directory and in W&B."""
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,22 +7,22 @@ from time import monotonic
 
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.callbacks.metrics_file import metrics_files, points, read_rows
+from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.metrics import METRICS, Row, points, read_rows, smooth
+from lrsa_lightning.plots import limits, literal
 from lrsa_lightning.ranges import DecayRate, PositiveInt, checked
 
-# Of the training time, at most, that pictures may take; the first is assumed to take a second.
-_SHARE = 0.02
+# Largest fraction of the training time that drawing may take. The first picture is assumed to take a second.
+_TIME_FRACTION = 0.02
 _OWN, _REFERENCE = "tab:blue", "tab:orange"
-
-Row = dict[str, float]
 
 
 class LossCurve(Callback):
-    """Draws loss, gradient norm, learning rate and tokens seen, from the metrics file, as training goes on.
+    """Draws loss, gradient norm, learning rate and tokens from the metrics file, while training runs.
 
-    A reference run is drawn over it: LRSA against Vanilla is one picture, as in the paper's figure 2.
+    A second run can be drawn as a reference: LRSA and Vanilla in one picture, as in the paper's figure 2.
     """
 
     @checked
@@ -38,12 +37,12 @@ class LossCurve(Callback):
         Args:
             filename: of the picture, in the run directory.
             smoothing: weight of the past in the exponential average.
-            every_n_steps: optimizer steps between two pictures while training runs, or more, so that drawing never
-                takes over 2% of the time; there is one at the end in any case.
-            reference: run directory, or its metrics.jsonl, of a run to compare with.
+            every_n_steps: optimizer steps between two pictures. Pictures are skipped where drawing would take more than
+                2% of the time. The last picture is drawn at the end.
+            reference: run directory of a run to compare with, or its metrics.jsonl.
 
         Raises:
-            InputError: the filename is none of a picture in the run directory.
+            InputError: the filename is not the name of a PNG file without a folder.
         """
         if Path(filename).name != filename or Path(filename).suffix != ".png":
             raise InputError(f"LossCurve.filename is {filename!r}, but must be a name such as loss_curve.png")
@@ -58,10 +57,10 @@ class LossCurve(Callback):
         self._effort = BestEffort(filename)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks at the reference, before anything costs time.
+        """Checks the reference before training starts.
 
         Raises:
-            InputError: it holds no training loss.
+            InputError: the reference holds no training loss.
         """
         if self.reference is not None and stage == "fit":
             file = _metrics_path(self.reference)
@@ -86,7 +85,7 @@ class LossCurve(Callback):
         self._effort.sum_up()
 
     def _has_time(self) -> bool:
-        return self._drawing_seconds + self._longest <= _SHARE * (monotonic() - self._started)
+        return self._drawing_seconds + self._longest <= _TIME_FRACTION * (monotonic() - self._started)
 
     def _draw(self, trainer: Trainer) -> None:
         self._drawn_step = trainer.global_step
@@ -112,15 +111,17 @@ class LossCurve(Callback):
 
 
 def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) -> bool:
-    """Draws the rows of a run's metrics file and, beside it, those of another; whether there was a loss to draw.
+    """Draws the metrics of a run, and of a reference where there is one.
 
     Args:
-        runs: by name; the first one is the run itself.
+        runs: rows of the metrics files by name; the first one is the run itself.
         path: of the PNG.
         smoothing: of the losses.
+
+    Returns:
+        False where no run has a training loss: nothing was drawn.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     if not any("train/loss" in row for rows in runs.values() for row in rows):
         return False
@@ -128,14 +129,22 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
     axes = figure.subplot_mosaic(
         [["loss", "norm"], ["loss", "rate"], ["loss", "tokens"]], width_ratios=[2.2, 1], sharex=True
     )
-    # The run itself last, so that it lies above the reference.
+    # The run itself is drawn last, above the reference.
     for (name, rows), colour in reversed([*zip(runs.items(), (_OWN, _REFERENCE), strict=False)]):
-        _draw_losses(axes["loss"], rows, smoothing, _escaped(name), colour)
+        _draw_losses(axes["loss"], rows, smoothing, literal(name), colour)
         for panel, key in (("norm", "train/grad_norm"), ("rate", "train/lr"), ("tokens", "train/tokens")):
             axes[panel].plot(*points(rows, key), color=colour, linewidth=1)
-    axes["loss"].set(xlabel="optimizer step", ylabel="training loss", ylim=_around(axes["loss"]))
+    axes["loss"].set(xlabel="optimizer step", ylabel="training loss", ylim=limits(_labelled(axes["loss"]), 0.1))
     axes["loss"].set_title(f"raw, and smoothed ({smoothing:g})", fontsize=9, loc="left")
     axes["loss"].legend(frameon=False, fontsize=9)
+    _style(axes)
+    _save(figure, path)
+    return True
+
+
+def _style(axes: dict) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     axes["norm"].set(title="gradient norm, before clipping", yscale="log")
     axes["rate"].set(title="learning rate")
     axes["tokens"].set(title="tokens seen", xlabel="optimizer step")
@@ -149,6 +158,10 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
         if name != "loss":
             panel.title.set_size(9)
             panel.tick_params(labelsize=8)
+
+
+def _save(figure, path: Path) -> None:
+    """Writes beside the picture, then replaces it: a reader never sees half a file."""
     beside = path.with_name(f".{path.name}")
     try:
         figure.savefig(beside, dpi=120, format="png")
@@ -157,7 +170,6 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
         with suppress(OSError):
             beside.unlink()
         raise
-    return True
 
 
 def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour: str) -> None:
@@ -172,32 +184,11 @@ def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour:
     axes.plot(by_token[0], smooth(by_token[1], smoothing), color=colour, linestyle="--", label=label)
 
 
-def _around(axes) -> tuple[float, float] | None:
-    """Bounds that show the smoothed curves large; raw losses far off them are cut. None leaves it to matplotlib."""
-    lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
-    values = [value for line in lines for value in line.get_ydata() if value == value and abs(value) != float("inf")]
-    if len(set(values)) < 2:
-        return None
-    margin = 0.1 * (max(values) - min(values))
-    return max(0, min(values) - margin), max(values) + margin
-
-
-def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponential moving average, corrected for its start; the loss of a step that was left out is not in it."""
-    smoothed, average, norm = [], 0.0, 0.0
-    for value in values:
-        if math.isfinite(value):
-            average = weight * average + (1 - weight) * value
-            norm = weight * norm + (1 - weight)
-        smoothed.append(average / norm if norm else value)
-    return smoothed
+def _labelled(axes) -> list:
+    """The smoothed curves; raw losses have no label."""
+    return [line for line in axes.get_lines() if not line.get_label().startswith("_")]
 
 
 def _metrics_path(reference: str) -> Path:
     path = Path(reference)
-    return path / "metrics.jsonl" if path.is_dir() else path
-
-
-def _escaped(name: str) -> str:
-    """As matplotlib shows it letter by letter: a leading _ would hide it, $ would make it a formula."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return path / METRICS if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Progress in optimizer steps: a bar in a terminal, plain lines elsewhere."""
+"""Shows progress in optimizer steps: a bar in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +15,17 @@ from lrsa_lightning.ranges import PositiveInt, checked
 
 
 class StepProgress(ProgressBar):
-    """Shows optimizer steps, loss, tokens a second and time left. Lightning's own bars count micro-batches of an epoch.
+    """Shows optimizer steps, loss, tokens per second and the time left.
 
-    Tokens a second are those since the line or the bar's refresh before, evaluations and checkpoints included.
+    Lightning's own bars count the micro-batches of an epoch. Tokens per second are measured since the previous line
+    or refresh of the bar. They include the time of evaluations and checkpoints.
     """
 
     @checked
     def __init__(self, every_n_lines: PositiveInt = 50):
         """
         Args:
-            every_n_lines: steps between two plain lines where there is no terminal.
+            every_n_lines: optimizer steps between two lines where there is no terminal.
         """
         super().__init__()
         self.every_n_lines = every_n_lines
@@ -54,7 +55,7 @@ class StepProgress(ProgressBar):
             self._bar.add_task("step", total=self._total(trainer), completed=trainer.global_step, figures="")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        if self._speed is None:  # not before: an evaluation may run before the first step
+        if self._speed is None:  # only now: the time of an evaluation before the first step does not count
             self._speed = Speed(trainer.global_step, pl_module.seen_tokens[0])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
@@ -79,7 +80,7 @@ class StepProgress(ProgressBar):
 
     @contextmanager
     def part(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """A second bar for the length of a `with` block, in a terminal; yields what advances it by one."""
+        """A second bar in a terminal, for the length of a `with` block; yields a function that advances it by one."""
         own = None if self._bar is not None else _make_bar(Console())
         bar = self._bar or own
         if own is not None and self._enabled and own.console.is_terminal:
@@ -108,13 +109,19 @@ def _make_bar(console: Console) -> Progress:
 
 
 class Speed:
-    """Tokens a second lately, and the time that is left at the pace so far."""
+    """Tokens per second since the last call, and the time left at the average speed."""
 
     def __init__(self, step: int, tokens: int):
         self._first = self._last = (time.monotonic(), step, tokens)
 
     def at(self, step: int, tokens: int, total_steps: int | None) -> tuple[float, str]:
-        """Tokens a second since the last call, and the time left as h:mm:ss, ? where the end is unknown."""
+        """Tokens per second since the last call, and the time left as h:mm:ss, or ? where the end is unknown.
+
+        Args:
+            step: number of optimizer steps so far.
+            tokens: number of tokens so far.
+            total_steps: of the training; None where it is unknown.
+        """
         now = (time.monotonic(), step, tokens)
         (start, first_step, _), (before, _, fewer) = self._first, self._last
         self._last = now

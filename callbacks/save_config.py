@@ -7,23 +7,25 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.resume_guard import compare, describe, newest_config
+from lrsa_lightning.run_config import Changes, RunConfig, describe, newest_config
 from lrsa_lightning.run_directory import WANDB_ID
 from lrsa_lightning.saved_config import MADE_TOKENIZER, dump
 from lrsa_lightning.versions import versions
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` and ``versions.yaml``, for a resumed run ``config-1.yaml`` and so on, with what changed
-    since in ``config-1.diff``: nothing earlier is ever overwritten."""
+    """Writes ``config.yaml`` and ``versions.yaml``; a resumed run writes ``config-1.yaml`` and so on.
+
+    ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten.
+    """
 
     def __init__(self, parser, config, asked=None, **kwargs):
         """
         Args:
             parser: of the command.
-            config: as it is run with.
-            asked: what is saved, without what follows from the run directory, so that this can be moved.
-            **kwargs: Lightning's.
+            config: of the run, with the paths in the run directory.
+            asked: the configuration to save, without these paths: the run directory may be moved.
+            **kwargs: of Lightning's callback.
         """
         super().__init__(parser, config, **kwargs)
         self.asked = config if asked is None else asked
@@ -51,8 +53,12 @@ def save(directory: Path, text: str) -> None:
     now = yaml.safe_dump(versions(), sort_keys=False)
     if earlier is not None:
         before = earlier.with_name(earlier.name.replace("config", "versions"))
-        changes = compare(earlier.read_text(encoding="utf-8"), text)
-        changes |= compare(before.read_text(encoding="utf-8") if before.exists() else "{}", now)
+        changes = _changes(earlier.read_text(encoding="utf-8"), text)
+        changes |= _changes(before.read_text(encoding="utf-8") if before.exists() else "{}", now)
         write_text(directory / f"config{suffix}.diff", describe(changes) + "\n" if changes else "nothing changed\n")
     write_text(directory / f"versions{suffix}.yaml", now)
     write_text(directory / f"config{suffix}.yaml", text)
+
+
+def _changes(before: str, after: str) -> Changes:
+    return RunConfig(yaml.safe_load(before)).changes(RunConfig(yaml.safe_load(after)))

@@ -10,11 +10,11 @@ from lrsa_lightning.disk import BestEffort
 
 
 class WandbLogger(loggers.WandbLogger):
-    """Lightning's, which never tells a figure of a step twice.
+    """Lightning's logger, which never logs a value of a step twice.
 
-    Weights & Biases only appends to a run's history, online and when `wandb sync` uploads the parts of an offline run:
-    the steps between a checkpoint and the interruption, which a resumed run repeats, would be there twice. The first
-    telling stands. The metrics file, which is cut at the checkpoint, tells what it was.
+    Weights & Biases only appends to a run's history, online and when `wandb sync` uploads an offline run. A resumed run
+    repeats the steps between its checkpoint and the interruption: their values would appear twice. The first values
+    stay. The metrics file, which is cut at the checkpoint, says which they were.
     """
 
     _effort = BestEffort("Weights & Biases' files")
@@ -23,12 +23,16 @@ class WandbLogger(loggers.WandbLogger):
 
     @rank_zero_only
     def skip(self, rows: Sequence[dict[str, float]]) -> None:
-        """Leaves out, from now on, the figures of these rows of the metrics file."""
-        told, same = {}, {}
+        """Does not log the values of these rows again.
+
+        Args:
+            rows: of the metrics file, before it is cut.
+        """
+        logged, same = {}, {}  # all steps with the same keys share one set: a long run has many steps
         for row in rows:
-            keys = told.get(row["step"], frozenset()).union(row)
-            told[row["step"]] = same.setdefault(keys, keys)
-        self._already_logged = told
+            keys = logged.get(row["step"], frozenset()).union(row)
+            logged[row["step"]] = same.setdefault(keys, keys)
+        self._already_logged = logged
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -45,7 +49,11 @@ class WandbLogger(loggers.WandbLogger):
         self._effort.sum_up()
 
     def _is_logged(self, key: str, value: Any, step: int | None) -> bool:
-        """The metrics file has no tables and images: they were told if their step, or the figures before them, were."""
+        """Whether an earlier process logged this value.
+
+        The metrics file has no tables and images. They were logged if a later step was, or if the numbers logged just
+        before them were.
+        """
         if step not in self._already_logged or isinstance(value, int | float):
             return key in self._already_logged.get(step, ())
         return step < max(self._already_logged) or step == self._repeated_step

@@ -1,6 +1,6 @@
-"""What the processes of a run must have in common."""
+"""Stops a run whose processes have different configurations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,35 +8,31 @@ import yaml
 from lightning.pytorch.strategies import Strategy
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.resume_guard import leaves, short
+from lrsa_lightning.run_config import RunConfig, differing, short
 
-# A disk of the node: what lies there depends on the rest of the configuration alone.
-_OF_A_NODE = ("data.cache_dir",)
 _MOST_NAMED = 8
 
 
 class RankGuard:
-    """Stops a run whose processes were given different configurations: they would average gradients of several runs.
+    """Compares the configurations of all processes before any of them reads data or weights.
 
-    They are compared as soon as the processes can talk, before any reads data or weights.
+    Processes with different configurations would average the gradients of different runs.
     """
 
-    def __init__(self, asked: str, checkpoint: Path | None):
+    def __init__(self, requested: str, checkpoint: Path | None):
         """
         Args:
-            asked: this process's configuration as YAML.
-            checkpoint: what it found to go on from.
+            requested: this process's configuration as YAML.
+            checkpoint: the one that this process found to resume from.
         """
-        self._values = dict(leaves(yaml.safe_load(asked)))
+        self._values = RunConfig(yaml.safe_load(requested)).of_all_ranks
         self._values["checkpoint found"] = checkpoint.name if checkpoint is not None else None
-        for key in _OF_A_NODE:
-            self._values.pop(key, None)
 
     def watch(self, strategy: Strategy) -> None:
-        """Compares once the strategy has set its processes up: Lightning has no hook of that moment.
+        """Lets the strategy compare as soon as its processes can communicate: Lightning has no hook for this moment.
 
         Raises:
-            InputError: then, in every process, if their values differ.
+            InputError: later, in every process, if their values differ.
         """
         setup_environment = strategy.setup_environment
 
@@ -51,19 +47,12 @@ class RankGuard:
 
         of_ranks: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(of_ranks, self._values)
-        if changes := differences(of_ranks):
+        if changes := differing(of_ranks):
             raise InputError(
-                "the processes of this run were given different configurations\n"
+                "the processes of this run have different configurations\n"
                 + "\n".join(f"  {key}: {_describe(values)}" for key, values in changes.items())
                 + "\n  start all of them with the same command line, files and environment"
             )
-
-
-def differences(of_ranks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values are not the same on all ranks, with each rank's value."""
-    keys = dict.fromkeys(key for values in of_ranks for key in values)
-    found = {key: [values.get(key) for values in of_ranks] for key in keys}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
 def _describe(values: Sequence[Any]) -> str:

@@ -1,35 +1,36 @@
-"""A run's configuration as YAML: what is saved beside its files, and which --config is such a file."""
+"""Saves a run's configuration as YAML that means the same in any folder, and recognises such a file."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lrsa_lightning.run_config import CONFIG_NAME
 from lrsa_lightning.secret_values import Secrets
 
-MADE_TOKENIZER = "tokenizer"  # of a run whose tokenizer is in a cache alone
-_OWN = re.compile(r"config(-\d+)?\.yaml")
-# Options that may name a file or folder; a hub id names none that is there.
+# Folder of a tokenizer that the run made itself; otherwise only a cache would hold it.
+MADE_TOKENIZER = "tokenizer"
+# Options that may name a file or folder. A value that names no existing one is a hub id.
 _FILES = ("train_files", "val_files")
 _FILES_OR_FOLDERS = ("tokenizer", "name_or_path", "reference", "essays", "squad", "hotpotqa", "english_words")
-_MADE = ("cache_dir", "dirpath")  # where they are not there
+# Folders that the run makes.
+_MADE = ("cache_dir", "dirpath")
 
 
 def contents(parser, config) -> dict[str, Any]:
-    """The configuration as nested mappings, with absolute paths: it means the same in any folder."""
+    """The configuration as nested mappings, with absolute paths."""
     return with_absolute_paths(yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=True)))
 
 
 def dump(parser, config) -> str:
-    """The configuration as YAML that `--config` reads, a secret as a reference to the environment."""
+    """The configuration as YAML that `--config` reads. References to the environment stand for secrets."""
     return yaml.safe_dump(Secrets(contents(parser, config)).masked, sort_keys=False)
 
 
 def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Paths of files and folders there are, as seen from the folder that this process runs in."""
+    """Makes the paths of existing files and folders absolute; they are relative to the working directory."""
     config = dict(config)
     data = config.get("data") or {}
     if mixture := data.get("mixture"):
@@ -44,10 +45,10 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_config(files: Sequence[Any] | None) -> Path | None:
-    """The last of the --config files that a run saved in its directory, beside its versions; None without one."""
+    """The last of the --config files that a run saved itself, which lies beside its versions; None without one."""
     for file in reversed(files or []):
         path = Path(str(file))
-        if _OWN.fullmatch(path.name) and path.with_name(path.name.replace("config", "versions")).is_file():
+        if CONFIG_NAME.fullmatch(path.name) and path.with_name(path.name.replace("config", "versions")).is_file():
             return path
     return None
 
@@ -61,7 +62,7 @@ def _with_absolute(value: Any, key: str) -> Any:
 
 
 def _absolute(path: str, key: str) -> str:
-    is_there = (
+    is_path = (
         key in _MADE or (key in _FILES and os.path.isfile(path)) or (key in _FILES_OR_FOLDERS and os.path.exists(path))
     )
-    return os.path.abspath(path) if is_there else path
+    return os.path.abspath(path) if is_path else path

@@ -1,26 +1,30 @@
-"""Secrets among a configuration's values: what is saved and shown has a reference to the environment in their place."""
+"""Finds secrets among a configuration's values. Saved and shown texts hold references to the environment instead."""
 
 import os
 import re
 from typing import Any
 
-# Of a key, its last word; `eos_token` and the like are no secrets.
+# Last words of keys that name secrets.
 _SECRET_WORDS = {"token", "password", "passwd", "passphrase", "secret", "apikey", "credential", "credentials"}
-_SECRET_KEYS = {"api", "access", "secret", "private", "auth"}  # before `key`
+# Words before `key` that make it a secret.
+_SECRET_KEYS = {"api", "access", "secret", "private", "auth"}
+# Words before `token` that mean no secret.
 _OF_TEXT = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "special", "stop", "start", "end", "image", "max", "per"}
-# Of an environment variable: TOKENIZER, KEYBOARD and MONKEY are none.
+# Names of environment variables that hold secrets; TOKENIZER, KEYBOARD and MONKEY do not match.
 _SECRET_NAME = re.compile(r"(.*_)?KEY|.*(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEY)|(.*_)?PAT")
 _SHORTEST = 8
 _SHORTEST_PART = 16
 
 
 class Secrets:
-    """The secrets of one configuration: what a key calls one, and in arguments of classes what the environment does.
+    """The secrets of one configuration.
 
-    Only under ``trainer``, where loggers and callbacks are: model and data have none. A path is never one.
+    A value is a secret if its key says so. An argument of a class is one, too, if an environment variable with a
+    secret's name holds it. Only ``trainer`` is searched, which holds loggers and callbacks. A path is never a secret.
 
     Attributes:
-        references: to the environment, by the secret.
+        references: the reference to the environment for each secret.
+        masked: the configuration with references in place of the secrets.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -56,7 +60,7 @@ class Secrets:
         return masked
 
     def _reference(self, value: str, key: str) -> str:
-        """To the variable that holds it, or to one of a name that the user is to export."""
+        """Names the variable that holds the value, or a new one that the user can export."""
         for name, held in sorted(os.environ.items()):
             if held == value:
                 return f"${{oc.env:{name}}}"
@@ -86,7 +90,7 @@ def _says_secret(key: str) -> bool:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Whether a variable is named as one, and its value looks like one: no path, no word, no number."""
+    """Whether the variable's name means a secret and its value looks like one: not a path, a word or a number."""
     named = _SECRET_NAME.fullmatch(re.sub(r"(_VALUE|_?\d+)+$", "", name.upper()))
     if not named or len(value) < _SHORTEST or value.startswith("/") or os.path.exists(value):
         return False

@@ -30,7 +30,6 @@ COMMANDS = [
     (["sweep_local", "absent.yaml"], "absent.yaml cannot be read (No such file or directory)"),
     (["sweep_local", "x.yaml", "--jobs", "-1"], "--jobs is '-1', but must be a whole number of at least 1"),
     (["sweep_local", "x.yaml", "--count", "0"], "--count is '0'"),
-    (["sweep_local", "x.yaml", "--seed", "-1"], "--seed is '-1', but must be a whole number of at least 0"),
     (["sweep_local", "x.yaml", "--cell", "two"], "--cell is 'two'"),
     (["sweep_local"], "the following arguments are required: SWEEP.yaml"),
     (["report", "absent"], "absent"),

@@ -114,10 +114,9 @@ def test_a_new_argument_of_an_attention_has_the_default_of_its_class(tmp_path):
         return yaml.safe_dump({"model": {"attention": attention, "lr": 1.0}})
 
     (tmp_path / "config.yaml").write_text(vanilla())
-    guard = ResumeGuard(tmp_path)
-    guard.check(vanilla(implementation="sdpa"), allow=False)
+    ResumeGuard(tmp_path).check(vanilla(implementation="sdpa"), allow=False)
     with pytest.raises(InputError, match="implementation: sdpa -> eager"):
-        guard.check(vanilla(implementation="eager"), allow=False)
+        ResumeGuard(tmp_path).check(vanilla(implementation="eager"), allow=False)
 
 
 def test_an_older_runs_folders_move_with_it(two_steps, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 PROBE = (
-    "import lrsa_lightning.callbacks as c, lrsa_lightning.configs as d;"
+    "import lrsa_lightning.callbacks as c, lrsa_lightning.configs as d, lrsa_lightning.report as r, pathlib;"
+    "assert pathlib.Path(r.__file__).with_name('page.html').exists();"
     "print(c.LossCurve.__module__, c.__file__, *(p.relative_to(d.CONFIG_DIR) for p in d.CONFIG_DIR.rglob('*.yaml')))"
 )
 

@@ -1,17 +1,11 @@
-"""Processes that were given different configurations are told so before anything is read."""
+"""Processes with different configurations end with an error before any of them reads data."""
 
 from pathlib import Path
 
 import pytest
 
-from lrsa_lightning.rank_guard import differences, name_ranks
+from lrsa_lightning.rank_guard import name_ranks
 from tests.processes import on_ranks
-
-
-def test_keys_are_compared_over_all_ranks():
-    of_ranks = [{"lr": 1, "seed": 2}, {"lr": 1, "seed": 3}, {"lr": 1, "seed": 2, "only": 4}]
-    assert differences(of_ranks) == {"seed": [2, 3, 2], "only": [None, None, 4]}
-    assert differences(of_ranks[:1] * 3) == {}
 
 
 def test_many_ranks_are_counted():
@@ -20,7 +14,7 @@ def test_many_ranks_are_counted():
 
 
 @pytest.mark.slow
-def test_every_rank_is_told_what_differs_before_data_is_read(arguments, in_tmp_path):
+def test_every_rank_names_what_differs_before_it_reads_data(arguments, in_tmp_path):
     """Files that do not exist would be the next error."""
     arguments |= {"data.train_files": "absent.jsonl", "data.cache_dir": "cache-0"}
     other = {**arguments, "model.lr": "2e-2", "trainer.max_steps": "7", "data.cache_dir": "cache-1"}

@@ -7,7 +7,7 @@ import pytest
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.resume_guard import is_guarded
+from lrsa_lightning.run_config import is_guarded
 
 GUARDED = {
     LongContextModule: "attention name_or_path from_config rope_parameters seq_len",

@@ -1,9 +1,19 @@
-"""From runs to the paper's artefacts: Table 1, the loss curves, scores against length, and a page with all of them."""
+"""Makes the paper's artefacts from runs: Table 1, loss curves, scores against length, and a page with all of them."""
 
 from lrsa_lightning.report.artefacts import Report, write_report
-from lrsa_lightning.report.comparison import compare
+from lrsa_lightning.report.comparison import compare, other_samples
 from lrsa_lightning.report.figures import draw_losses
 from lrsa_lightning.report.runs import Run, read_runs
 from lrsa_lightning.report.tables import to_csv, to_markdown
 
-__all__ = ["Report", "Run", "compare", "draw_losses", "read_runs", "to_csv", "to_markdown", "write_report"]
+__all__ = [
+    "Report",
+    "Run",
+    "compare",
+    "draw_losses",
+    "other_samples",
+    "read_runs",
+    "to_csv",
+    "to_markdown",
+    "write_report",
+]

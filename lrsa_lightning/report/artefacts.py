@@ -1,4 +1,4 @@
-"""Writes all that a report consists of into a folder."""
+"""Writes all files of a report into a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.comparison import Comparison, compare
 from lrsa_lightning.report.figures import draw_losses, draw_means
 from lrsa_lightning.report.notes import QA_TASKS, notes
-from lrsa_lightning.report.page import Content, to_html
+from lrsa_lightning.report.page import Picture, to_html
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.report.tables import tasks_csv, to_csv, to_markdown
+from lrsa_lightning.report.tables import task_table, to_csv, to_markdown
 from lrsa_lightning.ruler.heat_map import draw_depths
 
 _TABLES = ("table1.md", "table1.csv", "table_tasks.csv")
@@ -34,33 +34,35 @@ class Report:
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> Report:
-    """Writes tables, figures and page; an earlier report's files that this one lacks are removed.
+    """Writes tables, figures and page. Files of an earlier report are removed.
 
     Args:
         runs: of `read_runs`.
-        folder: made where it is not there.
+        folder: is made where it does not exist.
 
     Raises:
         InputError: the runs share no task at any length, or the folder is a file.
     """
-    comparison, qa = compare(runs), _compare_questions(runs)
-    content = Content(runs, comparison, notes(runs, comparison, qa))
+    comparison, questions = compare(runs), _compare_questions(runs)
+    found = notes(runs, comparison, questions)
     _clear(folder)
     markdown = _write_tables(runs, comparison, folder)
-    _draw_figures(content, qa, folder)
-    for run in runs:
-        if (path := draw_depths(run.records, folder / f"depths_{run.file_stem}.png")) is not None:
-            content.maps.append((run.label, path))
-    (folder / _PAGE).write_text(to_html(content), encoding="utf-8")
+    figures = _draw_figures(runs, comparison, questions, folder)
+    maps = [(run.label, path) for run in runs if (path := draw_depths(run.records, folder / _map_name(run)))]
+    (folder / _PAGE).write_text(to_html(runs, comparison, found, figures, maps), encoding="utf-8")
     tables = [folder / name for name in _TABLES if (folder / name).exists()]
-    pictures = [path for _, path in (*content.figures, *content.maps)]
-    return Report(markdown, content.notes, [*tables, *pictures, folder / _PAGE])
+    pictures = [path for _, path in (*figures, *maps)]
+    return Report(markdown, found, [*tables, *pictures, folder / _PAGE])
+
+
+def _map_name(run: Run) -> str:
+    return f"depths_{run.file_stem}.png"
 
 
 def _compare_questions(runs: Sequence[Run]) -> Comparison | None:
     try:
         return compare(runs, QA_TASKS)
-    except InputError:  # they share none: the notes say so
+    except InputError:  # the runs share no such task: a note says so
         return None
 
 
@@ -73,24 +75,29 @@ def _clear(folder: Path) -> None:
 
 
 def _write_tables(runs: Sequence[Run], comparison: Comparison | None, folder: Path) -> str:
-    markdown = ""
-    if comparison is not None:
-        markdown = to_markdown(comparison)
-        (folder / "table1.md").write_text(markdown, encoding="utf-8")
-        (folder / "table1.csv").write_text(to_csv(comparison), encoding="utf-8")
-    if any(run.records for run in runs):
-        (folder / "table_tasks.csv").write_text(tasks_csv(runs), encoding="utf-8")
+    """Returns Table 1 as Markdown."""
+    tasks = task_table(runs)
+    if not tasks.empty:
+        tasks.to_csv(folder / "table_tasks.csv", index=False, lineterminator="\n")
+    if comparison is None:
+        return ""
+    markdown = to_markdown(comparison)
+    (folder / "table1.md").write_text(markdown, encoding="utf-8")
+    (folder / "table1.csv").write_text(to_csv(comparison), encoding="utf-8")
     return markdown
 
 
-def _draw_figures(content: Content, qa: Comparison | None, folder: Path) -> None:
-    loss, questions, mean = (folder / name for name in _FIGURES)
-    runs, labels = content.runs, [run.label for run in content.runs]
+def _draw_figures(
+    runs: Sequence[Run], comparison: Comparison | None, questions: Comparison | None, folder: Path
+) -> list[Picture]:
+    loss, qa, mean = (folder / name for name in _FIGURES)
+    labels, figures = [run.label for run in runs], []
     if draw_losses(runs, loss) is not None:
-        content.figures.append(("Figure 2: training loss, smoothed over raw", loss))
-    if qa is not None:
-        draw_means(qa, questions, title := f"QA mean over {qa.of_tasks}", labels)
-        content.figures.append((f"Figure 3: {title}, with standard errors", questions))
-    if content.comparison is not None:
-        draw_means(content.comparison, mean, title := content.comparison.caption, labels)
-        content.figures.append((f"Figure 4: {title}, with standard errors", mean))
+        figures.append(("Figure 2: training loss, smoothed over raw", loss))
+    if questions is not None:
+        draw_means(questions, qa, title := f"QA mean over {questions.of_tasks}", labels)
+        figures.append((f"Figure 3: {title}, with standard errors", qa))
+    if comparison is not None:
+        draw_means(comparison, mean, title := comparison.caption, labels)
+        figures.append((f"Figure 4: {title}, with standard errors", mean))
+    return figures

@@ -4,87 +4,54 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import pandas as pd
+
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.ruler.records import ratio_of
-from lrsa_lightning.ruler.results import CellScore, mean_names
+from lrsa_lightning.ruler.records import Record, are_of_same_samples, ratio_of
+from lrsa_lightning.ruler.results import mean_names
 from lrsa_lightning.ruler.tasks import TASKS
 
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean of independent figures.
-
-    Attributes:
-        value: of scores, 0..100.
-        stderr: its standard error; None where one of the figures has none.
-    """
-
-    value: float
-    stderr: float | None
-
-    @classmethod
-    def of(cls, figures: Sequence[tuple[float, float | None]]) -> "Mean":
-        """Mean of (value, standard error): the errors add up in squares."""
-        errors = [error for _, error in figures if error is not None]
-        known = len(errors) == len(figures)
-        stderr = sum(error**2 for error in errors) ** 0.5 / len(figures) if known else None
-        return cls(fmean(value for value, _ in figures), stderr)
+AVERAGE = "Avg"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs side by side.
+    """Means over common tasks.
 
     Attributes:
         labels: of the runs with scores, in order.
-        tasks: those in the means, by length, ascending: the ones that each run with scores of that length has, under
-            each of its budgets there.
-        left_out: other tasks that some run has, by length.
-        cells: means over the tasks by run label, budget and length.
+        tasks: the tasks in the means, by length, ascending. All runs scored at a length have these tasks, under each
+            of their budgets.
+        left_out: the other tasks that some run has, by length.
+        means: 0..100; a row for each run and budget (index: model, budget), a column for each length, as 4K, and the
+            average over the lengths. NaN where a run was not scored. The dense cache comes first, then smaller ones.
+        errors: standard errors of the means, in the same form; NaN also where a single sample was scored.
     """
 
     labels: list[str]
     tasks: dict[int, list[str]]
     left_out: dict[int, list[str]]
-    cells: dict[tuple[str, str, int], Mean]
-
-    @property
-    def lengths(self) -> list[int]:
-        return list(self.tasks)
-
-    @property
-    def budgets(self) -> list[str]:
-        """The dense cache first, then ever smaller ones, then modes by name."""
-        return sorted(dict.fromkeys(budget for _, budget, _ in self.cells), key=lambda name: -(ratio_of(name) or 0))
-
-    @property
-    def rows(self) -> list[tuple[str, str]]:
-        """Label and budget, the runs of a budget beside each other."""
-        return [(x, b) for b in self.budgets for x in self.labels if any((x, b, n) in self.cells for n in self.lengths)]
-
-    def row(self, label: str, budget: str) -> list[Mean | None]:
-        """The mean of each length, and of them all where none is missing."""
-        cells = [self.cells.get((label, budget, length)) for length in self.lengths]
-        known = [(cell.value, cell.stderr) for cell in cells if cell is not None]
-        return [*cells, Mean.of(known) if len(known) == len(cells) else None]
+    means: pd.DataFrame
+    errors: pd.DataFrame
 
     @property
     def name(self) -> str:
-        """What the means are: RULER's average only where all of its tasks are in each of them."""
+        """RULER's average only where each mean is over all tasks of RULER."""
         complete = all("average" in mean_names(tasks) for tasks in self.tasks.values())
         return "RULER average" if complete else "subset mean"
 
     @property
     def of_tasks(self) -> str:
         """The tasks in the means."""
-        if len({tuple(tasks) for tasks in self.tasks.values()}) == 1:
-            return tasks_text(self.tasks[self.lengths[0]])
-        return "; ".join(f"{length_name(length)}: {tasks_text(tasks)}" for length, tasks in self.tasks.items())
+        texts = {length: tasks_text(tasks) for length, tasks in self.tasks.items()}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{length_name(length)}: {text}" for length, text in texts.items())
 
     @property
     def caption(self) -> str:
-        """The header of a table."""
+        """The title of a table."""
         return f"{self.name[0].upper()}{self.name[1:]} over {self.of_tasks}"
 
 
@@ -92,51 +59,86 @@ def compare(runs: Sequence[Run], only: Collection[str] = tuple(TASKS)) -> Compar
     """Means over common tasks; None where nothing was scored.
 
     Args:
-        runs: those without scores do not count.
+        runs: runs without scores are ignored.
         only: tasks that may be in the means.
 
     Raises:
-        InputError: there is no length at which one task was scored in all runs.
+        InputError: there is no length with a task that all runs were scored on.
     """
-    runs = [run for run in runs if any(task in only for task, _, _ in run.scored)]
-    tasks, left_out, cells = {}, {}, {}
-    for length in sorted({name[1] for run in runs for name in run.scored if name[0] in only}):
-        own = _by_place(runs, length, only)
-        common = [task for task in only if all(task in cell for cell in own.values())]
-        others = [task for task in only if task not in common and any(task in cell for cell in own.values())]
-        if others:
-            left_out[length] = others
+    scores = _scores(runs, only)
+    if scores.empty:
+        return None
+    labels = [*scores["model"].unique()]
+    tasks, left_out = {}, {}
+    for length, own in scores.groupby("length"):
+        has = own.pivot(index=["model", "budget"], columns="task", values="score").notna().all()
+        common = [task for task in only if has.get(task, False)]
         if common:
             tasks[length] = common
-        for (label, budget), scores in own.items() if common else ():
-            figures = [(scores[task].score, scores[task].stderr) for task in common]
-            cells[label, budget, length] = Mean.of(figures)
-    labels = [run.label for run in runs]
-    if runs and not any({*labels} == {label for label, _, own in cells if own == length} for length in tasks):
-        raise InputError("nothing to compare, no task at any length was scored by all: " + _what_each_has(runs))
-    return Comparison(labels, tasks, left_out, cells) if runs else None
+        if others := [task for task in only if task in has and task not in common]:
+            left_out[length] = others
+    places = zip(scores["length"], scores["task"], strict=True)
+    common = scores[[task in tasks.get(length, ()) for length, task in places]]
+    if not (common.groupby("length")["model"].nunique() == len(labels)).any():
+        raise InputError(f"nothing to compare, no task at any length was scored by all: {_what_each_has(runs, only)}")
+    return Comparison(labels, tasks, left_out, *_means(common, labels))
 
 
-def _by_place(runs: Iterable[Run], length: int, only: Collection[str]) -> dict[tuple[str, str], dict[str, CellScore]]:
-    """Scores of a length by task, for each run and budget that has any."""
-    places: dict[tuple[str, str], dict[str, CellScore]] = {}
-    for run in runs:
-        for (task, own_length, budget), cell in run.scored.items():
-            if own_length == length and task in only:
-                places.setdefault((run.label, budget), {})[task] = cell
-    return places
+def _scores(runs: Iterable[Run], only: Collection[str]) -> pd.DataFrame:
+    """The scores of all runs, one in a row."""
+    columns = ["model", "task", "length", "budget", "score", "stderr"]
+    rows = [(run.label, *name, own.score, own.stderr) for run in runs for name, own in run.scored.items()]
+    scores = pd.DataFrame([row for row in rows if row[1] in only], columns=columns)
+    return scores.astype({"score": float, "stderr": float})
 
 
-def _what_each_has(runs: Sequence[Run]) -> str:
+def _means(scores: pd.DataFrame, labels: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means and their standard errors over the tasks of each run, budget and length, and over the lengths."""
+    by_length = scores.sort_values("length", kind="stable")
+    budgets = sorted(by_length["budget"].unique(), key=lambda name: -(ratio_of(name) or 0))
+    order = {"model": pd.CategoricalDtype(labels, ordered=True), "budget": pd.CategoricalDtype(budgets, ordered=True)}
+    groups = by_length.astype(order).groupby(["budget", "model", "length"], observed=True)
+    means, errors = (
+        groups[figure].agg(mean).unstack("length").rename(columns=length_name).swaplevel()
+        for figure, mean in (("score", fmean), ("stderr", _stderr_of_mean))
+    )
+    return (
+        means.assign(**{AVERAGE: means.agg(fmean, axis=1)}),
+        errors.assign(**{AVERAGE: errors.agg(_stderr_of_mean, axis=1)}),
+    )
+
+
+def _stderr_of_mean(errors: Collection[float]) -> float:
+    """Of a mean of independent figures: their errors add up in squares."""
+    return sum(error**2 for error in errors) ** 0.5 / len(errors)
+
+
+def _what_each_has(runs: Iterable[Run], only: Collection[str]) -> str:
     names = {
         run.label: ", ".join(dict.fromkeys(f"{task}/{length_name(length)}" for task, length, _ in run.scored))
         for run in runs
+        if any(task in only for task, _, _ in run.scored)
     }
     return "; ".join(f"{label} has {own}" for label, own in names.items()) + ". Report them one by one"
 
 
+def other_samples(runs: Iterable[Run]) -> dict[tuple[int, str], list[int]]:
+    """Lengths and tasks whose samples differ between runs or budgets, with the number of samples of each."""
+    records: dict[tuple[int, str], dict[tuple[str, str], list[Record]]] = {}
+    for run in runs:
+        for record in run.records:
+            if record.score is not None:
+                own = records.setdefault((record.length, record.task), {})
+                own.setdefault((run.label, record.budget), []).append(record)
+    return {
+        place: [*map(len, own.values())]
+        for place, own in sorted(records.items())
+        if not are_of_same_samples(own.values())
+    }
+
+
 def budget_name(budget: str) -> str:
-    """As the paper writes it: 1x, 2x, 4x; a mode's name as it is."""
+    """As in the paper: 1x, 2x, 4x. A mode's name stays as it is."""
     ratio = ratio_of(budget)
     return budget if ratio is None else f"{1 / ratio:.3g}x"
 
@@ -146,8 +148,19 @@ def length_name(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else str(length)
 
 
+def lengths_text(lengths: Iterable[int]) -> str:
+    """4K, 8K."""
+    return ", ".join(map(length_name, lengths))
+
+
+def range_text(numbers: Iterable[int]) -> str:
+    """The least and the greatest of some numbers."""
+    known = sorted(set(numbers))
+    return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
 def tasks_text(tasks: Collection[str]) -> str:
-    """Tasks by name, all 13 in short."""
+    """The names of tasks; all 13 are not listed."""
     if set(tasks) == TASKS.keys():
         return f"all {len(TASKS)} tasks"
     return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} ({', '.join(tasks)})"

@@ -1,12 +1,12 @@
-"""The report's pictures: loss curves overlaid, and means against length for each run and cache budget."""
+"""The report's pictures: the loss curves of all runs, and means against length for each run and cache budget."""
 
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from textwrap import fill
 
-from lrsa_lightning.callbacks.loss_curve import smooth
-from lrsa_lightning.report.comparison import Comparison, budget_name, length_name
+from lrsa_lightning.metrics import smooth
+from lrsa_lightning.plots import limits, literal
+from lrsa_lightning.report.comparison import AVERAGE, Comparison, budget_name
 from lrsa_lightning.report.runs import Run
 
 _SIZE, _DPI = (9, 4.8), 120
@@ -18,10 +18,10 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
     """Draws the smoothed training losses over the raw ones; None where no run has any.
 
     Args:
-        runs: a colour each.
+        runs: each has its own colour.
         path: of the PNG.
-        smoothing: weight of the past in the exponential average; when None, about 1% of the longest
-            curve's steps count, but at least 10.
+        smoothing: weight of the past in the exponential average. None averages about 1% of the longest curve's
+            steps, but at least 10.
     """
     longest = max((len(run.losses[0]) for run in runs), default=0)
     if longest == 0:
@@ -33,21 +33,12 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
         if run.losses[0]:
             axes.plot(*run.losses, color=colours[run.label], alpha=0.15, linewidth=0.8, zorder=1)
             lines += axes.plot(run.losses[0], smooth(run.losses[1], weight), color=colours[run.label], zorder=2)
-            lines[-1].set_label(_text(run.label))
-    axes.set(xlabel="optimizer step", ylabel="loss per label tokens", ylim=_around(lines))
+            lines[-1].set_label(literal(run.label))
+    axes.set(xlabel="optimizer step", ylabel="loss per label tokens", ylim=limits(lines, 0.2))
     axes.set_title("Training loss", fontsize=10, loc="left")
     _legend(figure, lines, f"smoothed ({weight:.3g}) over raw")
     figure.savefig(path, dpi=_DPI)
     return path
-
-
-def _around(lines: Sequence) -> tuple[float, float] | None:
-    """Bounds that show the smoothed curves large; raw losses far off them are cut. None leaves it to matplotlib."""
-    values = [value for line in lines for value in line.get_ydata() if isfinite(value)]
-    if len(set(values)) < 2:
-        return None
-    margin = 0.2 * (max(values) - min(values))
-    return max(0, min(values) - margin), max(values) + margin
 
 
 def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[str] | None = None) -> Path:
@@ -56,47 +47,46 @@ def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[
     Args:
         comparison: the means.
         path: of the PNG.
-        title: above it, in as many lines as it takes.
-        labels: all runs of the report, so that a run has one colour in all of its figures.
+        title: above the axes.
+        labels: of all runs of the report: a run has the same colour in all figures.
     """
     from matplotlib.lines import Line2D
 
     figure, axes = _axes()
-    colours = _colours(labels or comparison.labels)
-    styles = {budget: (_LINES[i % 6], _MARKERS[i % 6]) for i, budget in enumerate(comparison.budgets)}
-    for number, (label, budget) in enumerate(comparison.rows):
+    means, errors = (frame.drop(columns=AVERAGE) for frame in (comparison.means, comparison.errors.fillna(0)))
+    colours, budgets = _colours(labels or comparison.labels), dict.fromkeys(budget for _, budget in means.index)
+    styles = {budget: (_LINES[i % 6], _MARKERS[i % 6]) for i, budget in enumerate(budgets)}
+    for number, (label, budget) in enumerate(means.index):
         line, marker = styles[budget]
-        # Side by side, so that error bars of equal scores can be told apart.
-        shift = 0.02 * (number - (len(comparison.rows) - 1) / 2)
-        _draw_line(axes, comparison, label, budget, shift, color=colours[label], linestyle=line, marker=marker)
-    axes.set_xticks(range(len(comparison.lengths)), list(map(length_name, comparison.lengths)))
-    axes.set(xlabel="length, tokens", ylabel="score, 0..100", ylim=_limits(comparison))
+        # Side by side: the error bars of equal scores stay visible.
+        shift = 0.02 * (number - (len(means) - 1) / 2)
+        style = {"color": colours[label], "linestyle": line, "marker": marker}
+        _draw_line(axes, means.iloc[number], errors.iloc[number], shift, **style)
+    axes.set_xticks(range(means.shape[1]), means.columns)
+    axes.set(xlabel="length, tokens", ylabel="score, 0..100", ylim=_score_limits(means, errors))
     axes.set_title(fill(title, 85), fontsize=10, loc="left")
-    axes.set_xlim(-0.4, len(comparison.lengths) - 0.6)
-    runs = [Line2D([], [], color=colours[label], linewidth=4, label=_text(label)) for label in comparison.labels]
+    axes.set_xlim(-0.4, means.shape[1] - 0.6)
+    runs = [Line2D([], [], color=colours[label], linewidth=4, label=literal(label)) for label in comparison.labels]
     grey = {"color": "grey", "markersize": 5}
-    budgets = [
-        Line2D([], [], linestyle=line, marker=marker, label=_text(budget_name(budget)), **grey)
+    kept = [
+        Line2D([], [], linestyle=line, marker=marker, label=literal(budget_name(budget)), **grey)
         for budget, (line, marker) in styles.items()
     ]
-    _legend(figure, [*runs, Line2D([], [], linestyle="", label=" "), *budgets], "run and cache budget")
+    _legend(figure, [*runs, Line2D([], [], linestyle="", label=" "), *kept], "run and cache budget")
     figure.savefig(path, dpi=_DPI)
     return path
 
 
-def _draw_line(axes, comparison: Comparison, label: str, budget: str, shift: float, **style) -> None:
-    points = [(i, mean) for i, mean in enumerate(comparison.row(label, budget)[:-1]) if mean is not None]
-    places = [i + shift for i, _ in points]
-    errors = [mean.stderr or 0 for _, mean in points]
-    axes.errorbar(
-        places, [mean.value for _, mean in points], yerr=errors, markersize=5, elinewidth=0.8, capsize=2.5, **style
-    )
+def _draw_line(axes, means, errors, shift: float, **style) -> None:
+    places = [place for place, is_scored in enumerate(means.notna()) if is_scored]
+    at = [place + shift for place in places]
+    axes.errorbar(at, means.iloc[places], yerr=errors.iloc[places], markersize=5, elinewidth=0.8, capsize=2.5, **style)
 
 
-def _limits(comparison: Comparison) -> tuple[float, float]:
-    """Bounds of the scores' axis: all error bars with a margin, hardly beyond 0..100, at least 20 wide."""
-    ends = [mean.value + sign * (mean.stderr or 0) for mean in comparison.cells.values() for sign in (-1, 1)]
-    middle, half = (min(ends) + max(ends)) / 2, max(10, 0.58 * (max(ends) - min(ends)))
+def _score_limits(means, errors) -> tuple[float, float]:
+    """Limits of the scores' axis: all error bars with a margin, hardly beyond 0..100, at least 20 wide."""
+    least, most = float((means - errors).min(axis=None)), float((means + errors).max(axis=None))
+    middle, half = (least + most) / 2, max(10, 0.58 * (most - least))
     low, high = max(-3, middle - half), min(103, middle + half)
     return min(low, max(-3, high - 20)), max(high, min(103, low + 20))
 
@@ -115,14 +105,9 @@ def _legend(figure, handles: list, title: str) -> None:
 
 
 def _colours(labels: Sequence[str]) -> dict[str, tuple]:
-    """A colour for each run, ten that are told apart easily, or as many as it takes."""
+    """A colour for each run: ten that are easy to tell apart, or as many as there are runs."""
     from matplotlib import colormaps
 
     few = len(labels) <= 10
     colours = colormaps["tab10"].colors if few else colormaps["turbo"].resampled(len(labels))(range(len(labels)))
     return {label: tuple(colour) for label, colour in zip(labels, colours, strict=False)}
-
-
-def _text(label: str) -> str:
-    """As matplotlib shows it letter by letter: a leading _ would hide it, $ would make it a formula."""
-    return (" " if label.startswith("_") else "") + label.replace("$", r"\$")

@@ -1,33 +1,38 @@
-"""What a reader must know before believing a comparison: what is missing, and what was not the same."""
+"""Notes on what a comparison lacks and on what was not the same in all runs."""
 
 from collections.abc import Sequence
 from math import isfinite
 
-from lrsa_lightning.report.comparison import Comparison, budget_name, length_name, tasks_text
-from lrsa_lightning.report.runs import Run, shown
-from lrsa_lightning.ruler.records import Record, are_of_same_samples
+from lrsa_lightning.report.comparison import (
+    AVERAGE,
+    Comparison,
+    budget_name,
+    length_name,
+    lengths_text,
+    other_samples,
+    range_text,
+)
+from lrsa_lightning.report.runs import Run
+from lrsa_lightning.run_config import differing
 
 QA_TASKS = ("qa_1", "qa_2")
-COMPARED_COLUMNS = ["Run", "Folder", "Step", "Attention in training", "Tasks", "Lengths", "Budgets", "Samples a cell"]
 
 
 def notes(runs: Sequence[Run], comparison: Comparison | None, qa: Comparison | None) -> list[str]:
-    """Sentences on all that is missing or differs.
+    """One sentence for each thing that is missing or differs.
 
     Args:
         runs: of the report.
         comparison: their means; None where nothing was scored.
         qa: the means over the question answering tasks.
     """
+    of_means = () if comparison is None else (_left_out, _gaps, _other_samples)
     return [
         *_missing_parts(runs),
-        *_losses_that_are_none(runs),
+        *_losses_not_finite(runs),
         *_earlier_steps(runs),
-        *(
-            []
-            if comparison is None
-            else [*_left_out(comparison), *_gaps(comparison), *_other_samples(runs, comparison), *_other_caches(runs)]
-        ),
+        *(note for notes_of in of_means for note in notes_of(comparison, runs)),
+        *(() if comparison is None else _other_caches(runs)),
         *_missing_questions(comparison, qa),
         *_other_data(runs),
     ]
@@ -44,14 +49,13 @@ def _missing_parts(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _losses_that_are_none(runs: Sequence[Run]) -> list[str]:
-    """Of runs some of whose losses are NaN or infinite."""
-    found = []
-    for run in runs:
-        losses = run.losses[1]
-        if none := sum(not isfinite(loss) for loss in losses):
-            found.append(f"{none} of the {len(losses)} training losses of {run.label} are no finite numbers.")
-    return found
+def _losses_not_finite(runs: Sequence[Run]) -> list[str]:
+    counts = {run.label: (sum(not isfinite(loss) for loss in run.losses[1]), len(run.losses[1])) for run in runs}
+    return [
+        f"{count} of the {total} training losses of {label} are no finite numbers."
+        for label, (count, total) in counts.items()
+        if count
+    ]
 
 
 def _earlier_steps(runs: Sequence[Run]) -> list[str]:
@@ -62,46 +66,37 @@ def _earlier_steps(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _left_out(comparison: Comparison) -> list[str]:
-    lengths: dict[tuple[str, ...], list[int]] = {}
+def _left_out(comparison: Comparison, _) -> list[str]:
+    lengths: dict[str, list[int]] = {}
     for length, tasks in comparison.left_out.items():
-        lengths.setdefault(tuple(tasks), []).append(length)
+        lengths.setdefault(", ".join(tasks), []).append(length)
     found = []
     for tasks, own in lengths.items():
         without = [length for length in own if length not in comparison.tasks]
-        column = f" There is no column for {_names(without)}." if without else ""
+        column = f" There is no column for {lengths_text(without)}." if without else ""
         found.append(
-            f"Not in the means of {_names(own)}, because not every run was scored on them under each of its budgets: "
-            f"{', '.join(tasks)}.{column}"
+            f"Not in the means of {lengths_text(own)}, because not every run was scored on them under each of its "
+            f"budgets: {tasks}.{column}"
         )
     return found
 
 
-def _gaps(comparison: Comparison) -> list[str]:
+def _gaps(comparison: Comparison, _) -> list[str]:
     budgets: dict[tuple[str, str], list[str]] = {}
-    for label, budget in comparison.rows:
-        missing = [length for length in comparison.lengths if (label, budget, length) not in comparison.cells]
-        if missing:
-            budgets.setdefault((label, _names(missing)), []).append(budget_name(budget))
+    for (label, budget), missing in comparison.means.drop(columns=AVERAGE).isna().iterrows():
+        if missing.any():
+            budgets.setdefault((label, ", ".join(missing.index[missing])), []).append(budget_name(budget))
     return [
         f"{label} was not scored at {lengths} ({', '.join(own)}), so it has no average."
         for (label, lengths), own in budgets.items()
     ]
 
 
-def _other_samples(runs: Sequence[Run], comparison: Comparison) -> list[str]:
-    """Cells whose runs or budgets were not scored on the same samples."""
-    samples: dict[tuple[int, str], dict[tuple[str, str], list[Record]]] = {}
-    for run in runs:
-        for record in run.records:
-            if record.score is not None and record.task in comparison.tasks.get(record.length, ()):
-                own = samples.setdefault((record.length, record.task), {})
-                own.setdefault((run.label, record.budget), []).append(record)
+def _other_samples(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
     differing: dict[int, list[str]] = {}
-    for (length, task), rows in sorted(samples.items()):
-        counts = sorted(map(len, rows.values()))
-        if not are_of_same_samples(rows.values()):
-            differing.setdefault(length, []).append(f"{task} ({_span(counts)})")
+    for (length, task), counts in other_samples(runs).items():
+        if task in comparison.tasks.get(length, ()):
+            differing.setdefault(length, []).append(f"{task} ({range_text(counts)})")
     text = "; ".join(f"{length_name(length)}: {', '.join(tasks)}" for length, tasks in differing.items())
     return [f"Not the same samples in all rows (their number): {text}."] if text else []
 
@@ -109,13 +104,8 @@ def _other_samples(runs: Sequence[Run], comparison: Comparison) -> list[str]:
 def _other_caches(runs: Sequence[Run]) -> list[str]:
     """Sizes that give one budget another cache."""
     runs = [run for run in runs if run.cache_sizes and any(budget != "r1" for _, _, budget in run.scored)]
-    found = []
-    for key in dict.fromkeys(key for run in runs for key in run.cache_sizes):
-        values = [str(run.cache_sizes.get(key)) for run in runs]
-        if len(set(values)) > 1:
-            found.append(f"{key}: {' / '.join(values)}")
-    labels = " / ".join(run.label for run in runs)
-    return [f"The budgets are not the same caches ({labels}): {'; '.join(found)}."] if found else []
+    found = differing([run.cache_sizes for run in runs])
+    return [f"The budgets are not the same caches {_side_by_side(runs, found)}."] if found else []
 
 
 def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> list[str]:
@@ -131,39 +121,20 @@ def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> 
 
 def _other_data(runs: Sequence[Run]) -> list[str]:
     """Keys that give the trained runs other samples, another order or another number of tokens."""
-    unknown = [run.label for run in runs if run.losses[0] and not run.trained_on]
-    trained = [run for run in runs if run.trained_on and run.losses[0]]
-    keys = [key for key in (trained[0].trained_on if trained else ()) if all(key in r.trained_on for r in trained)]
-    differing = [key for key in keys if len({repr(run.trained_on[key]) for run in trained}) > 1]
+    trained = [run for run in runs if run.losses[0]]
+    known = [run for run in trained if run.config.trained_on]
+    unknown = [run.label for run in trained if run not in known]
     found = []
-    if unknown and len(trained) + len(unknown) > 1:
-        found.append(f"No configuration says what {', '.join(unknown)} learned from: the data may not be the same.")
-    if not differing:
-        return found
-    values = [f"{key}: {' / '.join(str(run.trained_on[key]) for run in trained)}" for key in differing]
-    labels = " / ".join(run.label for run in trained)
-    return [*found, f"The runs did not learn from the same data in the same order ({labels}): {'; '.join(values)}."]
+    if unknown and len(trained) > 1:
+        found.append(f"No configuration says which data {', '.join(unknown)} trained on: the data may not be the same.")
+    on = [run.config.trained_on for run in known]
+    # A key that an earlier version did not save says nothing.
+    changed = {key: own for key, own in differing(on).items() if all(key in values for values in on)}
+    if changed:
+        found.append(f"The runs did not train on the same data in the same order {_side_by_side(known, changed)}.")
+    return found
 
 
-def what_was_compared(runs: Sequence[Run]) -> list[list[str]]:
-    """A row for each run, under `COMPARED_COLUMNS`."""
-    rows = []
-    for run in runs:
-        cells = list(run.cells.values())
-        counts = sorted({cell.count for cell in cells})
-        samples = _span(counts) if counts else ""
-        tasks = tasks_text(dict.fromkeys(cell.task for cell in cells)) if cells else ""
-        lengths = _names(sorted({cell.length for cell in cells}))
-        budgets = ", ".join(map(budget_name, dict.fromkeys(cell.budget for cell in cells)))
-        step = "" if run.step is None else str(run.step)
-        rows.append([run.label, shown(str(run.path)), step, run.attention, tasks, lengths, budgets, samples])
-    return rows
-
-
-def _names(lengths: Sequence[int]) -> str:
-    return ", ".join(map(length_name, lengths))
-
-
-def _span(counts: Sequence[int]) -> str:
-    """The least and the most of ascending numbers."""
-    return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+def _side_by_side(runs: Sequence[Run], values: dict[str, list]) -> str:
+    labels = " / ".join(run.label for run in runs)
+    return f"({labels}): " + "; ".join(f"{key}: {' / '.join(map(str, own))}" for key, own in values.items())

@@ -1,82 +1,82 @@
-"""The paper's Table 1 and the cells it is made of, as Markdown and CSV."""
+"""The report's tables as data frames of text, as Markdown and as CSV."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
-from lrsa_lightning.report.comparison import Comparison, budget_name, length_name
-from lrsa_lightning.report.runs import Run
+import pandas as pd
 
-TASK_COLUMNS = ["model", "task", "length", "budget", "score", "stderr", "count", "nll", "exact_match"]
+from lrsa_lightning.report.comparison import Comparison, budget_name, lengths_text, range_text, tasks_text
+from lrsa_lightning.report.runs import Run, printable
 
-
-def header(comparison: Comparison) -> list[str]:
-    """Of the columns that people read."""
-    return ["Model", "Budget", *map(length_name, comparison.lengths), "Avg"]
+_NOT_SCORED = "–"
 
 
-def text_rows(comparison: Comparison, bold: str, empty: str = "–") -> list[list[str]]:
-    """The table's cells as text, the best run of each column and budget in bold.
+def text_table(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table 1 with one decimal, and a mask of the same shape: the best run of each column and budget."""
+    texts = comparison.means.map("{:.1f}".format)
+    rounded = texts.astype(float)
+    of_budget = rounded.groupby(level="budget", observed=True)
+    best = (rounded == of_budget.transform("max")) & (of_budget.transform("nunique") > 1)
+    texts = _named(texts.mask(comparison.means.isna(), _NOT_SCORED), "Model", "Budget")
+    return texts, best.reset_index(drop=True).reindex(columns=texts.columns, fill_value=False)
 
-    Args:
-        comparison: of the runs.
-        bold: format of a best cell, with {}.
-        empty: cell without a mean.
-    """
-    rows = {place: comparison.row(*place) for place in comparison.rows}
-    lines = []
-    for (label, budget), means in rows.items():
-        texts = ["" if mean is None else f"{mean.value:.1f}" for mean in means]
-        for column, text in enumerate(texts):
-            rivals = [f"{own[column].value:.1f}" for (_, b), own in rows.items() if b == budget and own[column]]
-            best = text and len(set(rivals)) > 1 and float(text) == max(map(float, rivals))
-            texts[column] = bold.format(text) if best else text or empty
-        lines.append([label, budget_name(budget), *texts])
-    return lines
+
+def _named(frame: pd.DataFrame, model: str, budget: str) -> pd.DataFrame:
+    """The frame of a comparison with its index as the first two columns."""
+    labels, budgets = zip(*frame.index, strict=True)
+    frame = frame.reset_index(drop=True).rename_axis(columns=None)
+    frame.insert(0, model, labels)
+    frame.insert(1, budget, [*map(budget_name, budgets)])
+    return frame
 
 
 def to_markdown(comparison: Comparison) -> str:
     """Table 1 for people."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in text_rows(comparison, "**{}**")]
-    top = [header(comparison), ["---", "---", *["---:"] * (len(comparison.lengths) + 1)]]
-    lines = ["| " + " | ".join(row) + " |" for row in [*top, *rows]]
+    texts, best = text_table(comparison)
+    rows = texts.mask(best, "**" + texts + "**").replace(r"\|", r"\\|", regex=True).values.tolist()
+    rule = ["---", "---", *["---:"] * (len(texts.columns) - 2)]
+    lines = ["| " + " | ".join(row) + " |" for row in [[*texts.columns], rule, *rows]]
     return f"{comparison.caption}\n\n" + "\n".join(lines) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
     """Table 1 for programs: each mean is followed by its standard error."""
-    columns = [name for column in header(comparison)[2:] for name in (column, f"{column} stderr")]
-    rows = []
-    for label, budget in comparison.rows:
-        figures = [
-            x for mean in comparison.row(label, budget) for x in ((mean.value, mean.stderr) if mean else (None,) * 2)
-        ]
-        rows.append([label, budget_name(budget), comparison.name, *map(_number, figures), comparison.of_tasks])
-    return _csv(["model", "budget", "mean", *columns, "tasks"], rows)
+    columns = [name for length in comparison.means for name in (length, f"{length} stderr")]
+    figures = comparison.means.join(comparison.errors.add_suffix(" stderr"))[columns]
+    frame = _named(figures.map(_number, na_action="ignore"), "model", "budget")
+    frame.insert(2, "mean", comparison.name)
+    return frame.assign(tasks=comparison.of_tasks).to_csv(index=False, lineterminator="\n")
 
 
-def task_rows(runs: Iterable[Run]) -> list[list[str]]:
-    """Each run x task x length x budget, in `TASK_COLUMNS`."""
+def task_table(runs: Iterable[Run]) -> pd.DataFrame:
+    """All means: a row for each run, task, length and budget."""
+    columns = ["model", "task", "length", "budget", "score", "stderr", "count", "nll", "exact_match"]
     rows = []
     for run in runs:
-        for cell in run.cells.values():
-            figures = map(_number, (cell.score, cell.stderr))
-            further = map(_number, (cell.nll, cell.exact_match))
-            place = [run.label, cell.task, str(cell.length), budget_name(cell.budget)]
-            rows.append([*place, *figures, str(cell.count), *further])
-    return rows
+        for mean in run.means.values():
+            figures = map(_number, (mean.score, mean.stderr, mean.count, mean.nll, mean.exact_match))
+            rows.append([run.label, mean.task, str(mean.length), budget_name(mean.budget), *figures])
+    return pd.DataFrame(rows, columns=columns)
 
 
-def tasks_csv(runs: Iterable[Run]) -> str:
-    """All cells for programs."""
-    return _csv(TASK_COLUMNS, task_rows(runs))
+def run_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What was compared: a row for each run."""
+    rows = []
+    for run in runs:
+        means = list(run.means.values())
+        rows.append(
+            {
+                "Run": run.label,
+                "Folder": printable(str(run.path)),
+                "Step": "" if run.step is None else str(run.step),
+                "Attention in training": run.config.attention,
+                "Tasks": tasks_text(dict.fromkeys(mean.task for mean in means)) if means else "",
+                "Lengths": lengths_text(sorted({mean.length for mean in means})),
+                "Budgets": ", ".join(map(budget_name, dict.fromkeys(mean.budget for mean in means))),
+                "Samples per score": range_text(mean.count for mean in means) if means else "",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    writer = csv.writer(text := io.StringIO(), lineterminator="\n")
-    writer.writerows([columns, *rows])
-    return text.getvalue()

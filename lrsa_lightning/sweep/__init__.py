@@ -1,4 +1,4 @@
-"""A W&B sweep file run on this machine, without an account: cells, processes, a table and the report."""
+"""Runs the grid of a W&B sweep file on this machine, without an account: cells, processes, a table, the report."""
 
 from lrsa_lightning.sweep.cells import Cell, make_cells
 from lrsa_lightning.sweep.commands import build_command

@@ -1,4 +1,4 @@
-"""The command of a cell, built by W&B's own functions as its agent does."""
+"""Builds the command of a cell with the functions of W&B's agent."""
 
 import os
 import subprocess
@@ -16,10 +16,10 @@ def build_command(sweep: Sweep, parameters: Mapping[str, Any]) -> list[str]:
 
     Args:
         sweep: of `read_sweep`.
-        parameters: option and value, in the order they are given in.
+        parameters: option and value, in this order.
 
     Raises:
-        InputError: an environment variable of the command is not set; the agent would pass its name on.
+        InputError: an environment variable of the command is not set. W&B's agent would pass on its name.
     """
     from wandb.sdk.launch.sweeps.utils import (
         SWEEP_COMMAND_ENV_VAR_REGEX,
@@ -33,35 +33,35 @@ def build_command(sweep: Sweep, parameters: Mapping[str, Any]) -> list[str]:
     macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})
     macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep.program]}
     words = []
-    for word in create_sweep_command(list(sweep.command)):  # it changes the list it is given
+    for word in create_sweep_command(list(sweep.command)):  # it changes its argument
         macro = word[2:-1] if word.startswith("${") and word.endswith("}") else None
         words += [word] if macro is None else macros.get(macro, [])
     return words
 
 
 def check_options(sweep: Sweep, command: Sequence[str]) -> None:
-    """Has `lrsa` read a cell's options and do nothing else: what is wrong in all cells is said once, before any runs.
+    """Lets `lrsa` parse a cell's options without running it: an error in all cells is reported once, at the start.
 
     Args:
-        sweep: of `read_sweep`; one over another program is not looked at.
+        sweep: of `read_sweep`. A sweep over another program than `lrsa` is not checked.
         command: of a cell.
 
     Raises:
-        InputError: an option that there is not, or a value that it does not take.
+        InputError: `lrsa` refuses an option or a value.
     """
     if Path(sweep.program).name != "lrsa":
         return
     try:
-        read = subprocess.run(
+        parsed = subprocess.run(
             [*command, "--print_config"], env=cell_environment(), capture_output=True, text=True, errors="replace"
         )
-    except OSError:  # the program is not there, which the cells' logs say
+    except OSError:  # the program does not exist: the cells' logs will say so
         return
-    if read.returncode:
-        said = " ".join(read.stderr[max(0, read.stderr.rfind("error:")) :].split())
-        raise InputError(f"sweep {sweep.name}: the first cell's options are refused, nothing was started: {said}")
+    if parsed.returncode:
+        message = " ".join(parsed.stderr[max(0, parsed.stderr.rfind("error:")) :].split())
+        raise InputError(f"sweep {sweep.name}: the first cell's options are refused, nothing was started: {message}")
 
 
 def cell_environment() -> dict[str, str]:
-    """This process's, with the place where `lrsa` is installed."""
+    """The environment of this process, with the folder of the installed `lrsa` on the path."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}

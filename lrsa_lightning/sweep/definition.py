@@ -1,5 +1,6 @@
 """The sweep file, in W&B's format."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.path_names import made_name
-from lrsa_lightning.sweep.parameter import check_parameter
+from lrsa_lightning.sweep.parameter import grid_values
 from lrsa_lightning.yaml_text import read_mapping
 
-METHODS, GOALS = ("grid", "random"), ("minimize", "maximize")
+_GOALS = ("minimize", "maximize")
 _READ = ("program", "method", "metric", "parameters", "command", "run_cap")
 
 
@@ -21,51 +22,43 @@ class Sweep:
     Attributes:
         name: of the file.
         program: what ${program} stands for.
-        method: grid or random.
-        parameters: W&B's description of each, by option.
+        parameters: all values of each option.
         command: words and macros.
         metric: its name; None without one.
-        maximize: whether more of it is better.
+        maximize: whether a greater metric is better.
         run_cap: greatest number of runs; None without one.
     """
 
     name: str
     program: str
-    method: str
-    parameters: dict[str, dict[str, Any]]
+    parameters: dict[str, Sequence[Any]]
     command: list[str]
-    metric: str | None
-    maximize: bool
-    run_cap: int | None
+    metric: str | None = None
+    maximize: bool = False
+    run_cap: int | None = None
 
 
-def read_sweep(path: Path, method: str | None = None) -> Sweep:
+def read_sweep(path: Path) -> Sweep:
     """Reads a sweep file.
 
-    Args:
-        path: of the YAML.
-        method: instead of the file's.
-
     Raises:
-        InputError: it is not there, lacks a part, or needs W&B's server.
+        InputError: the file does not exist, lacks a part, or is not a grid.
     """
     content = read_mapping(path, "a sweep file, as configs/sweeps/*.yaml")
     for key, kind in (("program", str), ("parameters", dict), ("command", list)):
         if not isinstance(content.get(key), kind) or not content[key]:
             raise InputError(f"{path} has no {key!r}: give program, method, parameters and command as W&B's sweeps do")
     _check_names(path, content)
-    method = method or content.get("method")
-    if method not in METHODS:
+    if (method := content.get("method")) != "grid":
         raise InputError(
-            f"{path}: method {method!r} needs W&B's server, which sweep_local.py does without: give --method random, "
-            "or run wandb sweep and wandb agent"
+            f"{path}: method is {method!r}, but sweep_local.py runs grids only: give method: grid, or let W&B search "
+            "with wandb sweep and wandb agent"
         )
     metric, goal = _metric(path, content.get("metric"))
     return Sweep(
         made_name(path.stem),
         content["program"],
-        method,
-        {name: _described(path, name, value) for name, value in content["parameters"].items()},
+        {name: _values(path, name, described) for name, described in content["parameters"].items()},
         _command(path, content["command"]),
         metric,
         goal == "maximize",
@@ -74,20 +67,20 @@ def read_sweep(path: Path, method: str | None = None) -> Sweep:
 
 
 def _check_names(path: Path, content: dict[str, Any]) -> None:
-    """Refuses a key that is nearly one of those we read: it would be ignored."""
+    """Refuses a misspelt key, which would be ignored."""
     for key in content.keys() - _READ:
         if near := get_close_matches(str(key), _READ, 1, cutoff=0.75):
             raise InputError(f"{path}: unknown key {key!r}; did you mean {near[0]}?")
 
 
 def _metric(path: Path, metric: Any) -> tuple[str | None, str]:
-    """Name and goal; W&B minimises where none is given."""
+    """Name and goal; as in W&B, the default goal is to minimize."""
     if metric is None:
         return None, "minimize"
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str) or not metric["name"]:
         raise InputError(f"{path}: metric is {metric!r}, expected its name and its goal")
-    if (goal := metric.get("goal", "minimize")) not in GOALS:
-        raise InputError(f"{path}: the metric's goal is {goal!r}, expected one of {', '.join(GOALS)}")
+    if (goal := metric.get("goal", "minimize")) not in _GOALS:
+        raise InputError(f"{path}: the metric's goal is {goal!r}, expected one of {', '.join(_GOALS)}")
     return metric["name"], goal
 
 
@@ -96,7 +89,7 @@ def _command(path: Path, command: list[Any]) -> list[str]:
         if not isinstance(word, str | int | float):
             raise InputError(f"{path}: the command holds {word!r}, expected words and macros")
     if "${args}" not in command:
-        raise InputError(f"{path}: the command lacks ${{args}}, through which the cells' values reach it")
+        raise InputError(f"{path}: the command lacks ${{args}}, which passes the values of a cell to it")
     return [str(word) for word in command]
 
 
@@ -106,11 +99,10 @@ def _run_cap(path: Path, run_cap: Any) -> int | None:
     raise InputError(f"{path}: run_cap is {run_cap!r}, expected a whole number of at least 1")
 
 
-def _described(path: Path, name: Any, value: Any) -> dict[str, Any]:
+def _values(path: Path, name: Any, described: Any) -> Sequence[Any]:
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: parameter {name!r}: expected the name of an option")
     try:
-        check_parameter(value)
+        return grid_values(described)
     except InputError as error:
         raise InputError(f"{path}: parameter {name}: {error}") from error
-    return value

@@ -1,4 +1,4 @@
-"""Which devices a cell runs on: those that are visible, dealt out among the cells that run at a time."""
+"""The devices of each cell: the visible devices are split among the cells that run at the same time."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one cell runs at a time.
+    """A set of devices that runs one cell at a time.
 
     Attributes:
         name: for people.
-        environment: what its processes have beside this one's.
+        environment: variables for the cell's process, in addition to those of this process.
     """
 
     name: str
@@ -22,15 +22,15 @@ class Slot:
 
 
 def make_slots(jobs: int | None = None, devices: list[str] | None = None, kind: str = "cuda") -> list[Slot]:
-    """One slot a device, or `jobs` of them with equal shares; without devices one slot.
+    """Splits the devices equally into slots.
 
     Args:
-        jobs: number of slots; one a device, or one, when None.
-        devices: names of the devices; those visible when None.
-        kind: cuda or npu, of the given devices.
+        jobs: number of slots. None makes a slot of each device, or one slot without devices.
+        devices: names of the devices; the visible ones when None.
+        kind: of the given devices, cuda or npu.
 
     Raises:
-        InputError: there are fewer devices than jobs, or they do not divide.
+        InputError: the number of devices is not a multiple of the number of jobs.
     """
     if devices is None:
         kind, devices = visible_devices()
@@ -38,14 +38,14 @@ def make_slots(jobs: int | None = None, devices: list[str] | None = None, kind: 
     if not devices:
         return [Slot("cpu" if jobs == 1 else f"cpu, {number} of {jobs}") for number in range(1, jobs + 1)]
     if len(devices) % jobs:
-        raise InputError(f"--jobs {jobs}: {len(devices)} devices do not divide into so many; give a divisor")
-    share = len(devices) // jobs
-    groups = [",".join(devices[start : start + share]) for start in range(0, len(devices), share)]
+        raise InputError(f"--jobs {jobs} does not divide the number of devices, {len(devices)}: give a divisor")
+    size = len(devices) // jobs
+    groups = [",".join(devices[start : start + size]) for start in range(0, len(devices), size)]
     return [Slot(f"{kind} {group}", {VISIBLE[kind]: group}) for group in groups]
 
 
 def visible_devices() -> tuple[str, list[str]]:
-    """NPUs where one can be used, else CUDA's, by the names that the environment gives them, or by number."""
+    """NPUs where there are any, else CUDA devices; by their names in the environment, or by number."""
     import torch
 
     from lrsa_lightning.npu import NPUAccelerator

@@ -1,4 +1,4 @@
-"""What is known of a cell from one call to the next: a record, a log and a lock in ``<runs_dir>/cells``."""
+"""What is kept of a cell between two calls: a record, a log and a lock in ``<runs_dir>/cells``."""
 
 import fcntl
 import json
@@ -14,39 +14,44 @@ FINISHED, BROKEN, NEW = "finished", "broken", "new"
 
 
 class CellRecord:
-    """One cell's files. The run's own directory is ``<runs_dir>/<name>``."""
+    """One cell's command and files. The run's own directory is ``<runs_dir>/<name>``."""
 
-    def __init__(self, runs_dir: Path, name: str):
+    def __init__(self, runs_dir: Path, name: str, command: list[str]):
+        self.command = command
         self.run = runs_dir / name
         self.folder = runs_dir / "cells"
         self.log = self.folder / f"{name}.log"
         self._file = self.folder / f"{name}.json"
         self._lock = self.folder / f"{name}.lock"
 
-    def state(self, command: list[str]) -> str:
-        """Whether it is finished, broken off, or was never begun.
+    def state(self) -> str:
+        """FINISHED, BROKEN or NEW: its last process ended with status 0 or otherwise, or there was none.
 
         Raises:
-            InputError: what was begun under this name is another command, or no cell of a sweep.
+            InputError: the run directory belongs to another command, or to no cell of a sweep.
         """
         known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
         if known is None and (self.run / "config.yaml").exists():
             raise InputError(f"{self.run} holds a run that is no cell of this sweep: give another --runs_dir")
         if known is None:
             return NEW
-        if known["command"] != command:
+        if known["command"] != self.command:
             raise InputError(
-                f"{self.run} was begun by another command, {' '.join(known['command'])}: give another --runs_dir"
+                f"{self.run} was started by another command, {' '.join(known['command'])}: give another --runs_dir"
             )
         return FINISHED if known["status"] == 0 else BROKEN
 
-    def write(self, command: list[str], status: int | None) -> None:
-        """Keeps the command and its exit status, None while it runs; whole or not at all."""
-        write_text(self._file, json.dumps({"command": command, "status": status}, indent=1))
+    def write(self, status: int | None) -> None:
+        """Writes the command and its exit status, None while it runs, in one atomic step."""
+        write_text(self._file, json.dumps({"command": self.command, "status": status}, indent=1))
 
     def clear_start(self) -> bool:
-        """Readies a broken cell: True where it goes on from a checkpoint, or says why it cannot; else its beginnings
-        are set aside."""
+        """Prepares a broken cell for its next process.
+
+        Returns:
+            True where the run directory has checkpoints: the run resumes, or says why it cannot. Otherwise the
+            directory is set aside and the run starts from the beginning.
+        """
         from lrsa_lightning.last_checkpoint import find_last
 
         last = find_last(RunDirectory(self.run).checkpoints)
@@ -57,9 +62,10 @@ class CellRecord:
         return False
 
     def lock(self) -> int | None:
-        """A descriptor that locks the cell while this process or a child that inherits it lives; None if taken.
+        """A descriptor that locks the cell, or None where another process holds the lock.
 
-        A cell whose parent was killed runs on and keeps its lock: nobody starts it a second time.
+        The lock lives as long as this process or a child that inherits the descriptor. A cell whose parent was killed
+        keeps running and keeps its lock: it is not started a second time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT)

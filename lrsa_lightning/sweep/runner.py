@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep, as many at a time as there are slots."""
+"""Runs the cells of a sweep as processes, one in each slot at a time."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell.
+    """How a cell ended.
 
     Attributes:
         cell: the cell.
-        status: exit status of its last process; None where another process runs it.
-        seconds: it took now; 0 where it was finished already.
+        status: exit status of its last process; None where another sweep_local.py runs it.
+        seconds: duration of this call's process; 0 where the cell was finished before.
     """
 
     cell: Cell
@@ -36,7 +36,6 @@ class Result:
 class _Running:
     cell: Cell
     record: CellRecord
-    command: list[str]
     process: subprocess.Popen
     slot: Slot
     lock: int
@@ -44,7 +43,7 @@ class _Running:
 
 
 class SweepRunner:
-    """Skips what is finished, goes on with what is broken, and lets no cell's failure stop the others."""
+    """Skips finished cells and resumes broken ones. A failed cell does not stop the others."""
 
     def __init__(
         self,
@@ -58,9 +57,9 @@ class SweepRunner:
         Args:
             sweep: of `read_sweep`.
             runs_dir: folder of the cells' run directories.
-            slots: where they run.
-            grace_seconds: children have to save and end once they are told to.
-            say: takes the lines for the user.
+            slots: the devices of the cells that run at the same time.
+            grace_seconds: time in which stopped cells must save and end.
+            say: prints a line for the user.
         """
         self.sweep = sweep
         self.runs_dir = runs_dir
@@ -71,70 +70,65 @@ class SweepRunner:
         self._results: list[Result] = []
 
     def run(self, cells: Sequence[Cell]) -> list[Result]:
-        """Runs cells and waits for them; their results in the order of the cells.
+        """Runs cells until all have ended; the results are in the order of the cells.
 
         Raises:
-            InputError: a run directory is of another command, or the cells' options are refused.
-            KeyboardInterrupt: after the children, told to save, have ended.
+            InputError: a run directory belongs to another command, or `lrsa` refuses the options of the cells.
+            KeyboardInterrupt: after the running cells have saved and ended.
         """
-        commands = {cell.name: self.command(cell) for cell in cells}
-        states = {cell.name: self._record(cell).state(commands[cell.name]) for cell in cells}
-        for name in [name for name, state in states.items() if state == NEW][:1]:
-            check_options(self.sweep, commands[name])
+        records = [CellRecord(self.runs_dir, cell.name, self.command(cell)) for cell in cells]
+        for record in [record for record in records if record.state() == NEW][:1]:
+            check_options(self.sweep, record.command)
         try:
-            for number, cell in enumerate(cells, 1):
+            for number, (cell, record) in enumerate(zip(cells, records, strict=True), 1):
                 while not self._free:
                     self._reap()
-                self._begin(cell, commands[cell.name], f"[{number}/{len(cells)}] {cell.name}")
+                self._begin(cell, record, f"[{number}/{len(cells)}] {cell.name}")
             while self._running:
                 self._reap()
         finally:
             self._stop()
-        places = {cell.name: place for place, cell in enumerate(cells)}
-        return sorted(self._results, key=lambda result: places[result.cell.name])
+        places = {cell: place for place, cell in enumerate(cells)}
+        return sorted(self._results, key=lambda result: places[result.cell])
 
     def command(self, cell: Cell) -> list[str]:
-        """The agent's words, and where the run lies; the same ones start it and go on with it."""
+        """The command of W&B's agent with the run directory. The same command starts and resumes the cell."""
         where = [f"--runs_dir={self.runs_dir}", f"--run_name={cell.name}", "--ckpt_path=last"]
         return [*build_command(self.sweep, cell.parameters), *where]
 
-    def _record(self, cell: Cell) -> CellRecord:
-        return CellRecord(self.runs_dir, cell.name)
-
-    def _begin(self, cell: Cell, command: list[str], title: str) -> None:
-        record = self._record(cell)
+    def _begin(self, cell: Cell, record: CellRecord, title: str) -> None:
         lock = record.lock()
         if lock is None:
             self._say(f"{title}: another process runs it")
             self._results.append(Result(cell, None))
             return
-        state = record.state(command)
+        state = record.state()
         if state == FINISHED:
             os.close(lock)
             self._say(f"{title}: finished already")
             self._results.append(Result(cell, 0))
             return
-        how = "starts" if state != BROKEN else "goes on" if record.clear_start() else "starts over"
+        how = "starts" if state != BROKEN else "resumes" if record.clear_start() else "starts over"
         slot = self._free.pop(0)
         self._say(f"{title}: {how} on {slot.name}, output in {record.log}")
-        record.write(command, None)
+        record.write(None)
         try:
-            process = self._start(command, record, slot, lock)
-        except OSError as error:  # the program is not there
+            process = self._start(record, slot, lock)
+        except OSError as error:  # the program does not exist
             record.log.write_text(f"{error}\n", encoding="utf-8")
             process = subprocess.Popen(["sh", "-c", "exit 127"])
-        self._running.append(_Running(cell, record, command, process, slot, lock, time.monotonic()))
+        self._running.append(_Running(cell, record, process, slot, lock, time.monotonic()))
 
-    def _start(self, command: list[str], record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
+    def _start(self, record: CellRecord, slot: Slot, lock: int) -> subprocess.Popen:
         with record.log.open("wb") as log:
             return subprocess.Popen(
-                command,
+                record.command,
                 env={**cell_environment(), **slot.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=(lock,),
-                start_new_session=True,  # Ctrl-C reaches it through us, once
+                start_new_session=True,  # only this process receives Ctrl-C, and stops the cells once
             )
 
     def _reap(self) -> None:
@@ -146,7 +140,7 @@ class SweepRunner:
 
     def _end(self, one: _Running) -> None:
         status, seconds = one.process.returncode, time.monotonic() - one.since
-        one.record.write(one.command, status)
+        one.record.write(status)
         os.close(one.lock)
         self._running.remove(one)
         self._free.append(one.slot)
@@ -158,10 +152,10 @@ class SweepRunner:
             self._say(f"{one.cell.name}: failed with exit status {status}, after {seconds:.0f} s:\n{tail}")
 
     def _stop(self) -> None:
-        """Tells the children to save and end; those that do not within the grace, or at a second Ctrl-C, are killed."""
+        """Lets the running cells save and end. After the grace time, or at a second Ctrl-C, they are killed."""
         if not self._running:
             return
-        self._say(f"stopping {len(self._running)} cells, which save first; Ctrl-C again kills them")
+        self._say(f"stopping {len(self._running)} cells, which save first; a second Ctrl-C kills them")
         try:
             for one in self._running:
                 one.process.send_signal(signal.SIGTERM)
@@ -171,13 +165,13 @@ class SweepRunner:
         finally:
             for one in list(self._running):
                 _kill(one.process)
-                one.record.write(one.command, one.process.returncode)
+                one.record.write(one.process.returncode)
                 os.close(one.lock)
                 self._running.remove(one)
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Ends what is left of a child and of its own children."""
+    """Kills a cell that still runs, with its own children."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from lrsa_lightning.callbacks import ResumedHistory
-from lrsa_lightning.callbacks.loss_curve import smooth
-from lrsa_lightning.callbacks.metrics_file import MetricsFile, read_metric
+from lrsa_lightning.callbacks.metrics_file import MetricsFile
+from lrsa_lightning.metrics import points, read_rows, smooth
 
 
 def test_metrics_are_appended_and_read_back(tmp_path):
@@ -19,10 +19,10 @@ def test_metrics_are_appended_and_read_back(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=1)
     with logger.path.open("a") as file:
         file.write('{"step": 2, "train')  # killed while writing
-    assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
+    assert points(read_rows(logger.path), "train/loss") == ([0, 1], [2.0, 1.0])
 
 
-def test_steps_beyond_the_resumed_one_are_forgotten(tmp_path):
+def test_steps_after_the_resumed_one_are_removed(tmp_path):
     logger = MetricsFile(str(tmp_path))
     for step in range(5):
         logger.log_metrics({"train/loss": step}, step=step)
@@ -30,14 +30,14 @@ def test_steps_beyond_the_resumed_one_are_forgotten(tmp_path):
     assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0, 1, 2]
 
 
-def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
+def test_half_a_line_of_a_killed_run_does_not_spoil_the_next_one(tmp_path):
     logger = MetricsFile(str(tmp_path))
     logger.log_metrics({"train/loss": 2.0}, step=0)
     with logger.path.open("a") as file:
         file.write('{"step": 1, "train')
     logger.forget_after(1)
     logger.log_metrics({"train/loss": 1.0}, step=1)
-    assert read_metric(logger.path, "train/loss") == ([0, 1], [2.0, 1.0])
+    assert points(read_rows(logger.path), "train/loss") == ([0, 1], [2.0, 1.0])
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -55,7 +55,7 @@ def test_a_resume_drops_nothing_before_it_knows_its_step(tmp_path, resumes):
     assert [row["step"] for row in logger.rows()] == ([0, 1] if resumes else [])
 
 
-def test_what_is_dropped_is_set_aside(tmp_path):
+def test_removed_rows_move_to_a_file_of_their_own(tmp_path):
     logger = MetricsFile(str(tmp_path))
     for step in range(4):
         logger.log_metrics({"train/loss": step}, step=step)
@@ -69,7 +69,7 @@ def test_what_is_dropped_is_set_aside(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_line_that_is_none_is_set_aside_too(tmp_path):
+def test_a_damaged_line_moves_there_too(tmp_path):
     logger = MetricsFile(str(tmp_path))
     logger.path.write_text('{"step": 0, "a": 1.0}\nno row\n{"step": 1, "a": 2.0}\n')
     assert [row["step"] for row in logger.rows()] == [0, 1]
@@ -78,8 +78,8 @@ def test_a_line_that_is_none_is_set_aside_too(tmp_path):
     assert [row["step"] for row in logger.rows()] == [0, 1]
 
 
-def test_rows_that_a_full_disk_does_not_take_are_written_when_it_does(tmp_path, caplog):
-    """/dev/full takes nothing; a file takes its place later."""
+def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path, caplog):
+    """Writes to /dev/full fail; later a file replaces it."""
     logger = MetricsFile(str(tmp_path))
     logger.path.symlink_to("/dev/full")
     for step in range(3):
@@ -93,10 +93,10 @@ def test_rows_that_a_full_disk_does_not_take_are_written_when_it_does(tmp_path, 
     ]
     logger.path.unlink()
     logger.log_metrics({"train/loss": 3}, step=3)
-    assert read_metric(logger.path, "train/loss") == ([0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0])
+    assert points(read_rows(logger.path), "train/loss") == ([0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0])
 
 
-def test_half_a_row_on_a_disk_that_fills_up_spoils_none(tmp_path, monkeypatch):
+def test_half_a_row_on_a_full_disk_spoils_no_other_row(tmp_path, monkeypatch):
     logger = MetricsFile(str(tmp_path))
     logger.log_metrics({"a": 0}, step=0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (logger.path.stat().st_size + 5, resource.RLIM_INFINITY))
@@ -109,7 +109,7 @@ def test_half_a_row_on_a_disk_that_fills_up_spoils_none(tmp_path, monkeypatch):
     assert logger.path.read_text().count("\n") == 1
     assert logger.path.read_text().endswith("\n")
     logger.log_metrics({"a": 2}, step=2)
-    assert read_metric(logger.path, "a") == ([0, 1, 2], [0.0, 1.0, 2.0])
+    assert points(read_rows(logger.path), "a") == ([0, 1, 2], [0.0, 1.0, 2.0])
 
 
 def test_smoothing_has_no_bias_at_the_start():
@@ -117,7 +117,7 @@ def test_smoothing_has_no_bias_at_the_start():
     assert smooth([1.0, 2.0], 0.5)[1] == pytest.approx((0.5 * 1 + 1 * 2) / 1.5)
 
 
-def test_smoothing_goes_on_behind_a_step_that_was_left_out():
+def test_smoothing_ignores_values_that_are_not_finite():
     nan = float("nan")
     assert smooth([3.0, nan, 3.0, float("inf")], 0.9) == pytest.approx([3.0] * 4)
     assert smooth([nan, 3.0], 0.9)[1] == pytest.approx(3.0)

@@ -1,4 +1,4 @@
-"""What a run logs of its learning, and the picture of it."""
+"""The metrics of training, and their picture."""
 
 import json
 import os
@@ -28,15 +28,15 @@ def curve(**options) -> str:
 
 
 def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
-    """Six steps of four are an epoch of all 24 samples: what the dataset holds must have been seen once."""
+    """Six steps of four samples are an epoch of all 24: each token of the dataset counts once."""
     arguments["trainer.callbacks"] = checkpoints(2)
     cli = LRSACLI(command({**arguments, "trainer.max_steps": "12"}))
     samples = cli.datamodule._train.samples
-    learned = sum(sample.num_labels for sample in samples)
+    labels = sum(sample.num_labels for sample in samples)
     total = sum(len(sample.ids) - 1 for sample in samples)
     whole = train_rows()
-    assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, learned)
-    assert (whole[11]["train/tokens"], whole[11]["train/answer_tokens"]) == (2 * total, 2 * learned)
+    assert (whole[5]["train/tokens"], whole[5]["train/answer_tokens"]) == (total, labels)
+    assert (whole[11]["train/tokens"], whole[11]["train/answer_tokens"]) == (2 * total, 2 * labels)
     main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=runs/x/checkpoints/step=8.ckpt"])
     keys = ("step", "train/loss", "train/grad_norm", "train/lr", "train/tokens", "train/answer_tokens")
     assert [[row[key] for key in keys] for row in train_rows()] == [[row[key] for key in keys] for row in whole]
@@ -70,7 +70,7 @@ def test_the_gradient_norm_is_the_one_before_clipping(arguments, monkeypatch, cl
 
 
 def test_the_answer_token_loss_of_weighted_samples_is_that_of_weighted_tokens(arguments, tmp_path):
-    """The first step's, that is: from then on the two runs learn differently."""
+    """After the first step the two runs have different weights."""
     rows = [longalign_row("Red.\n\nBlue.", "What?", "Red, blue. " * (1 + i)) for i in range(4)]
     arguments |= {"trainer.max_steps": "1", "data.train_files": str(write_jsonl(tmp_path / "uneven.jsonl", rows))}
     main(command({**arguments, "run_name": "token"}))
@@ -92,7 +92,7 @@ def test_the_picture_is_refreshed_and_drawn_over_a_reference(arguments, monkeypa
     main(command({**arguments, "trainer.callbacks": curve(every_n_steps=2), "run_name": "y"}))
     assert drawn == [{"y": 6}]  # there was no time for more
     drawn.clear()
-    monkeypatch.setattr(loss_curve, "_SHARE", 1e9)
+    monkeypatch.setattr(loss_curve, "_TIME_FRACTION", 1e9)
     arguments["trainer.callbacks"] = curve(every_n_steps=2, reference="runs/y")
     main(command({**arguments, "trainer.max_steps": "4"}))
     reference = {"y (reference)": 6}
@@ -137,7 +137,7 @@ def test_arguments_out_of_range_are_refused(option):
 
 
 def test_a_full_disk_ends_no_training(arguments, caplog):
-    """What is written besides checkpoints: each said once, and counted at the end."""
+    """Each file besides checkpoints: one warning at the first failure, and the number of failures at the end."""
     run = Path("runs/x")
     for name in ("metrics.jsonl", ".loss_curve.png", f"ruler/.step-000000.jsonl.{os.getpid()}.partial"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

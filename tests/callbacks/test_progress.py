@@ -1,4 +1,4 @@
-"""What a run says of its progress: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8) -> N
     callback.on_train_end(trainer, module)
 
 
-def test_plain_lines_tell_loss_speed_and_time_left(clock, capsys):
+def test_plain_lines_show_loss_speed_and_time_left(clock, capsys):
     run_steps(StepProgress(every_n_lines=4), clock)
     assert capsys.readouterr().out.splitlines() == [
         "step 4/10  loss 2.5000  50 tokens/s  0:01:00 left",
@@ -47,7 +47,7 @@ def test_plain_lines_tell_loss_speed_and_time_left(clock, capsys):
     ]
 
 
-def test_a_resumed_run_counts_from_where_it_resumed(clock, capsys):
+def test_a_resumed_run_measures_speed_since_its_start(clock, capsys):
     run_steps(StepProgress(every_n_lines=4), clock, first=4)
     assert capsys.readouterr().out.splitlines() == ["step 8/10  loss 2.5000  50 tokens/s  0:00:20 left"]
 

@@ -42,23 +42,23 @@ def test_an_offline_run_holds_everything_once(run):
     assert len(parts) == 2
     assert {part.name.split("-")[-1] for part in parts} == {(run / "wandb_id").read_text()}
 
-    # The same figures as in the metrics file, each once, none missing; repeated steps are as they were first told.
-    told = {}
+    # The same values as in the metrics file, each once, none missing; repeated steps keep their first values.
+    logged = {}
     for row in rows:
         for key in row.keys() - {"trainer/global_step", "epoch"}:
             if not key.startswith("_"):
-                assert (row["trainer/global_step"], key) not in told
-                told[row["trainer/global_step"], key] = row[key]
-    train = {step: value for (step, key), value in told.items() if key == "train/loss"}
+                assert (row["trainer/global_step"], key) not in logged
+                logged[row["trainer/global_step"], key] = row[key]
+    train = {step: value for (step, key), value in logged.items() if key == "train/loss"}
     assert list(train) == list(range(6))
     assert train == losses()
     expected = {(row["step"], key) for row in metrics() for key in row if key not in ("step", "epoch")}
-    figures = {name for name in told if not isinstance(told[name], dict)}
+    figures = {name for name in logged if not isinstance(logged[name], dict)}
     assert figures >= expected
-    assert {step for step, _ in figures - expected} <= {2, 3}  # what only the first telling said
+    assert {step for step, _ in figures - expected} <= {2, 3}  # which only the first process logged
 
     # Tables and images, with their files.
-    media = {name: value for name, value in told.items() if isinstance(value, dict)}
+    media = {name: value for name, value in logged.items() if isinstance(value, dict)}
     assert [step for step, key in media if key == "ruler_predictions"] == [0, 1, 3, 5]
     assert {key for _, key in media} == {"ruler_predictions", "ruler_depths", "loss_curve"}
     for value in media.values():
@@ -88,7 +88,7 @@ def test_an_offline_run_holds_everything_once(run):
     assert not [path for path in Path().rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-class Told(MetricsFile):
+class WithToken(MetricsFile):
     """A logger that takes a secret."""
 
     def __init__(self, save_dir: str | None = None, token: str = ""):
@@ -99,19 +99,19 @@ class Told(MetricsFile):
 @pytest.mark.usefixtures("in_tmp_path")
 def test_a_typed_secret_reaches_no_file(arguments, monkeypatch):
     loggers = [callback("WandbLogger", project="test", save_dir=None)]
-    loggers += [{"class_path": "tests.callbacks.test_wandb.Told", "init_args": {"token": TYPED}}]
+    loggers += [{"class_path": "tests.callbacks.test_wandb.WithToken", "init_args": {"token": TYPED}}]
     words = ["lrsa", *command({**arguments, "trainer.logger": json.dumps(loggers), "trainer.max_steps": "1"})]
     monkeypatch.setattr("sys.argv", list(words))
     main()
     assert sys.argv == words
-    told = [record.environment for record in records(Path("runs/x")) if record.HasField("environment")]
-    assert any("${oc.env:LRSA_TOKEN}" in word for word in told[0].args)
+    environments = [record.environment for record in records(Path("runs/x")) if record.HasField("environment")]
+    assert any("${oc.env:LRSA_TOKEN}" in word for word in environments[0].args)
     assert not [path for path in Path().rglob("*") if path.is_file() and TYPED.encode() in path.read_bytes()]
     monkeypatch.setenv("LRSA_TOKEN", TYPED)
     main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=last"])
 
 
-def test_what_was_told_is_left_out_and_what_was_not_is_added(monkeypatch):
+def test_values_that_were_logged_are_skipped_and_new_ones_are_added(monkeypatch):
     logged = []
     monkeypatch.setattr(
         "lightning.pytorch.loggers.WandbLogger.log_metrics", lambda self, new, step: logged.append((step, new))

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,7 @@ def test_the_notes_say_what_is_missing_or_differs(report):
         "qa_2.",
         "Not the same samples in all rows (their number): 4K: vt (1 to 2).",
         "Figure 3 does not have both QA tasks everywhere, but 1 task (qa_1).",
-        "The runs did not learn from the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
+        "The runs did not train on the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
     ]
 
 
@@ -132,7 +134,7 @@ def test_losses_that_are_no_numbers_and_unknown_data_are_said(make_run, tmp_path
     a, b = make_run("a", losses=[1.0, float("nan"), float("inf")], config=DATA), make_run("b", losses=[1.0, 1.0])
     notes = write_report(read_runs([str(a), str(b)]), tmp_path / "out").notes
     assert "2 of the 3 training losses of a are no finite numbers." in notes
-    assert "No configuration says what b learned from: the data may not be the same." in notes
+    assert "No configuration says which data b trained on: the data may not be the same." in notes
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -164,6 +166,11 @@ def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
     assert "| _$x$ | 1x | 50.0 | 50.0 |" in out
     assert "note: _$x$ has no training loss" in out
     assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
+
+
+def test_lrsa_does_not_import_what_only_reports_need():
+    code = "import sys, lrsa_lightning.cli; sys.exit(bool({'pandas', 'lrsa_lightning.report'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""The report's pictures, as far as they can be told without looking."""
+"""What can be checked of the report's pictures without looking at them."""
 
 import pytest
 from matplotlib.figure import Figure
 
+from lrsa_lightning.plots import limits
 from lrsa_lightning.report import Run, compare, draw_losses, figures
 from tests.report.conftest import records
 
@@ -30,20 +31,20 @@ def test_about_a_hundredth_of_the_longest_curve_is_averaged(tmp_path, monkeypatc
 def test_the_loss_axis_shows_the_smoothed_curves_and_no_outlier_of_the_raw_ones():
     axes = Figure().subplots()
     lines = axes.plot([0, 1, 2], [2.0, float("nan"), 3.0]) + axes.plot([0], [2.5])
-    assert figures._around(lines) == (pytest.approx(1.8), pytest.approx(3.2))
-    assert figures._around(axes.plot([0, 1], [0.1, 2.1]))[0] == 0
-    assert figures._around(axes.plot([0, 1], [1.0, 1.0])) is None
+    assert limits(lines, 0.2) == (pytest.approx(1.8), pytest.approx(3.2))
+    assert limits(axes.plot([0, 1], [0.1, 2.1]), 0.2)[0] == 0
+    assert limits(axes.plot([0, 1], [1.0, 1.0]), 0.2) is None
 
 
 @pytest.mark.parametrize("scores", [[1.0, 1.0], [0.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.75, 0.8]])
 def test_the_score_axis_holds_every_error_bar_is_20_wide_and_hardly_leaves_0_to_100(scores):
     own = [run("a", scores=records({"vt": scores})), run("b", scores=records({"vt": scores[:1]}))]
     comparison = compare(own)
-    low, high = figures._limits(comparison)
-    for mean in comparison.cells.values():
-        error = mean.stderr or 0
-        assert low < max(mean.value - error, -2.9)
-        assert high > min(mean.value + error, 102.9)
+    means, errors = comparison.means, comparison.errors.fillna(0)
+    low, high = figures._score_limits(means, errors)
+    for mean, error in zip(means.stack(), errors.stack(), strict=True):
+        assert low < max(mean - error, -2.9)
+        assert high > min(mean + error, 102.9)
     assert high - low >= 20
     assert (low >= -3, high <= 103) == (True, True)
 

@@ -1,4 +1,4 @@
-"""A program that stands for `lrsa fit`: it writes what a run leaves, and fails, waits or saves when it is told to."""
+"""A program that stands for `lrsa fit`: it writes what a run leaves, and it fails, waits or saves on demand."""
 
 import sys
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_two_cells_of_the_demos_sweep(few_samples, tmp_path):
         assert re.search(rf"^{mode}  .* finished$", done.stdout, re.MULTILINE)
     assert (runs / "report/fig2_loss.png").exists()
     assert "RULER average" not in done.stdout
-    # Broken off after the first step, the second cell goes on and ends where it had ended.
+    # Interrupted after the first step, the second cell resumes and ends with the same losses.
     metrics = (runs / "lrsa/metrics.jsonl").read_text()
     record = runs / "cells/lrsa.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"status": -9}))
@@ -91,7 +91,7 @@ def test_two_cells_of_the_demos_sweep(few_samples, tmp_path):
     again = sweep_local(file, runs)
     assert again.returncode == 0, again.stdout + again.stderr + logs(runs)
     assert "vanilla: finished already" in again.stdout
-    assert "lrsa: goes on" in again.stdout
+    assert "lrsa: resumes" in again.stdout
     assert losses(metrics) == losses((runs / "lrsa/metrics.jsonl").read_text())
 
 

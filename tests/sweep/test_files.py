@@ -9,18 +9,29 @@ import yaml
 
 from lrsa_lightning.cli import main
 from lrsa_lightning.configs import CONFIG_DIR
-from lrsa_lightning.sweep import build_command, make_cells, read_sweep
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.sweep import Sweep, build_command, make_cells, read_sweep
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 FIT = ["/usr/bin/env", "lrsa", "fit"]
 
 
+SEARCH = CONFIG_DIR / "sweeps/lrsa_search.yaml"
+
+
+def search() -> Sweep:
+    """The search of W&B's server as a grid over the ends of its ranges."""
+    content = yaml.safe_load(SEARCH.read_text())
+    described = content["parameters"]
+    values = {name: own.get("values") or [own["min"], own["max"]] for name, own in described.items()}
+    return Sweep("lrsa_search", content["program"], values, content["command"])
+
+
 def cells():
     for file in FILES:
-        sweep = read_sweep(file)
-        # Of a search two draws: the forms of the values are those of all.
-        for cell in make_cells(sweep, None if sweep.method == "grid" else 2):
+        sweep = search() if file.name == SEARCH.name else read_sweep(file)
+        for cell in make_cells(sweep):
             for number, order in enumerate(permutations(cell.parameters.items())):
                 yield pytest.param(sweep, dict(order), id=f"{sweep.name}-{cell.name}-order{number}")
 
@@ -67,15 +78,12 @@ def test_every_cell_parses_in_every_order_and_means_what_it_says(sweep, paramete
     assert config["ckpt_path"] == "last"
 
 
-def test_a_search_varies_the_rule_and_draws_whole_lags():
-    cells = make_cells(read_sweep(CONFIG_DIR / "sweeps/lrsa_search.yaml"))
-    assert len(cells) == 16
-    lags = [cell.parameters["model.attention.lag_size"] for cell in cells]
-    ratios = [cell.parameters["model.attention.retention_ratio"] for cell in cells]
-    assert all(type(lag) is int for lag in lags)
-    assert len(set(lags)) > 1
-    assert len(set(ratios)) == 16
-    assert all(0.125 <= ratio <= 0.75 for ratio in ratios)
+def test_the_search_is_left_to_wandb_and_has_whole_lags():
+    with pytest.raises(InputError, match=r"lrsa_search\.yaml: method is 'random'"):
+        read_sweep(SEARCH)
+    found = search().parameters
+    assert all(type(lag) is int for lag in found["model.attention.lag_size"])
+    assert found["model.attention.retention_ratio"] == [0.125, 0.75]
 
 
 def test_the_comparison_keeps_the_experiments_lrsa(printed):

@@ -44,7 +44,7 @@ def test_seeds_are_averaged_and_each_has_its_report(outcome, runs):
     assert lines[-1] == ["mode-b", "52", "1.414", "2"]
     assert {path.parent.name for path in found.files} == {"seed-1", "seed-3"}
     # Each report has one seed: nothing in it says that the order differs.
-    assert not any("did not learn from the same data" in note for note in found.notes)
+    assert not any("did not train on the same data" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("mode", "what"), [("long", "data.seq_len is"), ("more", "the number of tokens is")])
@@ -142,7 +142,7 @@ def test_a_damaged_metrics_file_leaves_the_others_their_table(outcome, runs):
     found = outcome({"mode": {"values": ["a", "b"]}}, change)
     first, second = [line.split() for line in found.table.splitlines()[1:]]
     assert (first[1], second[1]) == ("26", "–")
-    assert any("mode-b is not in the report" in note and "metrics.jsonl:1" in note for note in found.notes)
+    assert any("mode-b is not in the report" in note and "metrics.jsonl, line 1" in note for note in found.notes)
 
 
 def test_cells_scored_on_other_samples_are_not_compared(outcome, runs):

@@ -1,4 +1,4 @@
-"""Cells as processes: skipped, resumed, failing, interrupted, dealt out to devices."""
+"""Cells as processes: skipped, resumed, failing, interrupted, each on its own devices."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def test_a_program_that_is_not_there_is_a_failed_cell(make_sweep, runs):
     assert "no-such-program" in "\n".join(said)
 
 
-def test_a_broken_cell_goes_on_from_its_checkpoint_and_starts_over_without_one(make_sweep, runs, monkeypatch):
+def test_a_broken_cell_resumes_from_its_checkpoint_and_starts_over_without_one(make_sweep, runs, monkeypatch):
     import torch
 
     file = make_sweep(MODES)
@@ -67,7 +67,7 @@ def test_a_broken_cell_goes_on_from_its_checkpoint_and_starts_over_without_one(m
     (runs / "mode-b/checkpoints/step=3.ckpt").write_bytes(b"corrupt")
     said = []
     assert run(file, runs, said=said) == [0, 0, 0]
-    assert "mode-a: goes on" in said[0]
+    assert "mode-a: resumes" in said[0]
     assert (runs / "mode-a/earlier").exists()
     assert "mode-b: starts over" in "\n".join(said)
     assert not (runs / "mode-b/earlier").exists()
@@ -87,7 +87,7 @@ def test_a_failed_cell_takes_nothing_outside_its_folder_with_it(make_sweep, runs
     assert (runs / "precious").exists()
 
 
-def test_the_command_asks_to_go_on_and_says_where(make_sweep, runs):
+def test_the_command_resumes_and_names_the_run_directory(make_sweep, runs):
     sweep = read_sweep(make_sweep(MODES))
     command = SweepRunner(sweep, runs, []).command(make_cells(sweep)[0])
     assert command[-4:] == ["--mode=a", f"--runs_dir={runs}", "--run_name=mode-a", "--ckpt_path=last"]
@@ -127,7 +127,7 @@ def test_one_cell_a_device_and_never_two_on_one(make_sweep, runs):
     assert overlapping
 
 
-def test_devices_are_shared_equally():
+def test_devices_are_split_equally():
     assert [slot.environment for slot in make_slots(2, ["0", "1", "2", "3"])] == [
         {"CUDA_VISIBLE_DEVICES": "0,1"},
         {"CUDA_VISIBLE_DEVICES": "2,3"},
@@ -141,12 +141,12 @@ def test_devices_are_shared_equally():
 
 def script(file, runs, *further):
     words = [sys.executable, str(SCRIPT), str(file), "--runs_dir", str(runs), *further]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs pass on ignored
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # the background jobs of a shell ignore SIGINT
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_lets_children_save_and_the_same_command_goes_on(make_sweep, runs, number, main, capsys):
+def test_ctrl_c_lets_cells_save_and_the_same_command_resumes(make_sweep, runs, number, main, capsys):
     file = make_sweep(MODES)
     (runs / "wait-b").touch()
     first = script(file, runs)
@@ -154,7 +154,7 @@ def test_ctrl_c_lets_children_save_and_the_same_command_goes_on(make_sweep, runs
     first.send_signal(number)
     _, error = first.communicate(timeout=30)
     assert first.returncode == 130
-    assert "the same command goes on" in error
+    assert "the same command resumes the sweep" in error
     assert (runs / "mode-b/saved").exists()
     assert begun(runs) == ["mode-a", "mode-b"]  # nothing was started after the signal
     (runs / "wait-b").unlink()
@@ -247,7 +247,7 @@ def test_the_lock_goes_with_the_child(make_sweep, runs):
     assert not [name for name in open_files if name.startswith(str(runs.resolve())) and name.endswith(".lock")]
 
 
-def test_options_that_there_are_not_are_refused_before_any_cell_starts(make_sweep, runs, tmp_path):
+def test_unknown_options_are_refused_before_any_cell_starts(make_sweep, runs, tmp_path):
     program = tmp_path / "lrsa"
     program.write_text(
         "#!/bin/sh\n"

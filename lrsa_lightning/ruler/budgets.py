@@ -1,4 +1,4 @@
-"""What a model's cache is cut down to: retention ratios, and the attention that each means at a length."""
+"""Cache budgets: retention ratios, and the attention of each at a length."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from lrsa_lightning.ruler.choices import check_distinct
 
 
 class CacheBudgets:
-    """Retention ratios by their label, r1 for the dense cache, r0.5, ...; lag = length / lag_divisor."""
+    """Retention ratios by label: r1 for the dense cache, r0.5, ...; lag = length / lag_divisor."""
 
     @checked
     def __init__(
@@ -36,14 +36,14 @@ class CacheBudgets:
 
     @property
     def labels(self) -> list[str]:
-        """In the order given."""
+        """The labels, in the order given."""
         return [*self._ratios]
 
     def check_length(self, length: int) -> None:
-        """Whether each budget is at this length what its label says.
+        """Checks that each budget has a meaning at this length.
 
         Raises:
-            InputError: the lag has no token, nothing of a chunk is kept, or nothing is ever dropped.
+            InputError: the lag has no token, the cache keeps nothing of a chunk, or it never drops a token.
         """
         for label, ratio in self._ratios.items():
             if ratio < 1 and (reason := self._failing(length, ratio)):

@@ -43,19 +43,11 @@ def make_parser() -> Parser:
         "--budgets", type=PositiveUnitInterval, nargs="*", default=[1.0, 0.5, 0.25], help="retention ratios; 1 dense"
     )
     parser.add_argument(
-        "--attention",
-        type=AttentionMode | None,
-        enable_path=True,
-        help="a further mode: file, or class and arguments",
+        "--attention", type=AttentionMode | None, enable_path=True, help="a further mode: file, or class and arguments"
     )
     parser.add_argument("--lag_divisor", type=PositiveInt, default=32, help="lag = length / lag_divisor")
     parser.add_argument("--sink_size", type=NonNegativeInt, default=16, help="sink of the compressed cache")
-    parser.add_argument(
-        "--batch_size",
-        type=PositiveInt,
-        default=8,
-        help="prompts decoded together, if they fit",
-    )
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="prompts decoded together, if they fit")
     parser.add_argument("--prefill_chunk_size", type=PositiveInt, default=4096, help="prompt tokens in a forward pass")
     parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
     parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")

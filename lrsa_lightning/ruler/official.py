@@ -48,18 +48,18 @@ class OfficialSamples:
             check_choice(lengths, "--lengths")
         self._folder = folder
         paths = self._find(lengths)
-        tasks = tasks or [task for task in TASKS if any(task == found for found, _ in paths)]
-        lengths = lengths or sorted({length for _, length in paths})
-        wanted = [(task, length) for length, task in product(lengths, tasks)]
-        missing = [f"{task} at length {length}" for task, length in wanted if (task, length) not in paths]
-        if missing and not skip_missing:
-            raise InputError(
-                f"--samples {folder} has no file for {', '.join(missing)}: choose others with --tasks and --lengths, "
-                "or leave them out with --skip_missing"
-            )
-        self.paths = {cell: paths[cell] for cell in wanted if cell in paths}
+        self.paths: dict[tuple[str, int], Path] = {}
+        for task, length in product(tasks or [None], lengths or [None]):
+            cells = [cell for cell in paths if task in (None, cell[0]) and length in (None, cell[1])]
+            if not cells and not skip_missing:
+                what = " at length ".join(str(name) for name in (task or "any task", length) if name)
+                raise InputError(
+                    f"--samples {folder} has no file of {what}: choose others with --tasks and --lengths, or leave it "
+                    "out with --skip_missing"
+                )
+            self.paths |= {cell: paths[cell] for cell in cells}
         if not self.paths:
-            raise InputError(f"--samples {folder} has no file for any of the chosen tasks and lengths")
+            raise InputError(f"--samples {folder} has no file of any chosen task and length")
 
     @property
     def lengths(self) -> list[int]:
@@ -94,7 +94,7 @@ class OfficialSamples:
         return {cell: self._read(path, *cell, tokenizer, num_samples) for cell, path in self.paths.items()}
 
     def _find(self, lengths: Sequence[int] | None) -> dict[tuple[str, int], Path]:
-        """All files of the folder, by task and length."""
+        """All files of the folder by task and length, sorted by length, then as `TASKS`."""
         flat = [path for layout in _FLAT for path in sorted(self._folder.glob(layout))]
         by_length = [path for path in sorted(self._folder.glob(_BY_LENGTH)) if path.parts[-4].isdecimal()]
         if not flat and not by_length:
@@ -104,13 +104,14 @@ class OfficialSamples:
             )
         if flat and (lengths is None or len(lengths) != 1):
             raise InputError(f"{flat[0]} does not say its length: give --lengths with the one of prepare.py")
-        lengths_of = dict.fromkeys(flat, lengths[0]) | {path: int(path.parts[-4]) for path in by_length}
+        paths = [(path, lengths[0]) for path in flat] + [(path, int(path.parts[-4])) for path in by_length]
         found: dict[tuple[str, int], Path] = {}
-        for path, length in lengths_of.items():
+        for path, length in paths:
             cell = _task_of(path), length
             if found.setdefault(cell, path) is not path:
                 raise InputError(f"{found[cell]} and {path} both hold {cell[0]} at length {length}: remove one")
-        return found
+        order = [*TASKS]
+        return dict(sorted(found.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
 
     @staticmethod
     def _read(path: Path, task: str, length: int, tokenizer, num_samples: int) -> list[dict[str, Any]]:

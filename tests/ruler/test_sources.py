@@ -1,4 +1,4 @@
-"""The files some tasks are made from: which are needed, and what is said of those that are not there or not right."""
+"""The files of some tasks: which task needs which, and the errors about missing or wrong files."""
 
 import gzip
 import json
@@ -20,12 +20,11 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_a_task_needs_its_source_and_no_other(tokenizer, source_files, task, official_compat):
+def test_a_task_needs_its_source_and_no_other(tokenizer, source_files, task):
     name = SOURCE.get(task)
     assert TASKS[task].source == name
-    keys = {"max_length": 2048 if task == "cwe" else 4096, "num_samples": 1, "official_compat": official_compat}
+    keys = {"max_length": 2048 if task == "cwe" else 4096, "num_samples": 1}
     others = {other: path for other, path in source_files.items() if other != name}
     if name is None:
         assert len(make_samples(task, tokenizer, **keys)) == 1

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
+from lrsa_lightning.ruler.rows import digest
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
@@ -66,9 +68,41 @@ def test_a_file_that_was_changed_is_refused(tokenizer, tmp_path):
 
 
 def test_each_setting_has_its_own_place_in_a_cache(tokenizer, tmp_path):
-    settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(official_compat=True)]
+    settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(template="chatml")]
     folders = {SampleStore.in_cache(tmp_path, tokenizer, one).folder for one in settings}
     assert len(folders) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        (SampleSettings(), "66bdd20c123e9f8dffa6"),
+        (SampleSettings(seed=3, template="chatml"), "eef905477e945f9be41b"),
+    ],
+)
+def test_samples_of_earlier_versions_are_found_again(tmp_path, settings, folder):
+    """Literals of the last version that had the option official_compat. A resumed run must find its samples."""
+    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"), chat_template=None)
+    store = SampleStore.in_cache(tmp_path, tokenizer, settings)
+    assert store.folder.name == folder
+    assert json.dumps(store.manifest(TASK) | {"tokenizer": "t"}) == (
+        f'{{"format": 1, "task": "niah_single_1", "seed": {settings.seed}, "template": "{settings.template}", '
+        '"official_compat": false, "tokenizer": "t", "files": {}}'
+    )
+
+
+def test_a_sample_keeps_the_digest_of_earlier_versions():
+    row = {"input": "One of 1234567.", "answer_prefix": " It is", "outputs": ["1234567"], "answer": " 1234567"}
+    assert digest(row | {"id": "vt-640-42-0", "length": 150}) == "0d17ba0e4451222d"
+
+
+def test_samples_of_official_compat_are_refused(tokenizer, tmp_path):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 1)
+    path = store.path(TASK, 640).with_name("manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"official_compat": True}))
+    with pytest.raises(InputError, match=r"samples of other settings \(official_compat\)"):
+        store.samples(TASK, 640, 1)
 
 
 def other_text(path):

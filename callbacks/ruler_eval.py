@@ -20,9 +20,9 @@ from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
-from lrsa_lightning.ruler.options import OFFICIAL_COMPAT_GONE
 from lrsa_lightning.ruler.plan import Plan
 from lrsa_lightning.ruler.ranks import Ranks
+from lrsa_lightning.ruler.removed_settings import removed_settings
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
@@ -78,18 +78,19 @@ class RulerEval(Callback):
             sink_size: sink of the compressed cache.
             batch_size: prompts decoded together; fewer where their caches do not fit in 80% of the free memory.
             prefill_chunk_size: prompt tokens in a forward pass.
-            sequence_parallel: gone; read and ignored.
+            sequence_parallel: gone; ignored.
             template: base or chatml; data.template when None.
             sources: files of some tasks: essays, squad, hotpotqa, english_words.
             skip_missing: leave out tasks whose file is not given, instead of an error.
-            official_compat: gone; false is read and ignored, true is refused.
+            official_compat: gone; false is ignored, true is refused.
             seed: of the samples.
 
         Raises:
             InputError: a number is out of its range, a list is empty or holds a value twice, a task is unknown, a
                 budget has no meaning at a length, or a file is missing or has another format.
         """
-        _check_gone(sequence_parallel, official_compat)
+        for line in removed_settings("RulerEval.", official_compat, sequence_parallel):
+            _warn(line)
         check_choice(budgets, "RulerEval.budgets")
         self._sources, self._seed, self._template = sources or Sources(), seed, template
         cache = CacheBudgets(budgets, lag_divisor, sink_size)
@@ -198,23 +199,6 @@ class RulerEval(Callback):
         """Whether the time is up. The first process's clock decides for all."""
         deadline = monotonic() + (self._max_seconds or float("inf"))
         return lambda: trainer.strategy.broadcast(monotonic() > deadline)
-
-
-def _check_gone(sequence_parallel: str | None, official_compat: bool | None) -> None:
-    """Names the settings of earlier versions that are gone.
-
-    Raises:
-        InputError: official_compat is true.
-    """
-    if official_compat:
-        raise InputError(f"RulerEval.{OFFICIAL_COMPAT_GONE}")
-    if official_compat is not None:
-        _warn("RulerEval.official_compat is gone and ignored: remove it")
-    if sequence_parallel is not None:
-        _warn(
-            "RulerEval.sequence_parallel is gone and ignored: each rank scores its own samples, in smaller batches "
-            "where their caches do not fit"
-        )
 
 
 def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:

@@ -22,7 +22,8 @@ from lrsa_lightning.cli import Parser, report_input_errors
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.ruler.options import add_sample_options, refuse_official_compat
+from lrsa_lightning.ruler.options import add_sample_options
+from lrsa_lightning.ruler.removed_settings import refuse_official_compat
 
 
 def make_parser() -> Parser:
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Evaluates, or scores predictions, and prints the scores."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    refuse_official_compat(options)
+    refuse_official_compat("--", options.official_compat)
     if options.predictions:
         from lrsa_lightning.ruler.scoring import score_file
 

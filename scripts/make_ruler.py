@@ -12,7 +12,8 @@ from lrsa_lightning.cli import Parser, report_input_errors
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.ranges import PositiveInt
-from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
+from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, sample_settings
+from lrsa_lightning.ruler.removed_settings import refuse_official_compat
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="processes")
     add_sample_options(parser, "all 13")
     options = parser.parse_args(arguments)
-    refuse_official_compat(options)
+    refuse_official_compat("--", options.official_compat)
     tasks = chosen_tasks(options)
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
     store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))

@@ -2,7 +2,6 @@
 
 from argparse import SUPPRESS, Namespace
 
-from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.samples import SampleSettings
@@ -10,10 +9,6 @@ from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.tasks import TASKS, check_tasks, possible_tasks
 
 PAPER_LENGTHS = [4096, 8192, 16384, 32768]
-OFFICIAL_COMPAT_GONE = (
-    "official_compat is gone: make samples with RULER's own prepare.py and score them with scripts/eval_ruler.py "
-    "--samples FOLDER"
-)
 
 
 def add_sample_options(parser, tasks: str, lengths: list[int] | None = PAPER_LENGTHS) -> None:
@@ -41,15 +36,6 @@ def add_sample_options(parser, tasks: str, lengths: list[int] | None = PAPER_LEN
         help="leave tasks out whose file is missing, or whose text is too long for a length, instead of an error",
     )
     parser.add_argument("--official_compat", action="store_true", help=SUPPRESS)
-
-
-def refuse_official_compat(options: Namespace) -> None:
-    """
-    Raises:
-        InputError: the option of earlier versions is set.
-    """
-    if options.official_compat:
-        raise InputError(f"--{OFFICIAL_COMPAT_GONE}")
 
 
 def chosen_tasks(options: Namespace) -> list[str]:

@@ -67,7 +67,7 @@ def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, argumen
     assert after[5] == checks[5]
 
 
-def test_a_check_that_was_made_is_not_repeated_by_a_resume(fit, arguments):
+def test_a_resume_does_not_repeat_an_earlier_check(fit, arguments):
     arguments["data.micro_batch_size"] = "1"  # four micro-batches a step: the first of them is no step yet
     checks = fit(generation="never", more=json.loads(checkpoints(3)))
     records = Path("runs/x/ruler/step-000003.jsonl")

@@ -56,7 +56,7 @@ def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
     hold(folder).communicate("")  # the lock is free
 
 
-def test_each_task_is_known_by_its_own_file(tokenizer, tmp_path):
+def test_each_task_depends_on_its_own_file(tokenizer, tmp_path):
     files = {name: tmp_path / f"{name}.json" for name in ("essays", "squad", "hotpotqa")}
     for name, file in files.items():
         file.write_text(name)
@@ -208,7 +208,7 @@ def test_results_whose_settings_are_lost_are_refused(evaluate, content, message)
     assert message in evaluate()
 
 
-def test_a_fingerprint_is_of_weights_configuration_and_end_tokens():
+def test_a_fingerprint_depends_on_weights_configuration_and_end_tokens():
     def of(seed: int = 0, change=lambda model: None, **keys) -> str:
         change(model := make_model(seed=seed, **keys))
         return fingerprint(model)

@@ -32,7 +32,7 @@ def all_records(evaluator, model, **arguments):
     return [record for batch in evaluator.evaluate(model, **arguments) for record in batch]
 
 
-def test_budgets_are_the_papers(evaluator):
+def test_budgets_have_the_sizes_of_the_paper(evaluator):
     assert isinstance(evaluator.mode(32768, "r1"), Vanilla)
     mode = evaluator.mode(32768, "r0.25")
     assert (mode.lag_size, mode.retention_ratio, mode.sink_size) == (1024, 0.25, 16)
@@ -152,7 +152,7 @@ def test_the_model_is_evaluated_in_evaluation_mode(evaluator, model):
     assert model.training
 
 
-def test_a_parts_seconds_add_up(monkeypatch):
+def test_the_seconds_of_a_part_add_up(monkeypatch):
     ticks = iter([0.0, 1.5, 10.0, 12.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     watch = module.Stopwatch()
@@ -202,7 +202,7 @@ def test_samples_with_a_record_are_left_out_and_stop_is_called_before_each_budge
     assert [(r.id, r.budget) for r in records] == [(ids[4], "r1"), *((i, "r0.5") for i in ids)]
 
 
-def test_the_model_is_as_it_was(evaluator, model):
+def test_an_evaluation_leaves_the_model_unchanged(evaluator, model):
     model.train()
     model.model.layers[0].eval()
     modes = [part.training for part in model.modules()]

@@ -58,7 +58,7 @@ def test_the_least_prompt_fits_or_is_refused(least, base):
 
 
 @given(st.data(), st.integers(1, 9), st.integers(0, 2000), st.integers(0, 300), st.sampled_from([None, 50, 5000]))
-def test_draws_that_vary_end_as_well(data, unit, budget, guess, most):
+def test_the_search_ends_with_random_lengths(data, unit, budget, guess, most):
     """More units may be shorter: each draw is up to twice as long as another one."""
     drawn = {}
 

@@ -145,7 +145,7 @@ def test_lines(samples, task):
 
 
 @pytest.mark.parametrize("task", ESSAY_TASKS)
-def test_needles_lie_between_sentences_on_the_grid(samples, task):
+def test_needles_are_between_sentences_on_the_grid(samples, task):
     sentences = essay_sentences()
     for sample in samples(task, 4096, 4):
         pieces, needles = parse_essay(task, parse(task, sample)[0])
@@ -180,7 +180,7 @@ def test_needles_at_the_ends_and_side_by_side_keep_the_spaces_of_empty_pieces():
     assert seen == {(where, found) for where in ("start", "end", "double") for found in (True, False)}
 
 
-def test_essays_begin_anew_where_they_end():
+def test_essays_start_again_after_their_end():
     words = ["One", "two", "three.", "Four", "five?", "Six", "seven"]
     essays = Essays("One  two\nthree.\tFour five?\n\nSix seven")
     for count in range(40):
@@ -198,7 +198,7 @@ def test_keys_are_an_adjective_and_a_noun_of_wonderwords(samples):
 
 
 @pytest.mark.parametrize("task", NIAH)
-def test_needles_lie_everywhere(samples, task):
+def test_needles_are_everywhere_in_the_context(samples, task):
     places = []
     for sample in samples(task, 2048, 40):
         user = user_turn(sample, "base")

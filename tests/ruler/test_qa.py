@@ -107,7 +107,7 @@ def test_questions_are_strided_over_the_file(samples, task, count):
     assert min(abs(a - b) for a, b in pairwise(asked)) > count / 4
 
 
-def test_documents_are_ordered_anew_in_each_sample(samples):
+def test_each_sample_has_its_own_order_of_documents(samples):
     """In the official code the gold document has one place in all samples of a size."""
     depths = [sample["depths"][0] for sample in samples("qa_1", 4096, 24)]
     assert min(depths) < 0.2
@@ -135,7 +135,7 @@ def squad_with_long_ones(tmp_path):
     return path
 
 
-def test_questions_whose_documents_do_not_fit_are_passed_over(tokenizer, squad_with_long_ones):
+def test_questions_whose_documents_do_not_fit_are_skipped(tokenizer, squad_with_long_ones):
     samples = make_samples("qa_1", tokenizer, 2048, 10, squad=squad_with_long_ones)
     assert {parse(sample)[0] for sample in samples} == {f"Question {i}?" for i in range(12) if i not in (3, 4)}
     assert [sample["index"] for sample in samples] == list(range(10))

@@ -42,7 +42,7 @@ def test_samples_are_made_once_and_more_only_when_needed(tokenizer, tmp_path, ma
     assert made == [3, 4]
 
 
-def test_the_file_is_rulers_and_the_manifest_says_what_it_holds(tokenizer, tmp_path):
+def test_the_file_has_rulers_fields_and_the_manifest_its_settings(tokenizer, tmp_path):
     SampleStore(tmp_path, tokenizer, SampleSettings(seed=7)).samples(TASK, 640, 2)
     rows = [json.loads(line) for line in (tmp_path / "640" / TASK / "validation.jsonl").read_text().splitlines()]
     official = {"index", "input", "outputs", "length", "length_w_model_temp", "answer_prefix", "token_position_answer"}
@@ -67,7 +67,7 @@ def test_a_file_that_was_changed_is_refused(tokenizer, tmp_path):
         store.samples(TASK, 640, 2)
 
 
-def test_each_setting_has_its_own_place_in_a_cache(tokenizer, tmp_path):
+def test_each_setting_has_its_own_folder_in_a_cache(tokenizer, tmp_path):
     settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(template="chatml")]
     folders = {SampleStore.in_cache(tmp_path, tokenizer, one).folder for one in settings}
     assert len(folders) == 3
@@ -110,7 +110,7 @@ def other_text(path):
     return path
 
 
-def test_each_source_and_chat_template_has_its_own_place_in_a_cache(tokenizer, source_files, tmp_path):
+def test_each_source_and_chat_template_has_its_own_folder_in_a_cache(tokenizer, source_files, tmp_path):
     def place(own=tokenizer, **files):
         sources = Sources(**{**source_files, **files})
         return SampleStore.in_cache(tmp_path, own, SampleSettings(sources=sources)).folder

@@ -53,7 +53,7 @@ def test_texts(samples, max_length, template):
         assert sample["depths"] == pytest.approx(depths)
 
 
-def test_the_example_is_drawn_anew_but_for_its_size(samples):
+def test_each_sample_has_its_own_example_of_one_size(samples):
     parsed = [parse(sample) for sample in samples("vt", 2048, NUM_SAMPLES)]
     assert len({tuple(example) for _, example, _, _ in parsed}) == NUM_SAMPLES
     assert len({value for value, _, own, _ in parsed for value in (value, own)}) == 2 * NUM_SAMPLES
@@ -69,12 +69,12 @@ def test_the_example_has_500_tokens(word_tokenizer):
             assert 500 - count_tokens(word_tokenizer, NOISE) < tokens <= 500
 
 
-def test_an_example_that_takes_more_is_as_short_as_can_be(samples):
+def test_an_example_of_more_tokens_is_as_short_as_possible(samples):
     """Five lines of noise, so that five assignments have places of their own."""
     assert [len(parse(sample)[1]) for sample in samples("vt", 2048, NUM_SAMPLES)] == [10] * NUM_SAMPLES
 
 
-def test_assignments_lie_everywhere(samples):
+def test_assignments_are_everywhere_in_the_context(samples):
     depths = [depth for sample in samples("vt", 4096, NUM_SAMPLES) for depth in sample["depths"]]
     assert min(depths) < 0.05
     assert max(depths) > 0.9

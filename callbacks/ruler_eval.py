@@ -20,15 +20,18 @@ from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
+from lrsa_lightning.ruler.options import refuse_official_compat
 from lrsa_lightning.ruler.plan import Plan
 from lrsa_lightning.ruler.ranks import Ranks
-from lrsa_lightning.ruler.removed_settings import removed_settings
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
+_SEQUENCE_PARALLEL_GONE = (
+    "is gone and ignored: each rank scores its own samples, in smaller batches where their caches do not fit"
+)
 
 
 class RulerEval(Callback):
@@ -89,8 +92,11 @@ class RulerEval(Callback):
             InputError: a number is out of its range, a list is empty or holds a value twice, a task is unknown, a
                 budget has no meaning at a length, or a file is missing or has another format.
         """
-        for line in removed_settings("RulerEval.", official_compat, sequence_parallel):
-            _warn(line)
+        refuse_official_compat("RulerEval.", official_compat)
+        if official_compat is not None:
+            _warn("RulerEval.official_compat is gone and ignored: remove it")
+        if sequence_parallel is not None:
+            _warn(f"RulerEval.sequence_parallel {_SEQUENCE_PARALLEL_GONE}")
         check_choice(budgets, "RulerEval.budgets")
         self._sources, self._seed, self._template = sources or Sources(), seed, template
         cache = CacheBudgets(budgets, lag_divisor, sink_size)

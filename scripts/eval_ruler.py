@@ -22,8 +22,7 @@ from lrsa_lightning.cli import Parser, report_input_errors
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.ruler.options import add_sample_options
-from lrsa_lightning.ruler.removed_settings import refuse_official_compat
+from lrsa_lightning.ruler.options import add_sample_options, refuse_official_compat
 
 
 def make_parser() -> Parser:

@@ -12,8 +12,7 @@ from lrsa_lightning.cli import Parser, report_input_errors
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.ranges import PositiveInt
-from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, sample_settings
-from lrsa_lightning.ruler.removed_settings import refuse_official_compat
+from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
 

@@ -25,7 +25,6 @@ from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_set
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import CellName, Record
 from lrsa_lightning.ruler.results import cell_scores, metrics
-from lrsa_lightning.ruler.samples import NotAtThisLength
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
@@ -99,26 +98,17 @@ class Evaluation:
             samples = self._official.read(self._evaluated.tokenizer, self._options.num_samples)
             return self._make_evaluator(samples), self._official.settings(self._template), self._official.hashes()
         store = self._store()
-        return self._make_evaluator(self._samples(store, tasks)), store.manifest("niah_single_1"), store.hashes(tasks)
+        # The other processes leave out the same.
+        log_skipped = (log.warning if self.is_first else log.debug) if self._options.skip_missing else None
+        cells = ((task, length) for length, task in product(self._lengths, tasks))
+        samples = store.samples_that_fit(cells, self._options.num_samples, log_skipped)
+        return self._make_evaluator(samples), store.manifest("niah_single_1"), store.hashes(tasks)
 
     def _store(self) -> SampleStore:
         settings, tokenizer = sample_settings(self._options, self._template), self._evaluated.tokenizer
         if self._options.samples is None:
             return SampleStore.in_cache(Path(".lrsa_cache"), tokenizer, settings)
         return SampleStore(Path(self._options.samples), tokenizer, settings)
-
-    def _samples(self, store: SampleStore, tasks: list[str]) -> dict[tuple[str, int], list[dict]]:
-        """The samples by task and length. --skip_missing leaves out those that do not fit their length."""
-        samples = {}
-        for length, task in product(self._lengths, tasks):
-            try:
-                samples[task, length] = store.samples(task, length, self._options.num_samples)
-            except NotAtThisLength as error:
-                if not self._options.skip_missing:
-                    raise
-                if self.is_first:
-                    log.warning("%s; left out", error)
-        return samples
 
     def _make_evaluator(self, samples: dict) -> RulerEvaluator:
         options = self._options
@@ -150,10 +140,14 @@ class Evaluation:
 
     def run(self) -> Iterator[list[Record]]:
         """Scores the samples that have no result in the folder, batch by batch."""
-        options = self._options
-        measures = (options.generation, options.teacher_forcing)
-        ranks = Ranks.of_process_group()
-        yield from self._folder.run(self._evaluator, self._model, ranks, *measures, self._batch_sizes)
+        yield from self._folder.run(
+            self._evaluator,
+            self._model,
+            Ranks.of_process_group(),
+            generation=self._options.generation,
+            teacher_forcing=self._options.teacher_forcing,
+            batch_sizes=self._batch_sizes,
+        )
 
     def summary(self) -> str:
         """The scores of everything in the folder, and the time of this call by part."""

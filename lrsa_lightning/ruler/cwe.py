@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.task_generator import Draws, Text, numbered
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, numbered
 from lrsa_lightning.ruler.words import word_pool
 
 _TEMPLATE = (
@@ -15,7 +15,7 @@ _NUM_COMMON = 10
 
 
 @dataclass(frozen=True)
-class CommonWords:
+class CommonWords(TaskGenerator):
     """A numbered list in which ten words occur often, after a worked example as a turn of its own.
 
     Attributes:
@@ -30,9 +30,6 @@ class CommonWords:
     @property
     def max_units(self) -> int:
         return max(len(word_pool()), len(self.further_words))
-
-    def items(self) -> None:
-        return None
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are distinct words."""

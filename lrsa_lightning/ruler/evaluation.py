@@ -128,24 +128,14 @@ class EvaluationFolder:
         """
         return read_records(self.path) if self.path.exists() else []
 
-    def run(
-        self,
-        evaluator: RulerEvaluator,
-        model,
-        ranks: Ranks,
-        generation: bool,
-        teacher_forcing: bool,
-        batch_sizes: Mapping[CellName, int],
-    ) -> Iterator[list[Record]]:
+    def run(self, evaluator: RulerEvaluator, model, ranks: Ranks, **options) -> Iterator[list[Record]]:
         """Scores the samples without a result; yields each batch after writing it.
 
         Args:
             evaluator: with the samples.
             model: a transformers causal decoder, on its device.
             ranks: of this process.
-            generation: whether to generate and score answers.
-            teacher_forcing: whether to rate the references.
-            batch_sizes: of the evaluator.
+            options: further ones of `RulerEvaluator.evaluate`.
 
         Raises:
             InputError: another process writes into the folder.
@@ -159,8 +149,7 @@ class EvaluationFolder:
                 write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
                 write_records(self.path, earlier)  # without an incomplete last line
             done = {(record.id, record.budget) for record in earlier}
-            measures = (generation, teacher_forcing)
-            for batch in evaluator.evaluate(model, *measures, ranks, done, batch_sizes=batch_sizes):
+            for batch in evaluator.evaluate(model, ranks=ranks, done=done, **options):
                 if ranks.rank == 0:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write("".join(record.line() for record in batch))

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.task_generator import Draws, Text
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.words import coded_words
 
 _TEMPLATE = (
@@ -17,7 +17,7 @@ _ZETA = math.pi**2 / 6  # zeta(alpha), the norm of the distribution k^-alpha for
 
 
 @dataclass(frozen=True)
-class FrequentWords:
+class FrequentWords(TaskGenerator):
     """Made-up words in a zeta distribution. The most frequent one is noise.
 
     Attributes:
@@ -26,10 +26,6 @@ class FrequentWords:
 
     budget: int
     min_units = 64  # with fewer the answer's third word and the next one occur equally often
-    max_units = None
-
-    def items(self) -> None:
-        return None
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are words of the text, or a little fewer: each word's count is rounded down."""

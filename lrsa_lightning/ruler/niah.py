@@ -6,7 +6,7 @@ from typing import Literal
 
 from lrsa_lightning.haystack import NOISE
 from lrsa_lightning.ruler.sources import Essays
-from lrsa_lightning.ruler.task_generator import Draws, Text, enumeration
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, enumeration
 from lrsa_lightning.ruler.words import ItemType, random_item
 
 _TEMPLATE = (
@@ -28,7 +28,7 @@ class _Needle:
 
 
 @dataclass(frozen=True)
-class Niah:
+class Niah(TaskGenerator):
     """Needles in essays, among lines of noise, or among lines that are needles themselves.
 
     Attributes:
@@ -46,15 +46,11 @@ class Niah:
     num_keys: int = 1
     num_values: int = 1
     num_queries: int = 1
-    max_units = None
 
     @property
     def min_units(self) -> int:
         """Needles go before distinct lines; essays may be empty."""
         return 0 if isinstance(self.haystack, Essays) else self.num_keys * self.num_values
-
-    def items(self) -> None:
-        return None
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are words of the essays or lines."""

@@ -74,11 +74,7 @@ class OfficialSamples:
         }
 
     def settings(self, template: str) -> dict[str, Any]:
-        """All that the results depend on, besides the files.
-
-        Args:
-            template: base or chatml, whose end token ends an answer.
-        """
+        """All that the results depend on besides the files. The template's end token ends an answer."""
         return {"format": "RULER", "seed": _ORIGIN, "template": template}
 
     def read(self, tokenizer, num_samples: int) -> dict[tuple[str, int], list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from argparse import SUPPRESS, Namespace
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.samples import SampleSettings
@@ -36,6 +37,19 @@ def add_sample_options(parser, tasks: str, lengths: list[int] | None = PAPER_LEN
         help="leave tasks out whose file is missing, or whose text is too long for a length, instead of an error",
     )
     parser.add_argument("--official_compat", action="store_true", help=SUPPRESS)
+
+
+def refuse_official_compat(owner: str, official_compat: bool | None) -> None:
+    """Refuses a setting of earlier versions; ``owner`` is ``--`` or the class and a dot.
+
+    Raises:
+        InputError: it is true.
+    """
+    if official_compat:
+        raise InputError(
+            f"{owner}official_compat is gone: make samples with RULER's own prepare.py and score them with "
+            "scripts/eval_ruler.py --samples FOLDER"
+        )
 
 
 def chosen_tasks(options: Namespace) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.samples import NotAtThisLength
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks
@@ -74,12 +73,5 @@ class Plan:
         Raises:
             InputError: a chosen task does not fit a length.
         """
-        samples = {}
-        for task, length in product(self._tasks, lengths):
-            try:
-                samples[task, length] = store.samples(task, length, self._num_samples)
-            except NotAtThisLength as error:
-                if not self._is_light:
-                    raise
-                log.info("%s; left out", error)
-        return samples
+        cells = product(self._tasks, lengths)
+        return store.samples_that_fit(cells, self._num_samples, log.info if self._is_light else None)

@@ -6,7 +6,7 @@ from math import gcd
 from random import Random
 
 from lrsa_lightning.ruler.documents import Question, Questions
-from lrsa_lightning.ruler.task_generator import Draws, Text
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -20,19 +20,16 @@ _MOST_MISSES = 32
 
 
 @dataclass(frozen=True)
-class QuestionAnswering:
-    """A question, the documents that answer it, and other documents up to the length.
+class QuestionAnswering(TaskGenerator):
+    """A question, the documents that answer it, and other documents up to the length. Documents repeat if need be.
 
     Attributes:
         data: the data set.
         count_tokens: counts a text's tokens.
-        max_units: None: documents repeat.
     """
 
     data: Questions
     count_tokens: Callable[[str], int]
-    min_units: int = 0
-    max_units: None = None
     _sizes: dict[int, int] = field(default_factory=dict, repr=False)
 
     def items(self) -> list[int]:

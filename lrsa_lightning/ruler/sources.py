@@ -43,7 +43,7 @@ class Sources:
         given = {name: Path(path) for name, path in paths.items() if path is not None}
         for name, path in given.items():
             if not path.is_file():
-                raise InputError(f"RULER's {name} file {path} does not exist: {where_to_get(name)}")
+                raise InputError(f"RULER's {name} file {path} does not exist: {WHERE_TO_GET[name]}")
         return given
 
     def read(self, name: str):
@@ -53,7 +53,7 @@ class Sources:
             InputError: the file is not given, or has another format.
         """
         if name not in self.given():
-            raise InputError(f"RULER needs the file {name}: {where_to_get(name)}")
+            raise InputError(f"RULER needs the file {name}: {WHERE_TO_GET[name]}")
         path = self.given()[name].resolve()
         return _read(name, path, path.stat().st_mtime_ns)
 
@@ -68,17 +68,13 @@ class Sources:
 
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
-_WHERE = {
+# The file to give for a name of `Sources`, and its origin.
+WHERE_TO_GET = {
     "essays": f"give PaulGrahamEssays.json, made by download_paulgraham_essay.py in {_JSON}",
     "squad": "give squad.json, from https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json",
     "hotpotqa": "give hotpotqa.json, from http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",
     "english_words": f"give english_words.json from {_JSON} (git LFS)",
 }
-
-
-def where_to_get(name: str) -> str:
-    """The file to give for a name of `Sources`, and its origin."""
-    return _WHERE[name]
 
 
 class Essays:

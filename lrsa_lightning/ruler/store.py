@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +13,7 @@ from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.rows import check_row
-from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
+from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import source_files
 
 # Changes when the same settings would give other samples.
@@ -89,6 +89,29 @@ class SampleStore:
             rows = maker.make(num_samples)
             self._write(task, length, rows)
         return rows[:num_samples]
+
+    def samples_that_fit(
+        self, cells: Iterable[tuple[str, int]], num_samples: int, log_skipped: Callable[[str], None] | None
+    ) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """The first samples by task and length.
+
+        Args:
+            cells: tasks and lengths.
+            num_samples: of each.
+            log_skipped: logs a task that does not fit a length, instead of an error.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        found = {}
+        for cell in cells:
+            try:
+                found[cell] = self.samples(*cell, num_samples)
+            except NotAtThisLength as error:
+                if log_skipped is None:
+                    raise
+                log_skipped(f"{error}; left out")
+        return found
 
     def _read(self, task: str, length: int) -> list[dict[str, Any]] | None:
         path = self.path(task, length)

@@ -1,9 +1,10 @@
 """The interface of RULER's tasks: a task generator draws a sample of any size."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
@@ -46,18 +47,22 @@ class Text:
     example: tuple[str, str] | None = None
 
 
-class TaskGenerator(Protocol):
-    """Draws samples whose length grows with a number of units: lines of noise, words, documents."""
+class TaskGenerator(ABC):
+    """Draws samples whose length grows with a number of units: lines of noise, words, documents.
 
-    min_units: int
-    """The least units of a sample."""
+    Attributes:
+        min_units: the least units of a sample.
+        max_units: the most units of a sample; None: no limit.
+    """
 
-    max_units: int | None
-    """The most units of a sample; None: no limit."""
+    min_units: int = 0
+    max_units: int | None = None
 
     def items(self) -> list[int] | None:
         """Numbers of the questions, in the order of the samples; None: any number of samples, without a list."""
+        return None
 
+    @abstractmethod
     def generate(self, draws: Draws, units: int) -> Text:
         """A sample of so many units."""
 

@@ -11,7 +11,7 @@ from lrsa_lightning.ruler.fwe import FrequentWords
 from lrsa_lightning.ruler.match import match_all, match_part
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.qa import QuestionAnswering
-from lrsa_lightning.ruler.sources import Sources, where_to_get
+from lrsa_lightning.ruler.sources import WHERE_TO_GET, Sources
 from lrsa_lightning.ruler.task_generator import TaskGenerator, enumeration, numbered
 from lrsa_lightning.ruler.vt import VariableTracking
 
@@ -145,7 +145,7 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
             possible.append(task)
         elif not skip_missing:
             raise InputError(
-                f"RULER {task} needs the file {source}: {where_to_get(source)}; or leave the task out, or with "
+                f"RULER {task} needs the file {source}: {WHERE_TO_GET[source]}; or leave the task out, or with "
                 "skip_missing all such"
             )
     return possible

@@ -8,7 +8,7 @@ from random import Random
 
 from lrsa_lightning.haystack import NOISE
 from lrsa_lightning.ruler.fitting import largest_fit
-from lrsa_lightning.ruler.task_generator import Draws, Text
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.words import variable_names
 
 _TEMPLATE = (
@@ -24,7 +24,7 @@ _EXAMPLE_TOKENS = 500
 
 
 @dataclass(frozen=True)
-class VariableTracking:
+class VariableTracking(TaskGenerator):
     """One chain of assignments among lines of noise, after a worked example in the same turn.
 
     Attributes:
@@ -33,10 +33,6 @@ class VariableTracking:
 
     count_tokens: Callable[[str], int]
     min_units = _NUM_VARIABLES
-    max_units = None
-
-    def items(self) -> None:
-        return None
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are lines of noise."""

@@ -28,7 +28,7 @@ NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()))
 
 def use(folder, settings: dict, sources: dict) -> dict:
     """The settings in the folder after a call with these."""
-    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks(), True, True, {}))
+    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks()))
     return json.loads((folder / "settings.json").read_text())
 
 

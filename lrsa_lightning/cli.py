@@ -7,6 +7,15 @@ from lrsa_lightning.commands import SUBCOMMANDS
 _CHOICE = f"{{{','.join(SUBCOMMANDS)}}}"
 
 
+def __getattr__(name: str):
+    """`LRSACLI`, which Python scripts import from here. Without a subcommand the command needs no Lightning."""
+    if name == "LRSACLI":
+        from lrsa_lightning.commands.training import LRSACLI
+
+        return LRSACLI
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of the console script.
 

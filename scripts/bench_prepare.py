@@ -18,9 +18,9 @@ from lrsa_lightning.data.prepared import prepare
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.template import make_template
 from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.haystack import random_words
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt
-from lrsa_lightning.ruler.words import random_words
 
 SEQ_LEN = 32768
 

@@ -1,7 +1,7 @@
 """Times a RULER evaluation on a CUDA GPU: a model of Qwen2.5-1.5B's shape with random weights, bf16.
 
-Needs no files: the tokenizer is the demo's, the task niah_single_1. Random weights seldom end an answer, so each takes
-all of its 128 new tokens: the slowest case. Prints samples a second and where the time goes.
+It needs no files: the tokenizer is the demo's, the task niah_single_1. Random weights seldom end an answer, so each
+answer takes all of its 128 new tokens: the slowest case. It prints samples per second and the time of each part.
 Usage: python scripts/bench_ruler.py [--lengths 4096 32768] [--num_samples 32] [--batch_sizes 8 32] [--pieces 4096]
 """
 
@@ -33,10 +33,10 @@ def demo_tokenizer():
 
 
 def report(model, tokenizer, length: int, num_samples: int, batch_size: int, piece: int) -> None:
-    """Prints a line for each budget."""
+    """Prints one line for each budget."""
     samples = {(TASK, length): make_samples(TASK, tokenizer, length, num_samples)}
     for budget in (1.0, 0.5, 0.25):
-        # The first batch compiles what a shape needs.
+        # The first batch compiles the kernels of a shape.
         first = {(TASK, length): samples[TASK, length][:batch_size]}
         sizes = {"batch_size": batch_size, "prefill_chunk_size": piece}
         list(RulerEvaluator(tokenizer, first, [budget], **sizes).evaluate(model))
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[4096, 32768])
     parser.add_argument("--num_samples", type=PositiveInt, default=32)
     parser.add_argument("--batch_sizes", type=PositiveInt, nargs="+", default=[8, 32])
-    parser.add_argument("--pieces", type=PositiveInt, nargs="+", default=[4096, 32768], help="prompt tokens a forward")
+    parser.add_argument("--pieces", type=PositiveInt, nargs="+", default=[4096, 32768], help="prompt tokens a pass")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU")

@@ -1,11 +1,13 @@
-"""Scores a model on RULER: any attention, any cache budget, any length; a killed run continues where it was.
+"""Scores a model on RULER: any attention, any cache budget, any length. A killed evaluation continues.
 
 The model is a Hugging Face folder or hub id (--model) or a checkpoint of a run (--checkpoint). Each budget r < 1 is
 LRSA's cache with lag = length / 32, as in the paper's Table 1; --attention adds a mode of your own. Results go to
-OUTPUT/results.jsonl, which scripts/report.py reads. With --predictions no model is run: files in RULER's own format
-(fields pred and outputs) are scored.
+OUTPUT/results.jsonl, which scripts/report.py reads. --samples takes the files of RULER's own prepare.py, for scores
+that are exactly comparable with RULER's. --predictions runs no model: it scores files in RULER's own format (fields
+pred and outputs).
 Usage: python scripts/eval_ruler.py --model Qwen/Qwen2.5-1.5B --output eval --lengths 4096 32768 --essays FILE ...
        python scripts/eval_ruler.py --checkpoint runs/NAME/checkpoints/last.ckpt --output eval --skip_missing
+       python scripts/eval_ruler.py --model Qwen/Qwen2.5-1.5B --output eval --samples benchmark_root/NAME/synthetic
        python scripts/eval_ruler.py --predictions pred/niah_single_1.jsonl pred/qa_1.jsonl
 """
 
@@ -21,7 +23,7 @@ from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.ruler.options import add_sample_options
+from lrsa_lightning.ruler.options import add_sample_options, refuse_official_compat
 
 
 def make_parser() -> Parser:
@@ -30,7 +32,11 @@ def make_parser() -> Parser:
     parser.add_argument("--checkpoint", type=str | None, help="runs/<name>/checkpoints/<file>")
     parser.add_argument("--tokenizer", type=str | None, help="the model's own when not given")
     parser.add_argument("--output", type=str, default="ruler_eval", help="folder of the results")
-    parser.add_argument("--samples", type=str | None, help="folder of scripts/make_ruler.py; a cache when not given")
+    parser.add_argument(
+        "--samples",
+        type=str | None,
+        help="folder of RULER's prepare.py or run.sh, or of scripts/make_ruler.py; our own samples by default",
+    )
     parser.add_argument(
         "--template", type=TemplateName | None, help="base or chatml; the run's, or base, when not given"
     )
@@ -42,14 +48,14 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--lag_divisor", type=PositiveInt, default=32, help="lag = length / lag_divisor")
     parser.add_argument("--sink_size", type=NonNegativeInt, default=16, help="sink of the compressed cache")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="prompts decoded together")
-    parser.add_argument("--prefill_chunk_size", type=PositiveInt, default=4096, help="prompt tokens a forward pass")
+    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="prompts decoded together, if they fit")
+    parser.add_argument("--prefill_chunk_size", type=PositiveInt, default=4096, help="prompt tokens in a forward pass")
     parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
     parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")
     parser.add_argument("--devices", type=PositiveInt, default=1, help="GPUs or NPUs, or processes on the CPU")
     parser.add_argument("--precision", type=Literal["bfloat16", "float32"] | None, help="by the device when not given")
     parser.add_argument("--predictions", type=str, nargs="+", help="score these files instead, named <task>.jsonl")
-    add_sample_options(parser, lengths=None)
+    add_sample_options(parser, "all 13, or those of --samples", lengths=None)
     return parser
 
 
@@ -58,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Evaluates, or scores predictions, and prints the scores."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    refuse_official_compat("--", options.official_compat)
     if options.predictions:
         from lrsa_lightning.ruler.scoring import score_file
 

@@ -1,6 +1,6 @@
 """Writes RULER samples in the official format: OUTPUT/<length>/<task>/validation.jsonl, each beside its manifest.
 
-What is there already is kept, if it was made with the same settings.
+It keeps existing samples of the same settings and refuses others.
 Usage: python scripts/make_ruler.py --tokenizer Qwen/Qwen2.5-1.5B --output ruler --essays PaulGrahamEssays.json ...
 """
 
@@ -13,7 +13,7 @@ from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt
-from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, sample_settings
+from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
 
@@ -25,8 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=str, default="ruler", help="folder of the samples")
     parser.add_argument("--template", type=TemplateName, default="base", help="around the user's turn")
     parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="processes")
-    add_sample_options(parser)
+    add_sample_options(parser, "all 13")
     options = parser.parse_args(arguments)
+    refuse_official_compat("--", options.official_compat)
     tasks = chosen_tasks(options)
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
     store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))

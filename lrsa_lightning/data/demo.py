@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 
 from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.ruler.niah import NOISE
-from lrsa_lightning.ruler.words import random_number, random_words
+from lrsa_lightning.haystack import NOISE, random_number, random_words
 
 NUM_SAMPLES = 4000
 MAX_LINES = 13

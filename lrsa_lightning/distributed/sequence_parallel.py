@@ -85,7 +85,3 @@ class SequenceParallel:
                 log.info("sequence parallelism over %d ranks: %s", group.size, sharded.describe())
             return sharded
         raise InputError(f"sequence_parallel.size {group.size} is not possible here. " + "; ".join(refusals))
-
-
-def shared_key(kind: str, mode: AttentionMode, group: SequenceGroup) -> str:  # for head_parallel alone: goes with it
-    return f"{kind}({mode.registry_key()}, {group.rank} of {group.size})".replace("flash", "Flash")

@@ -107,6 +107,3 @@ class LayerOfHeads:
 def legal_degrees(heads: int, kv_heads: int) -> list[int]:
     """Numbers of ranks that divide the query heads, and that divide the KV heads or are a multiple of them."""
     return [p for p in range(1, heads + 1) if heads % p == 0 and (kv_heads % p == 0 or p % kv_heads == 0)]
-
-
-legal_sizes = legal_degrees  # for head_parallel and ruler/sharing alone: goes with them

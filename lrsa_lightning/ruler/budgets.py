@@ -1,16 +1,16 @@
-"""What a model's cache is cut down to: retention ratios, and the attention that each means at a length."""
+"""Cache budgets: retention ratios, and the attention of each at a length."""
 
 from collections.abc import Sequence
 
 from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
-from lrsa_lightning.attention.lagkv import Chunking, kept_per_chunk
+from lrsa_lightning.attention.rule import LagRule, kept_per_chunk
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.choices import check_distinct
 
 
 class CacheBudgets:
-    """Retention ratios by their label, r1 for the dense cache, r0.5, ...; lag = length / lag_divisor."""
+    """Retention ratios by label: r1 for the dense cache, r0.5, ...; lag = length / lag_divisor."""
 
     @checked
     def __init__(
@@ -36,14 +36,14 @@ class CacheBudgets:
 
     @property
     def labels(self) -> list[str]:
-        """In the order given."""
+        """The labels, in the order given."""
         return [*self._ratios]
 
     def check_length(self, length: int) -> None:
-        """Whether each budget is at this length what its label says.
+        """Checks that each budget has a meaning at this length.
 
         Raises:
-            InputError: the lag has no token, nothing of a chunk is kept, or nothing is ever dropped.
+            InputError: the lag has no token, the cache keeps nothing of a chunk, or it never drops a token.
         """
         for label, ratio in self._ratios.items():
             if ratio < 1 and (reason := self._failing(length, ratio)):
@@ -59,7 +59,7 @@ class CacheBudgets:
         kept = kept_per_chunk(lag_size, ratio)
         if kept == 0:
             return f"nothing is kept of a lag of {lag_size} tokens: give a larger budget, or a smaller lag_divisor"
-        if Chunking(self._sink_size, lag_size, kept).chunk_of(length - 1) < 2:
+        if LagRule(self._sink_size, lag_size, kept).chunk_of(length - 1) < 2:
             return "nothing is ever dropped, it is the dense cache: give a larger lag_divisor or a smaller sink_size"
         return None
 

@@ -1,4 +1,4 @@
-"""Lists a user gives: not empty, nothing twice."""
+"""Checks of a user's lists: not empty, no value twice."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from lrsa_lightning.errors import InputError
 
 
 def check_choice(values: Sequence, name: str) -> None:
-    """Whether a list says what to evaluate.
+    """Checks that a list has a value and none twice.
 
     Raises:
-        InputError: it is empty, or holds a value twice.
+        InputError: the list is empty, or holds a value twice.
     """
     if not len(values):
         raise InputError(f"{name} is empty: give at least one value")
@@ -18,10 +18,10 @@ def check_choice(values: Sequence, name: str) -> None:
 
 
 def check_distinct(values: Sequence, name: str) -> None:
-    """Whether no value is there twice.
+    """Checks that a list holds no value twice.
 
     Raises:
-        InputError: one is.
+        InputError: the list holds a value twice.
     """
     twice = [str(value) for value, times in Counter(values).items() if times > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""The evaluation behind scripts/eval_ruler.py: a model, its samples, and a folder of results."""
+"""The evaluation of scripts/eval_ruler.py: a model, its samples, and a folder of results."""
 
 import logging
 from argparse import Namespace
@@ -11,28 +11,30 @@ from typing import Any
 import torch
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.fabric import make_fabric
-from lrsa_lightning.pretrained import check_length, load_config, load_model
+from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
+from lrsa_lightning.ruler.evaluated_model import EvaluatedModel
 from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
-from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.fingerprint import fingerprint
+from lrsa_lightning.ruler.official import OfficialSamples
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
-from lrsa_lightning.ruler.results import Record, cell_scores, metrics
-from lrsa_lightning.ruler.samples import NotAtThisLength
+from lrsa_lightning.ruler.ranks import Ranks
+from lrsa_lightning.ruler.records import CellName, Record
+from lrsa_lightning.ruler.results import cell_scores, metrics
+from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
-from lrsa_lightning.trained_model import load_checkpoint
 
 log = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Evaluation:
-    """One call of the command; see its help for the options."""
+    """One call of the command; its help describes the options."""
 
     def __init__(self, options: Namespace):
         """
@@ -40,37 +42,49 @@ class Evaluation:
             options: parsed, with the attention mode instantiated.
 
         Raises:
-            InputError: model, samples or folder are not what they should be.
+            InputError: an option, the model, the samples or the folder is wrong.
         """
         self._options = options
-        tasks = chosen_tasks(options)
+        self._official = self._official_samples()
+        tasks = chosen_tasks(options) if self._official is None else []
         self._check_measures()
         self._fabric = make_fabric(options.devices)
         self._fabric.launch()
         if self.is_first:
-            lock_of(Path(options.output)).acquire()  # before the model is loaded; let go of when all is scored
-        check_length(self._config, max(self._lengths), "--lengths")
+            lock_of(Path(options.output)).acquire()  # before the model is loaded; released after the evaluation
+        self._evaluated = EvaluatedModel(options.model, options.checkpoint, options.tokenizer, self._dtype)
+        check_length(self._evaluated.config, max(self._lengths), "--lengths")
         for length in self._lengths:
             self._budgets.check_length(length)
-        self._model  # noqa: B018  its weights are read before time goes into samples
-        store = self._store()
+        self._evaluated.model  # noqa: B018  reads the weights before samples are made
         with self._fabric.rank_zero_first():
-            samples = self._samples(store, tasks)
-        self._evaluator = self._make_evaluator(samples)
-        self._folder = EvaluationFolder(Path(options.output), self._settings(store), _source_hashes(store, tasks))
+            self._evaluator, settings, sources = self._prepare(tasks)
+        self._folder = EvaluationFolder(Path(options.output), self._settings(settings), sources)
         self._folder.check(self._evaluator)
+        self._model = self._evaluated.model.to(self._fabric.device)
+
+    def _official_samples(self) -> OfficialSamples | None:
+        """The samples of RULER's own scripts; None where --samples is a folder of make_ruler.py, or is not given."""
+        options = self._options
+        if options.samples is None or SampleStore.is_in(Path(options.samples)):
+            return None
+        return OfficialSamples(Path(options.samples), options.tasks, options.lengths, options.skip_missing)
 
     def _check_measures(self) -> None:
-        """Whether something is to be measured, under budgets that make sense at the lengths known so far."""
+        """Checks that there is something to measure, under budgets with a meaning at the lengths known so far."""
         options = self._options
         if not (options.generation or options.teacher_forcing):
             raise InputError("--generation false and --teacher_forcing false leave nothing to measure: take one")
         self._budgets = CacheBudgets(options.budgets, options.lag_divisor, options.sink_size)
         check_choice([*self._budgets.labels, *self._modes], "--budgets")
-        # A run says its own length, which is read with the checkpoint.
-        known = options.lengths or () if options.checkpoint is not None else self._lengths
-        for length in known:
-            self._budgets.check_length(length)
+        if self._official is not None or options.lengths is not None or options.checkpoint is None:
+            for length in self._lengths:
+                self._budgets.check_length(length)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        default = "float32" if self._fabric.device.type == "cpu" else "bfloat16"
+        return _PRECISIONS[self._options.precision or default]
 
     @property
     def _modes(self) -> dict[str, AttentionMode]:
@@ -78,29 +92,28 @@ class Evaluation:
         attention = self._options.attention
         return {} if attention is None else {type(attention).__name__.lower(): attention}
 
-    def _samples(self, store: SampleStore, tasks: list[str]) -> dict[tuple[str, int], list[dict]]:
-        """The samples by task and length; with --skip_missing those that can be made at their length."""
-        samples = {}
-        for length, task in product(self._lengths, tasks):
-            try:
-                samples[task, length] = store.samples(task, length, self._options.num_samples)
-            except NotAtThisLength as error:
-                if not self._options.skip_missing:
-                    raise
-                if self.is_first:
-                    log.warning("%s; left out", error)
-        return samples
+    def _prepare(self, tasks: list[str]) -> tuple[RulerEvaluator, dict[str, Any], dict[str, str]]:
+        """The evaluator, the settings of its samples, and the hashes of the files that they depend on, by name."""
+        if self._official is not None:
+            samples = self._official.read(self._evaluated.tokenizer, self._options.num_samples)
+            return self._make_evaluator(samples), self._official.settings(self._template), self._official.hashes()
+        store = self._store()
+        # The other processes leave out the same.
+        log_skipped = (log.warning if self.is_first else log.debug) if self._options.skip_missing else None
+        cells = ((task, length) for length, task in product(self._lengths, tasks))
+        samples = store.samples_that_fit(cells, self._options.num_samples, log_skipped)
+        return self._make_evaluator(samples), store.manifest("niah_single_1"), store.hashes(tasks)
 
     def _store(self) -> SampleStore:
-        settings = sample_settings(self._options, self._template)
+        settings, tokenizer = sample_settings(self._options, self._template), self._evaluated.tokenizer
         if self._options.samples is None:
-            return SampleStore.in_cache(Path(".lrsa_cache"), self._tokenizer, settings)
-        return SampleStore(Path(self._options.samples), self._tokenizer, settings)
+            return SampleStore.in_cache(Path(".lrsa_cache"), tokenizer, settings)
+        return SampleStore(Path(self._options.samples), tokenizer, settings)
 
     def _make_evaluator(self, samples: dict) -> RulerEvaluator:
         options = self._options
         return RulerEvaluator(
-            self._tokenizer,
+            self._evaluated.tokenizer,
             samples,
             options.budgets,
             options.lag_divisor,
@@ -108,85 +121,63 @@ class Evaluation:
             options.batch_size,
             options.prefill_chunk_size,
             self._modes,
-            answer_ends(self._template, self._tokenizer),
+            answer_ends(self._template, self._evaluated.tokenizer),
         )
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that speaks."""
+        """Whether this process prints."""
         return self._fabric.is_global_zero
 
     @property
     def num_batches(self) -> int:
-        """Batches of the whole evaluation, those done earlier included."""
-        return self._evaluator.num_batches(Share.of_process_group())
+        """Batches of the full evaluation, including earlier ones."""
+        return self._evaluator.num_batches(Ranks.of_process_group(), self._batch_sizes)
+
+    @cached_property
+    def _batch_sizes(self) -> dict[CellName, int]:
+        return self._evaluator.batch_sizes(self._model, Ranks.of_process_group())
 
     def run(self) -> Iterator[list[Record]]:
-        """Scores what is lacking in the folder, batch by batch."""
-        model = self._model.to(self._fabric.device)
-        options = self._options
-        share = Share.of_process_group()
-        yield from self._folder.run(self._evaluator, model, share, options.generation, options.teacher_forcing)
+        """Scores the samples that have no result in the folder, batch by batch."""
+        yield from self._folder.run(
+            self._evaluator,
+            self._model,
+            Ranks.of_process_group(),
+            generation=self._options.generation,
+            teacher_forcing=self._options.teacher_forcing,
+            batch_sizes=self._batch_sizes,
+        )
 
     def summary(self) -> str:
-        """The scores of everything in the folder, and where the time of this call went."""
+        """The scores of everything in the folder, and the time of this call by part."""
         figures = metrics(cell_scores(self._folder.records()))
         seconds = "  ".join(f"{part} {time:.1f} s" for part, time in self._evaluator.stopwatch.seconds.items())
         return f"{score_table(figures)}\n{seconds}\nresults: {self._folder.path}"
 
-    @cached_property
-    def _run(self):
-        """The run a checkpoint belongs to."""
-        return load_checkpoint(Path(self._options.checkpoint), self._dtype)
-
-    @cached_property
-    def _config(self):
-        """The model's."""
-        return load_config(self._options.model, None) if self._options.checkpoint is None else self._run.model.config
-
-    @cached_property
-    def _model(self):
-        if self._options.checkpoint is not None:
-            return self._run.model
-        return load_model(self._config, self._options.model, self._dtype).eval()
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        default = "float32" if self._fabric.device.type == "cpu" else "bfloat16"
-        return _PRECISIONS[self._options.precision or default]
-
-    @cached_property
-    def _tokenizer(self):
-        own = self._options.model if self._options.checkpoint is None else self._run.tokenizer_name
-        return load_tokenizer(self._options.tokenizer or own, "--tokenizer")
-
     @property
     def _lengths(self) -> list[int]:
+        if self._official is not None:
+            return self._official.lengths
         if self._options.lengths is not None:
             return self._options.lengths
-        return PAPER_LENGTHS if self._options.checkpoint is None else [self._run.config["data"]["seq_len"]]
+        return PAPER_LENGTHS if self._options.checkpoint is None else [self._evaluated.seq_len]
 
     @property
     def _template(self) -> str:
-        of_run = "base" if self._options.checkpoint is None else self._run.config["data"]["template"]
-        return self._options.template or of_run
+        return self._options.template or self._evaluated.template
 
-    def _settings(self, store: SampleStore) -> dict[str, Any]:
-        """All that a sample's result depends on, beside its own name and budget."""
+    def _settings(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """All that a sample's result depends on, besides its id and budget."""
         options = self._options
         return {
-            "model": str(Path(options.checkpoint or options.model)),
-            "weights": self._fabric.broadcast(fingerprint(self._model) if self.is_first else None),
-            "dtype": str(self._dtype),
-            "samples": store.manifest("niah_single_1"),
+            "model": self._evaluated.name,
+            "weights": self._fabric.broadcast(fingerprint(self._evaluated.model) if self.is_first else None),
+            "dtype": str(self._evaluated.dtype),
+            "samples": samples,
             "lag_divisor": options.lag_divisor,
             "sink_size": options.sink_size,
             "attention": repr(options.attention),
             "generation": options.generation,
             "teacher_forcing": options.teacher_forcing,
         }
-
-
-def _source_hashes(store: SampleStore, tasks: list[str]) -> dict[str, str]:
-    """Hashes of the files that the tasks' samples are made from, by name."""
-    return {name: digest for task in tasks for name, digest in store.manifest(task)["files"].items()}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, numbered
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, numbered
 from lrsa_lightning.ruler.words import word_pool
 
 _TEMPLATE = (
@@ -15,12 +15,12 @@ _NUM_COMMON = 10
 
 
 @dataclass(frozen=True)
-class CommonWords:
-    """Ten words that occur often in a numbered list, behind a worked example as a turn of its own.
+class CommonWords(TaskGenerator):
+    """A numbered list in which ten words occur often, after a worked example as a turn of its own.
 
     Attributes:
         max_length: tokens of a sample.
-        further_words: drawn from where the pool's words do not suffice, beyond 64K tokens; may be empty.
+        further_words: replace the pool where a list needs more words than it has, beyond 64K tokens; may be empty.
     """
 
     max_length: int
@@ -31,23 +31,16 @@ class CommonWords:
     def max_units(self) -> int:
         return max(len(word_pool()), len(self.further_words))
 
-    def items(self) -> None:
-        return None
-
-    def official_steps(self) -> OfficialSteps:
-        return OfficialSteps(10, 4096, most=2)
-
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are distinct words."""
         is_short = self.max_length < 4096
         example_list, example_words = self._word_list(draws, *((20, 3, 1) if is_short else (40, 10, 3)))
         word_list, words = self._word_list(draws, units, *((6, 1) if is_short else (30, 3)))
-        answer = " " + numbered(words)
         example = _TEMPLATE.format(context=example_list), " " + numbered(example_words)
-        return Text(_TEMPLATE.format(context=word_list), _ANSWER_PREFIX, words, answer, example=example)
+        return Text(_TEMPLATE.format(context=word_list), _ANSWER_PREFIX, words, example=example)
 
     def _word_list(self, draws: Draws, num_words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
-        """The list, in which ten words occur ``common`` times and the others ``uncommon`` times, and those ten."""
+        """The list and its ten common words, which occur ``common`` times; the others occur ``uncommon`` times."""
         pool = word_pool() if num_words <= len(word_pool()) else self.further_words
         words = draws.rng.sample(pool, num_words)
         often, seldom = words[:_NUM_COMMON], words[_NUM_COMMON:]

@@ -12,7 +12,7 @@ class Question:
         query: the question.
         outputs: every annotated answer, duplicates kept.
         gold: documents that hold the answer, and HotpotQA's distractors.
-        related: the other paragraphs of SQuAD's article, the first to fill up with.
+        related: the other paragraphs of SQuAD's article, the first documents to add.
     """
 
     query: str
@@ -23,7 +23,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A data set: its questions in the file's order, its distinct documents sorted."""
+    """A data set: its questions in the file's order and its distinct documents, sorted."""
 
     questions: list[Question]
     documents: list[str]
@@ -33,8 +33,8 @@ def read_squad(content: dict) -> Questions:
     """The answerable questions of SQuAD v2.0.
 
     Raises:
-        ValueError: something else stands where a text belongs, a question has no answer, or there is none; a key that
-            is missing or of another kind raises KeyError, TypeError or AttributeError.
+        ValueError: a value is no text, a question has no answer, or there is no question. A missing key or one of
+            another type raises KeyError, TypeError or AttributeError.
     """
     articles = [[_text(paragraph["context"]) for paragraph in article["paragraphs"]] for article in content["data"]]
     documents = sorted({text for article in articles for text in article})
@@ -54,10 +54,10 @@ def read_squad(content: dict) -> Questions:
 
 
 def read_hotpotqa(content: list[dict]) -> Questions:
-    """All questions of HotpotQA, each with its own paragraphs, gold and distractors alike.
+    """All questions of HotpotQA, each with its gold paragraphs and its distractors.
 
     Raises:
-        ValueError: as `read_squad`, and a question without paragraphs.
+        ValueError: as `read_squad`, or a question has no paragraphs.
     """
     texts = [[f"{_text(title)}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in content]
     documents = sorted({text for own in texts for text in own})

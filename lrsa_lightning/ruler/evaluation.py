@@ -1,4 +1,4 @@
-"""An evaluation in a folder: results are appended batch by batch, so a killed one continues where it was."""
+"""The folder of an evaluation: results are appended batch by batch, so a killed evaluation continues."""
 
 import json
 import re
@@ -9,28 +9,29 @@ from typing import Any
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.folder_lock import FolderLock
-from lrsa_lightning.ruler.evaluator import Row, RulerEvaluator, Share
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
+from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import CellName, Record, ratio_of, read_records, write_records
-from lrsa_lightning.ruler.samples import digest
+from lrsa_lightning.ruler.rows import Row, digest
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 
 
 def differs(record: Record, rows: Mapping[str, Row]) -> str | None:
-    """How a record's sample is none of those given, by id; None where it is."""
+    """How a record's sample differs from the given ones, by id; None where it is one of them."""
     if record.id not in rows:
-        return f"is none of the {len(rows)} that were asked for"
+        return f"is none of the {len(rows)} that were requested"
     row = rows[record.id]
     same = record.outputs == row["outputs"] if record.digest is None else record.digest == digest(row)
     return None if same else "has another content"
 
 
 def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]]) -> str | None:
-    """The first of a run's checks that was made on other samples, and how they differ; None where none was.
+    """The first of a run's checks that scored other samples, and how they differ; None where there is none.
 
     Args:
         folder: of the checks' records.
-        samples: rows by task and length; tasks and lengths that these lack do not count.
+        samples: rows by task and length; records of other tasks and lengths do not count.
 
     Raises:
         InputError: a file is damaged.
@@ -54,18 +55,18 @@ def _whole_cell_differs(records: Sequence[Record], rows: Sequence[Row]) -> str |
 
 
 class EvaluationFolder:
-    """``results.jsonl``, a record a sample, beside ``settings.json``, what they depend on."""
+    """``results.jsonl`` with a record for each sample, beside ``settings.json``, on which the records depend."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], sources: Mapping[str, str]):
         """
         Args:
-            folder: where the results lie, or will.
+            folder: of the results, which may not exist yet.
             settings: all that every sample's result depends on, model and samples included.
-            sources: hashes of the files that some tasks are made from, by name. A later call may bring further tasks
-                and with them further files, but not others of the same name.
+            sources: hashes of the files that some tasks depend on, by name. A later call may add tasks and their
+                files, but not other files of the same name.
 
         Raises:
-            InputError: the folder holds results of other settings, or of none that are known.
+            InputError: the folder holds results of other or unknown settings.
         """
         self.path = folder / RESULTS
         self._settings_path = folder / SETTINGS
@@ -86,7 +87,7 @@ class EvaluationFolder:
             if self.path.exists() and self.path.stat().st_size:
                 raise InputError(
                     f"{self.path} holds results, but {SETTINGS} beside it, which says what they are of, is missing: "
-                    "give another --output, or remove them"
+                    "give another --output, or remove the results"
                 )
             return None
         try:
@@ -98,10 +99,10 @@ class EvaluationFolder:
         return earlier
 
     def check(self, evaluator: RulerEvaluator) -> None:
-        """Whether each result is of a sample that is scored now, or of a task and length that an earlier call scored.
+        """Checks that each result is of a sample of this call, or of another task and length of the same settings.
 
         Raises:
-            InputError: one is of another sample.
+            InputError: a result is of another sample.
         """
         seed = self._settings.get("samples", {}).get("seed")
         for record in self.records():
@@ -120,44 +121,43 @@ class EvaluationFolder:
                 )
 
     def records(self) -> list[Record]:
-        """The results there are.
+        """The results in the folder.
 
         Raises:
             InputError: the file is damaged.
         """
         return read_records(self.path) if self.path.exists() else []
 
-    def run(
-        self, evaluator: RulerEvaluator, model, share: Share, generation: bool, teacher_forcing: bool
-    ) -> Iterator[list[Record]]:
-        """Scores what is lacking; yields each batch once it is on disk.
+    def run(self, evaluator: RulerEvaluator, model, ranks: Ranks, **options) -> Iterator[list[Record]]:
+        """Scores the samples without a result; yields each batch after writing it.
+
+        Args:
+            evaluator: with the samples.
+            model: a transformers causal decoder, on its device.
+            ranks: of this process.
+            options: further ones of `RulerEvaluator.evaluate`.
 
         Raises:
             InputError: another process writes into the folder.
         """
         lock = lock_of(self.path.parent)
-        if share.rank == 0:
+        if ranks.rank == 0:
             lock.acquire()
         try:
-            yield from self._run(evaluator, model, share, generation, teacher_forcing)
+            earlier = self.records()
+            if ranks.rank == 0:
+                write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
+                write_records(self.path, earlier)  # without an incomplete last line
+            done = {(record.id, record.budget) for record in earlier}
+            for batch in evaluator.evaluate(model, ranks=ranks, done=done, **options):
+                if ranks.rank == 0:
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write("".join(record.line() for record in batch))
+                yield batch
         finally:
             lock.release()
 
-    def _run(
-        self, evaluator: RulerEvaluator, model, share: Share, generation: bool, teacher_forcing: bool
-    ) -> Iterator[list[Record]]:
-        earlier = self.records()
-        if share.rank == 0:
-            write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
-            write_records(self.path, earlier)  # without a line that was cut short
-        done = {(record.id, record.budget) for record in earlier}
-        for batch in evaluator.evaluate(model, generation, teacher_forcing, share, done):
-            if share.rank == 0:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write("".join(record.line() for record in batch))
-            yield batch
-
 
 def lock_of(folder: Path) -> FolderLock:
-    """That of an evaluation's folder, which one process writes into at a time."""
+    """The lock of an evaluation's folder, into which one process writes at a time."""
     return FolderLock(folder, "evaluation", "wait until it ends or stop it, or give another --output")

@@ -1,4 +1,4 @@
-"""Which model an evaluation is of, whatever its files are called and whenever they were written."""
+"""The identity of an evaluation's model, whatever the names and dates of its files."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-# Where it came from and what wrote it; no result depends on them.
+# The model's origin; no result depends on it.
 _ORIGIN = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -18,7 +18,7 @@ def fingerprint(model) -> str:
         model: a transformers decoder, on the CPU.
     """
     weights = model.state_dict()
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         hashes = dict(zip(weights, pool.map(_sha256, weights.values()), strict=True))
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _ORIGIN}
     ends = None if model.generation_config is None else model.generation_config.eos_token_id

@@ -1,18 +1,14 @@
-"""How many units fit a token budget: our search, and the official code's, bounded where that can spin for ever."""
+"""The search for the largest prompt within a token budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lrsa_lightning.ruler.task_generator import OfficialSteps, TooFewUnits
-
 Prompt = TypeVar("Prompt")
-# The official code draws anew until a draw fits; a draw of the least units differs from the next by a few tokens.
-_REDRAWS = 20
 
 
 class DoesNotFit(ValueError):
-    """Not even the smallest prompt keeps the budget."""
+    """Even the smallest prompt is longer than the budget."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,7 @@ class Fit(Generic[Prompt]):
 
     Attributes:
         units: its size.
-        prompt: what was built.
+        prompt: the prompt.
         tokens: its length.
     """
 
@@ -39,19 +35,19 @@ def largest_fit(
     most: int | None = None,
     enough: float = 1.0,
 ) -> Fit[Prompt]:
-    """The largest number of units whose prompt takes at most ``budget`` tokens, or the first found that will do.
+    """The largest number of units whose prompt takes at most ``budget`` tokens, or the first that is large enough.
 
-    Jumps by the average size of a unit and halves the bracket when a jump would leave it, so that a long
-    prompt is tokenised a handful of times.
+    It jumps by the average size of a unit and halves the bracket where a jump leaves it. So it tokenises a long
+    prompt a handful of times.
 
     Args:
         build: number of units -> the prompt; longer with more units, or nearly so.
         count_tokens: prompt -> tokens.
         budget: tokens.
         guess: units to try first.
-        least: units below which there is no prompt.
-        most: units above which there is none; None: no limit.
-        enough: share of the budget that ends the search.
+        least: the least units of a prompt.
+        most: the most units of a prompt; None: no limit.
+        enough: fraction of the budget that ends the search.
 
     Raises:
         DoesNotFit: the prompt of the fewest units is too long.
@@ -73,60 +69,3 @@ def largest_fit(
         per_unit = max(found.tokens - base, 1) / (units - least)
         units = max(best.units + 1, least + int((budget * (1 + enough) / 2 - base) / per_unit))
     return best
-
-
-def official_units(
-    tokens_of: Callable[[int], int], steps: OfficialSteps, budget: int, max_length: int, most: int | None = None
-) -> int:
-    """Units the official code begins each sample with; ``tokens_of`` draws a new prompt each time.
-
-    Args:
-        tokens_of: number of units -> tokens of a prompt.
-        steps: of the task.
-        budget: tokens of a prompt.
-        max_length: tokens of a prompt and of its answer.
-        most: units above which there is no prompt; None: no limit.
-    """
-    if steps.most is None:
-        units = steps.probe
-        while tokens_of(units) < budget:
-            units += steps.step
-        return units - steps.step
-    per_unit = (tokens_of(steps.probe) - steps.beside) / steps.probe
-    low, high = steps.step, max(int(max_length / per_unit * steps.most), 2 * steps.step)
-    high = high if most is None else min(high, most)
-    found = steps.step
-    while low <= high:
-        middle = (low + high) // 2
-        try:
-            fits = tokens_of(middle) <= budget
-        except TooFewUnits:
-            fits = True
-        if fits:
-            found, low = middle, middle + 1
-        else:
-            high = middle - 1
-    return found
-
-
-def official_fit(
-    build: Callable[[int], Prompt], count_tokens: Callable[[Prompt], int], budget: int, units: int, step: int
-) -> Fit[Prompt]:
-    """Draws anew with a step fewer units until a prompt fits.
-
-    Raises:
-        DoesNotFit: none does; the official code would go on for ever.
-    """
-    redraws = 0
-    while redraws <= _REDRAWS:
-        try:
-            found = Fit(units, prompt := build(units), count_tokens(prompt))
-            if found.tokens <= budget:
-                return found
-        except TooFewUnits:
-            pass
-        if units > step:
-            units -= step
-        else:
-            redraws += 1
-    raise DoesNotFit(f"does not fit {budget} tokens with {units} units, the official code's least")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, enumeration
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.words import coded_words
 
 _TEMPLATE = (
@@ -17,28 +17,20 @@ _ZETA = math.pi**2 / 6  # zeta(alpha), the norm of the distribution k^-alpha for
 
 
 @dataclass(frozen=True)
-class FrequentWords:
-    """Made-up words in a zeta distribution, the most frequent of which is noise.
+class FrequentWords(TaskGenerator):
+    """Made-up words in a zeta distribution. The most frequent one is noise.
 
     Attributes:
         budget: tokens of a prompt.
     """
 
     budget: int
-    min_units = 64  # from here on the answer's third word occurs more often than the next one
-    max_units = None
-
-    def items(self) -> None:
-        return None
-
-    def official_steps(self) -> OfficialSteps:
-        return OfficialSteps(max(1, self.budget // 32), self.budget // _LETTERS, most=None)
+    min_units = 64  # with fewer the answer's third word and the next one occur equally often
 
     def generate(self, draws: Draws, units: int) -> Text:
-        """Units are words of the text, roughly: each word's count is rounded down."""
+        """Units are words of the text, or a little fewer: each word's count is rounded down."""
         vocabulary = draws.shuffled(sorted(coded_words(draws.rng, max(self.budget // 50, 5), _LETTERS)))
         vocabulary[0] = "..."
         words = [word for rank, word in enumerate(vocabulary, start=1) for _ in range(int(units * rank**-2.0 / _ZETA))]
-        outputs = vocabulary[1:4]
         context = " ".join(draws.shuffled(words))
-        return Text(_TEMPLATE.format(context=context), _ANSWER_PREFIX, outputs, " " + enumeration(outputs))
+        return Text(_TEMPLATE.format(context=context), _ANSWER_PREFIX, vocabulary[1:4])

@@ -1,4 +1,4 @@
-"""Score by the needle's depth, as a picture."""
+"""Scores by the needle's depth, as a picture."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _NUM_BINS = 10
 
 
 def depth_scores(records: Iterable[Record]) -> dict[tuple[int, str], list[float | None]]:
-    """Share of found strings, 0..100, by length and budget, for each tenth of the context; None where none lay."""
+    """Percentage of found strings by length and budget, for each tenth of the context; None for a tenth without any."""
     hits: dict[tuple[int, str], list[list[bool]]] = defaultdict(lambda: [[] for _ in range(_NUM_BINS)])
     for record in records:
         for depth, hit in zip(record.depths, record.hits, strict=False):
@@ -20,7 +20,7 @@ def depth_scores(records: Iterable[Record]) -> dict[tuple[int, str], list[float 
 
 
 def draw_depths(records: Iterable[Record], path: Path) -> Path | None:
-    """Draws the heat map of all tasks whose strings have a place; None where nothing was generated for any."""
+    """Draws the heat map of all tasks whose strings have a place; None without such a prediction."""
     scores = depth_scores(records)
     if not scores:
         return None

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from lrsa_lightning.haystack import NOISE
 from lrsa_lightning.ruler.sources import Essays
-from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, enumeration
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, enumeration
 from lrsa_lightning.ruler.words import ItemType, random_item
 
 _TEMPLATE = (
@@ -15,8 +16,7 @@ _TEMPLATE = (
 )
 _ANSWER_PREFIX = " The special magic {type} for {query} mentioned in the provided text are"
 _NEEDLE = "One of the special magic {type} for {key} is: {value}."
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-# Where needles may lie in the essays, in percent: round(linspace(0, 100, 40)).
+# Places of needles in the essays, in percent: round(linspace(0, 100, 40)).
 _DEPTHS = [round(100 * i / 39) for i in range(40)]
 
 
@@ -28,46 +28,29 @@ class _Needle:
 
 
 @dataclass(frozen=True)
-class Niah:
+class Niah(TaskGenerator):
     """Needles in essays, among lines of noise, or among lines that are needles themselves.
 
     Attributes:
-        haystack: the essays, or what its lines are.
-        max_length: tokens of a sample.
-        keys: what keys are.
-        values: what values are.
-        num_keys: needles' keys.
+        haystack: the essays, or the content of its lines.
+        keys: type of the keys.
+        values: type of the values.
+        num_keys: keys of the needles.
         num_values: values of each key.
-        num_queries: keys asked for.
+        num_queries: keys in the question.
     """
 
     haystack: Essays | Literal["noise", "needle"]
-    max_length: int
     keys: ItemType = "words"
     values: ItemType = "numbers"
     num_keys: int = 1
     num_values: int = 1
     num_queries: int = 1
-    max_units = None
 
     @property
     def min_units(self) -> int:
-        """Needles are inserted in front of distinct lines; essays may be empty."""
+        """Needles go before distinct lines; essays may be empty."""
         return 0 if isinstance(self.haystack, Essays) else self.num_keys * self.num_values
-
-    @property
-    def asks_for_one(self) -> bool:
-        """Whether the texts are in the singular."""
-        return self.num_queries * self.num_values == 1
-
-    def items(self) -> None:
-        return None
-
-    def official_steps(self) -> OfficialSteps:
-        if isinstance(self.haystack, Essays):
-            return OfficialSteps(500, 500)
-        step = 5 if self.max_length < 4096 else 25
-        return OfficialSteps(step, step)
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are words of the essays or lines."""
@@ -81,14 +64,12 @@ class Niah:
         asked = rng.sample(range(self.num_keys), self.num_queries)
         names = {"type": self.values, "query": enumeration([keys[k] for k in asked])}
         template, prefix = _TEMPLATE, _ANSWER_PREFIX
-        if self.asks_for_one:
-            template, prefix, names["type"] = singular(template), singular(prefix), self.values.removesuffix("s")
-        outputs = [value for k in asked for value in values[k]]
+        if self.num_queries * self.num_values == 1:
+            template, prefix, names["type"] = _singular(template), _singular(prefix), self.values.removesuffix("s")
         return Text(
             user=template.format(context=context, **names),
             answer_prefix=prefix.format(**names),
-            outputs=outputs,
-            answer=" " + enumeration(outputs),
+            outputs=[value for k in asked for value in values[k]],
             depths=[depths[k, value] for k in asked for value in values[k]],
         )
 
@@ -103,11 +84,11 @@ class Niah:
     def _hide(
         self, needles: list[_Needle], units: int, rng: Random, keys: list[str]
     ) -> tuple[str, dict[tuple[int, str], float]]:
-        """The context, and where in it each key's values lie."""
+        """The context, and the place in it of each key's values."""
         if isinstance(self.haystack, Essays):
             return self._hide_in_essays(needles, self.haystack.sentences(units), rng)
         lines = [NOISE if self.haystack == "noise" else self._other_needle(rng, keys) for _ in range(units)]
-        # From the last place on, so that the places in front stay what they are.
+        # The last place comes first, so that earlier places stay valid.
         places = sorted(rng.sample(range(units), len(needles)), reverse=True)
         for place, needle in zip(places, needles, strict=True):
             lines.insert(place, needle.text)
@@ -126,7 +107,7 @@ class Niah:
             end = int(len(sentences) * (depth / 100))
             pieces += [" ".join(sentences[start:end]), needle.text]
             start = end
-        # A needle at either end, or behind another one, keeps the space of the empty piece beside it.
+        # A needle at either end, or next to another one, keeps the space of the empty piece beside it.
         context = " ".join([*pieces, " ".join(sentences[start:])])
         return context, _depths(needles, [depth / 100 for depth in depths])
 
@@ -135,8 +116,8 @@ def _depths(needles: list[_Needle], places: list[float]) -> dict[tuple[int, str]
     return {(needle.key, needle.value): place for needle, place in zip(needles, places, strict=True)}
 
 
-def singular(text: str) -> str:
-    """RULER's edit for a single answer."""
+def _singular(text: str) -> str:
+    """RULER's edit of a text that asks for a single answer."""
     for plural, one in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
         text = text.replace(plural, one)
     return text

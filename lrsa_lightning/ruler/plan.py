@@ -1,4 +1,4 @@
-"""What a run is scored on: the tasks, lengths and budgets of its callback, and the samples they need."""
+"""What a run is scored on: the tasks, lengths and budgets of its callback, and their samples."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.samples import NotAtThisLength
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks
@@ -19,7 +18,7 @@ _CONTROL_LENGTH = 4096
 
 
 class Plan:
-    """Checked as soon as it is made: a mistake costs nothing yet."""
+    """Tasks, lengths and budgets, checked when the plan is made, before anything else is read."""
 
     def __init__(
         self,
@@ -28,18 +27,20 @@ class Plan:
         budgets: CacheBudgets,
         sources: Sources,
         skip_missing: bool,
+        num_samples: int,
     ):
         """
         Args:
             tasks: by name; None: the light choice.
-            lengths: in tokens; None: the training length and the control.
+            lengths: in tokens; None: the training length and a control.
             budgets: of the cache.
-            sources: files of some tasks, which are read.
-            skip_missing: leave tasks out whose file was not given.
+            sources: files of some tasks.
+            skip_missing: leave out tasks whose file is not given.
+            num_samples: of each task and length.
 
         Raises:
-            InputError: an empty list or a value in it twice, an unknown task, a length at which a budget is not what it
-                says, a file that is missing or holds something else.
+            InputError: a list is empty or holds a value twice, a task is unknown, a budget has no meaning at a length,
+                or a file is missing or has another format.
         """
         if lengths is not None:
             check_choice(lengths, "RulerEval.lengths")
@@ -51,9 +52,10 @@ class Plan:
         self._tasks = possible_tasks(light_tasks(sources) if tasks is None else tasks, sources, skip_missing)
         self._lengths = lengths
         self._budgets = budgets
+        self._num_samples = num_samples
 
     def lengths(self, seq_len: int) -> list[int]:
-        """Those given, or the training length and the control, unless a budget has no meaning there."""
+        """The given lengths, or the training length and a control where every budget has a meaning."""
         if self._lengths is not None:
             return list(self._lengths)
         lengths = []
@@ -65,18 +67,11 @@ class Plan:
                 log.warning("RULER is left out at length %d: %s", length, error)
         return lengths
 
-    def samples(self, store: SampleStore, lengths: Sequence[int], num_samples: int) -> dict[tuple[str, int], list[Any]]:
-        """The samples by task and length; of the light choice, those that fit.
+    def samples(self, store: SampleStore, lengths: Sequence[int]) -> dict[tuple[str, int], list[Any]]:
+        """The samples by task and length; of the light choice only those that fit.
 
         Raises:
-            InputError: a task that was asked for does not fit a length.
+            InputError: a chosen task does not fit a length.
         """
-        samples = {}
-        for task, length in product(self._tasks, lengths):
-            try:
-                samples[task, length] = store.samples(task, length, num_samples)
-            except NotAtThisLength as error:
-                if not self._is_light:
-                    raise
-                log.info("%s; left out", error)
-        return samples
+        cells = product(self._tasks, lengths)
+        return store.samples_that_fit(cells, self._num_samples, log.info if self._is_light else None)

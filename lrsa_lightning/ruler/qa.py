@@ -6,7 +6,7 @@ from math import gcd
 from random import Random
 
 from lrsa_lightning.ruler.documents import Question, Questions
-from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text, TooFewUnits
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 
 _INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -15,44 +15,38 @@ _TEMPLATE = (
     f"{_INSTRUCTION}\n\nThe following are given documents.\n\n{{context}}\n\n{_INSTRUCTION}\n\nQuestion: {{query}}"
 )
 _ANSWER_PREFIX = " Answer:"
-# Documents in a row that do not fit any more: what is left is as good as full.
+# After so many documents in a row that do not fit, the context counts as full.
 _MOST_MISSES = 32
 
 
 @dataclass(frozen=True)
-class QuestionAnswering:
-    """A question, the documents that answer it, and others up to the length.
+class QuestionAnswering(TaskGenerator):
+    """A question, the documents that answer it, and other documents up to the length. Documents repeat if need be.
 
     Attributes:
         data: the data set.
-        count_tokens: of a text.
-        max_units: None, there are as many tokens as one likes: documents repeat.
+        count_tokens: counts a text's tokens.
     """
 
     data: Questions
     count_tokens: Callable[[str], int]
-    min_units: int = 0
-    max_units: None = None
     _sizes: dict[int, int] = field(default_factory=dict, repr=False)
 
     def items(self) -> list[int]:
-        """All questions, neighbours far apart: the file's first 500 are about 4 of SQuAD's 35 articles."""
+        """All questions, with neighbours far apart: the file's first 500 are from 4 of SQuAD's 35 articles."""
         count = len(self.data.questions)
         stride = max(1, int(count * 0.618))
         while gcd(stride, count) != 1:
             stride += 1
         return [i * stride % count for i in range(count)]
 
-    def official_steps(self) -> OfficialSteps:
-        raise NotImplementedError("the official code counts documents: OfficialQuestionAnswering")
-
     def generate(self, draws: Draws, units: int) -> Text:
-        """Units are tokens of documents beside those that belong to the question."""
+        """Units are tokens of other documents than the question's own."""
         question = self.data.questions[draws.item]
         return _text(self.data, question, draws.shuffled(self._fill(question, units, draws.rng)))
 
     def _fill(self, question: Question, room: int, rng: Random) -> list[int]:
-        """The question's documents and as many others as have room; a related one wherever there still is one."""
+        """The question's documents and as many others as fit, related ones first."""
         chosen = list(question.gold)
         for group in self._others(question, rng):
             added, left_out, room = self._add(group, room)
@@ -62,7 +56,7 @@ class QuestionAnswering:
         return chosen
 
     def _add(self, group: list[int], room: int) -> tuple[list[int], list[int], int]:
-        """Of a group those that fit one after the other, those seen that do not, and the room left."""
+        """The documents of a group that fit one after the other, those that do not, and the room left."""
         added, left_out, misses = [], [], 0
         for number in group:
             if (size := self._size(number)) <= room:
@@ -75,13 +69,13 @@ class QuestionAnswering:
         return added, left_out, room
 
     def _fill_up(self, added: list[int], left_out: list[int], room: int) -> list[int]:
-        """One document swapped for a longer one, the longest that fits."""
+        """Swaps one document for the longest other one that fits."""
         gains = [(self._size(new) - self._size(old), old, new) for old in added for new in left_out]
         gain, old, new = max((gain for gain in gains if gain[0] <= room), default=(0, None, None))
         return [new if number == old else number for number in added] if gain > 0 else added
 
     def _others(self, question: Question, rng: Random) -> Iterator[list[int]]:
-        """Groups of documents to fill up with, each used up before the next one."""
+        """Groups of documents to add; each is used up before the next one."""
         yield rng.sample(question.related, len(question.related))
         everything = range(len(self.data.documents))
         own = {*question.gold, *question.related}
@@ -95,52 +89,15 @@ class QuestionAnswering:
         return self._sizes[number]
 
 
-@dataclass(frozen=True)
-class OfficialQuestionAnswering:
-    """The same in the official code's steps: questions in the file's order, documents by number."""
-
-    data: Questions
-    min_units: int = 1
-    max_units: None = None
-
-    def items(self) -> range:
-        return range(len(self.data.questions))
-
-    def official_steps(self) -> OfficialSteps:
-        return OfficialSteps(10, 10)
-
-    def generate(self, draws: Draws, units: int) -> Text:
-        """Units are documents.
-
-        Raises:
-            TooFewUnits: fewer than belong to the question.
-        """
-        question, rng = self.data.questions[draws.item], draws.rng
-        everything = range(len(self.data.documents))
-        room = units - len(question.gold)
-        if units >= len(everything):
-            chosen = [i % len(everything) for i in range(units)]
-        elif room > len(question.related):
-            own = {*question.gold, *question.related}
-            others = rng.sample([i for i in everything if i not in own], room - len(question.related))
-            chosen = question.gold + question.related + others
-        elif room >= 0:
-            chosen = question.gold + rng.sample(question.related, room)
-        else:
-            raise TooFewUnits(f"the question alone has {len(question.gold)} documents")
-        return _text(self.data, question, draws.shuffled(chosen))
-
-
 def _text(data: Questions, question: Question, numbers: list[int]) -> Text:
     context = "\n\n".join(
         f"Document {place}:\n{data.documents[number]}" for place, number in enumerate(numbers, start=1)
     )
-    # HotpotQA's own documents are distractors but for two, which the official format does not tell apart.
+    # HotpotQA gives each question two gold documents and distractors; the official format does not tell them apart.
     depth = [numbers.index(question.gold[0]) / len(numbers)] if len(question.gold) == 1 else []
     return Text(
         user=_TEMPLATE.format(context=context, query=question.query),
         answer_prefix=_ANSWER_PREFIX,
         outputs=question.outputs,
-        answer=" " + question.outputs[0],
         depths=depth * len(question.outputs),
     )

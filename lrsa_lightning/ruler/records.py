@@ -1,4 +1,4 @@
-"""An evaluation's records: a sample each, and the file they lie in, which is copied, cut and edited."""
+"""The records of an evaluation, one for each sample, and their file, which users copy, cut and edit."""
 
 import json
 import re
@@ -28,14 +28,14 @@ class Record:
         budget: r1 for the dense cache, r0.5, ... or a mode's name.
         fill: the sample's tokens over its maximum length.
         outputs: the expected strings.
-        depths: where they lie, 0..1; empty where that has no meaning.
-        prediction: the generated text; None where nothing was generated.
+        depths: their places in the context, 0..1; empty where they have none.
+        prediction: the generated text; None without generation.
         score: its score, 0..1.
         hits: whether each expected string is in it.
-        kv_bytes: bytes of the cache once the prompt was read.
-        nll: mean negative log-likelihood of the reference's tokens; None where not measured.
+        kv_bytes: bytes of the cache after the prompt.
+        nll: mean negative log-likelihood of the reference's tokens; None without teacher forcing.
         exact_match: whether greedy decoding would write the reference.
-        digest: of the sample's content, `samples.digest`; None in files of earlier versions.
+        digest: of the sample's content, `rows.digest`; None in files of earlier versions.
     """
 
     id: str
@@ -70,7 +70,7 @@ def ratio_of(budget: str) -> float | None:
 
 
 def are_of_same_samples(groups: Iterable[Iterable[Record]]) -> bool:
-    """Whether each group is of the same samples, by id and expected strings, and by content where it is known."""
+    """Whether all groups are of the same samples, by id and expected strings, and by digest where it is known."""
     groups = [list(group) for group in groups]
     contents: dict[str, set[str]] = {}
     for record in chain.from_iterable(groups):
@@ -80,15 +80,15 @@ def are_of_same_samples(groups: Iterable[Iterable[Record]]) -> bool:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Writes a results file, whole or not at all."""
+    """Writes a results file atomically."""
     write_text(path, "".join(record.line() for record in records))
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a results file; a last line that was cut short is left out.
+    """The records of a results file, without an incomplete last line.
 
     Raises:
-        InputError: the file cannot be read, a line is no record, or a sample is there twice under one budget.
+        InputError: the file cannot be read, a line is no record, or a sample has two records under one budget.
     """
     records: dict[tuple[str, CellName], Record] = {}
     for number, row in read_lines(path, cut_short=True):
@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_share(value: Any) -> bool:
+def _is_fraction(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
@@ -152,11 +152,11 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (lambda value: _is_text(value) and value in TASKS, "a RULER task"),
     "length": (_is_count, "a whole number of tokens"),
     "budget": (_is_text, "a text"),
-    "fill": (lambda value: _is_number(value) and value >= 0, "a share"),
+    "fill": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
     "outputs": (_list_of(_is_text), "a list of texts"),
-    "depths": (_list_of(_is_share), "a list of numbers from 0 to 1"),
+    "depths": (_list_of(_is_fraction), "a list of numbers from 0 to 1"),
     "prediction": (_or_none(_is_text), "a text"),
-    "score": (_or_none(_is_share), "a number from 0 to 1"),
+    "score": (_or_none(_is_fraction), "a number from 0 to 1"),
     "hits": (_list_of(_is_bool), "a list of true and false"),
     "kv_bytes": (_or_none(_is_count), "a whole number of bytes"),
     # A diverged model's is NaN.

@@ -1,4 +1,4 @@
-"""What an evaluation found: the means of its records by task, length and cache budget."""
+"""The result of an evaluation: the means of its records by task, length and cache budget."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,15 +23,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CellScore:
-    """Means over the samples of a cell; None where none has the figure.
+    """Means over the samples of a task, length and budget; None where no sample has the value.
 
     Attributes:
-        task, length, budget: the cell.
+        task: its task.
+        length: its maximum length in tokens.
+        budget: its label.
         count: number of samples.
         score: RULER's, 0..100.
         stderr: standard error of the score; None for a single sample.
         nll: mean negative log-likelihood of the references' tokens.
-        exact_match: share of the references that greedy decoding would write, 0..100.
+        exact_match: percentage of the references that greedy decoding would write.
         kv_bytes: bytes of the cache after the prompt.
         fill: tokens over the maximum length.
     """
@@ -49,12 +51,12 @@ class CellScore:
 
     @property
     def name(self) -> str:
-        """Name in logs, behind the figure's."""
+        """The cell's part of a metric's name."""
         return f"{self.task}/{self.length}/{self.budget}"
 
 
 def cell_scores(records: Iterable[Record]) -> list[CellScore]:
-    """The means of each cell, in the order of the first records."""
+    """The means of each cell, in the order of their first records."""
     cells: dict[CellName, list[Record]] = {}
     for record in records:
         cells.setdefault(record.cell, []).append(record)
@@ -83,12 +85,12 @@ def _mean(values: list[float], digits: int | None = None) -> float | None:
 
 
 def metrics(cells: list[CellScore]) -> dict[str, float]:
-    """Figures for a logger.
+    """Metrics for a logger.
 
-    ``ruler/<task>/<length>/<budget>`` is the score; ``ruler_stderr``, ``ruler_nll`` and ``ruler_exact_match`` likewise;
-    ``ruler/subset_mean`` the mean over the tasks there are, by length and budget and over everything. Only where all
-    13 tasks were scored is the same mean also ``ruler/average``. ``ruler_kv_bytes/<length>/<budget>`` is the mean
-    cache, ``ruler_fill/<length>`` how full the prompts are.
+    ``ruler/<task>/<length>/<budget>`` is the score. ``ruler_stderr``, ``ruler_nll`` and ``ruler_exact_match`` have the
+    same form. ``ruler/subset_mean`` is the mean over the tasks scored, by length and budget and over everything. With
+    all 13 tasks ``ruler/average`` is the same mean. ``ruler_kv_bytes/<length>/<budget>`` is the mean size of the cache,
+    ``ruler_fill/<length>`` the mean fill of the prompts.
     """
     named = {
         "ruler": {cell: cell.score for cell in cells},
@@ -114,7 +116,7 @@ def metrics(cells: list[CellScore]) -> dict[str, float]:
 
 
 def _means(figure: str, values: Mapping[CellScore, float | None]) -> dict[str, float]:
-    """The mean over tasks of each length and budget, and of all."""
+    """The means over tasks, for each length and budget and over everything."""
     known = {cell: value for cell, value in values.items() if value is not None}
     if not known:
         return {}
@@ -130,12 +132,12 @@ def _means(figure: str, values: Mapping[CellScore, float | None]) -> dict[str, f
 
 
 def mean_names(tasks: Iterable[str]) -> tuple[str, ...]:
-    """What a mean over these tasks may be called: RULER's average is that of all 13."""
+    """Names of a mean over these tasks: only a mean over all 13 is RULER's average."""
     return ("subset_mean", "average") if set(tasks) == TASKS.keys() else ("subset_mean",)
 
 
 def table(records: Iterable[Record]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of predictions."""
+    """Columns and rows of the table of predictions."""
     columns = ["id", "task", "length", "budget", "outputs", "prediction", "score", "nll", "exact_match", "fill"]
     rows = []
     for record in records:

@@ -1,21 +1,18 @@
 """Samples of a task, fitted to a length."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from lrsa_lightning.data.template import Template, TemplateName, make_template
+from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, checked
-from lrsa_lightning.ruler.fitting import DoesNotFit, Fit, largest_fit, official_fit, official_units
-from lrsa_lightning.ruler.niah import Niah, singular
+from lrsa_lightning.ruler.fitting import DoesNotFit, Fit, largest_fit
+from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.tasks import Setting, find_task
@@ -29,7 +26,7 @@ _LEAST_FILL = 0.95
 
 
 class NotAtThisLength(InputError):
-    """A task's own text leaves its samples no room at a length, or leaves fewer of them than asked for."""
+    """A task's own text leaves no room for a sample at a length, or for too few samples."""
 
 
 @checked
@@ -45,12 +42,11 @@ def make_samples(
     squad: str | Path | None = None,
     hotpotqa: str | Path | None = None,
     english_words: str | Path | None = None,
-    official_compat: bool = False,
 ) -> list[dict[str, Any]]:
     """Samples of one task at one length.
 
-    Sample i depends on (seed, task, max_length, i) and the tokenizer alone, so subsets are stable. Questions whose own
-    documents do not fit are passed over.
+    Sample i depends on (seed, task, max_length, i) and on the tokenizer alone, so subsets are stable. Questions whose
+    own documents do not fit are skipped.
 
     Args:
         task: name in `TASKS`.
@@ -63,39 +59,34 @@ def make_samples(
         squad: squad.json, for qa_1.
         hotpotqa: hotpotqa.json, for qa_2.
         english_words: english_words.json, for cwe beyond 64K tokens.
-        official_compat: sizes and orders as in the official code: the same order of needles, words and documents in
-            all samples, questions in the file's order, coarse steps, one stream of random numbers.
 
     Returns:
-        rows with id, index, task, max_length, input, answer_prefix (to be sent behind input), outputs, answer (outputs
-        as the task's example writes them), depths (0..1, of each output, where it has one), length (tokens of the
-        prompt plus tokens_to_generate), length_w_model_temp (the same: the template is counted in) and, for niah,
+        rows with id, index, task, max_length, input, answer_prefix (follows input in the prompt), outputs, answer
+        (outputs in the style of the task's example), depths (0..1, of each output that has a place), length (tokens of
+        the prompt plus tokens_to_generate), length_w_model_temp (the same: it includes the template) and, for niah,
         token_position_answer.
 
     Raises:
-        InputError: unknown task, a number out of its range, a file the task needs is not there or holds something else,
-            or a sample that cannot fit max_length.
+        InputError: the task is unknown, a number is out of its range, a file of the task is missing or has another
+            format, or a sample cannot fit max_length.
     """
-    sources = Sources(essays, squad, hotpotqa, english_words)
-    settings = SampleSettings(seed, template, sources, official_compat)
+    settings = SampleSettings(seed, template, Sources(essays, squad, hotpotqa, english_words))
     return SampleMaker(task, tokenizer, max_length, settings).make(num_samples)
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What samples have in common, whatever their task, length and number.
+    """What samples of all tasks, lengths and numbers have in common.
 
     Attributes:
         seed: of the draws.
         template: base or chatml.
-        sources: files some tasks need.
-        official_compat: sizes and orders as in the official code.
+        sources: files of some tasks.
     """
 
     seed: int = 42
     template: TemplateName = "base"
     sources: Sources = field(default_factory=Sources)
-    official_compat: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class _Prompt:
 
 
 class SampleMaker:
-    """Draws the samples of one task at one length until they fit."""
+    """Draws the samples of one task at one length."""
 
     def __init__(self, task: str, tokenizer, max_length: int, settings: SampleSettings):
         """
@@ -116,99 +107,71 @@ class SampleMaker:
             settings: the rest.
 
         Raises:
-            InputError: unknown task, or a file it needs is not there.
+            InputError: the task is unknown, or a file of it is missing.
         """
-        spec = find_task(task)
+        self._spec = find_task(task)
         self.task = task
         self.max_length = max_length
         self.seed = settings.seed
-        self._new_tokens = spec.tokens_to_generate
-        self._budget = max_length - spec.tokens_to_generate
+        self._budget = max_length - self._spec.tokens_to_generate
         self._tokenizer = tokenizer
-        self._official = settings.official_compat
-        setting = Setting(max_length, self._budget, settings.sources, self._count_tokens, self._official)
-        self._generator: TaskGenerator = spec.make(setting)
-        self._template = self._make_template(settings.template)
-        self._passed_over = 0
+        setting = Setting(max_length, self._budget, settings.sources, self._count_tokens)
+        self._generator: TaskGenerator = self._spec.make(setting)
+        self._template = make_template(settings.template, tokenizer)
+        self._skipped = 0
 
     def make(self, num_samples: int) -> list[dict[str, Any]]:
         """The first samples.
 
         Raises:
-            InputError: a sample cannot fit, or too few of the task's questions do.
+            NotAtThisLength: a sample cannot fit, or too few of the task's questions fit.
         """
-        fits = self._official_fits() if self._official else self._fits()
-        rows = [self._row(index, fit) for index, fit in zip(range(num_samples), fits, strict=False)]
-        if self._passed_over:
+        rows = [self._row(index, fit) for index, fit in zip(range(num_samples), self._fits(), strict=False)]
+        if self._skipped:
             what = f"RULER {self.task} at length {self.max_length}"
-            log.info("%s: %d questions passed over, whose own documents do not fit", what, self._passed_over)
+            log.info("%s: %d questions skipped, because their own documents do not fit", what, self._skipped)
         return rows
 
     def _fits(self) -> Iterator[Fit[_Prompt]]:
-        kind, items = self._generator, self._generator.items()
-        guess = None
+        items, guess = self._generator.items(), None
         for item in count() if items is None else items:
             try:
-                fit = largest_fit(
-                    lambda units: self._prompt(self._own_draws(item), units),  # noqa: B023  called at once
-                    self._count_prompt,
-                    self._budget,
-                    guess or _FIRST_GUESS,
-                    kind.min_units,
-                    kind.max_units,
-                    _ENOUGH,
-                )
+                fit = self._fit(item, guess or _FIRST_GUESS)
             except DoesNotFit as error:
                 if items is None:
                     raise self._refusal(f"{error} (length less new tokens)") from None
-                self._passed_over += 1
+                self._skipped += 1
                 continue
-            # Samples of one length need much the same haystack. Always the first one's: later ones must not depend
-            # on how many are made.
+            # Samples of one length need much the same haystack. The guess is always the first sample's size: no sample
+            # may depend on how many samples there are.
             guess = guess or fit.units
-            yield self._filled(fit)
-        fitting = len(items) - self._passed_over
+            yield fit
+        fitting = len(items) - self._skipped
         raise self._refusal(f"only {fitting} of {len(items)} questions fit, with their documents")
 
-    def _official_fits(self) -> Iterator[Fit[_Prompt]]:
-        rng, steps = Random(self.seed), self._generator.official_steps()
-        items = self._generator.items()
-        first = 0 if items is None else items[0]
-
-        def prompt(item: int, units: int) -> _Prompt:
-            return self._prompt(Draws(rng, item, fixed_order=self.seed), units)
-
-        def tokens_of(units: int) -> int:
-            return self._count_prompt(prompt(first, units))
-
-        units = official_units(tokens_of, steps, self._budget, self.max_length, self._generator.max_units)
-        for item in count() if items is None else items:
-            try:
-                fit = official_fit(partial(prompt, item), self._count_prompt, self._budget, units, steps.step)
-                yield self._filled(fit)
-            except DoesNotFit as error:
-                raise self._refusal(f"sample {item} {error}; without official_compat it may") from None
-        raise self._refusal(f"there are {len(items)} questions")
-
-    def _filled(self, fit: Fit[_Prompt]) -> Fit[_Prompt]:
-        """The fit, if it is not short of units.
+    def _fit(self, item: int, guess: int) -> Fit[_Prompt]:
+        """The largest prompt of a question or draw that fits the budget.
 
         Raises:
-            InputError: it has all there are, and they fill too little.
+            DoesNotFit: even its smallest prompt is too long.
+            NotAtThisLength: the largest prompt there is fills too little of the budget.
         """
-        if fit.units == self._generator.max_units and fit.tokens + self._new_tokens < _LEAST_FILL * self.max_length:
+        generator = self._generator
+        fit = largest_fit(
+            lambda units: self._prompt(self._draws(item), units),
+            self._count_prompt,
+            self._budget,
+            guess,
+            generator.min_units,
+            generator.max_units,
+            _ENOUGH,
+        )
+        if fit.units == generator.max_units and self._length(fit) < _LEAST_FILL * self.max_length:
             raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
         return fit
 
-    def _own_draws(self, item: int) -> Draws:
+    def _draws(self, item: int) -> Draws:
         return Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)
-
-    def _make_template(self, name: TemplateName) -> Template:
-        template = make_template(name, self._tokenizer)
-        if self._official and isinstance(self._generator, Niah) and self._generator.asks_for_one:
-            # The official code edits the chat template too.
-            return replace(template, before=singular(template.before), after=singular(template.after))
-        return template
 
     def _prompt(self, draws: Draws, units: int) -> _Prompt:
         text = self._generator.generate(draws, units)
@@ -224,11 +187,14 @@ class SampleMaker:
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def _length(self, fit: Fit[_Prompt]) -> int:
+        return fit.tokens + self._spec.tokens_to_generate
+
     def _refusal(self, reason: str) -> NotAtThisLength:
         return NotAtThisLength(f"RULER {self.task} at length {self.max_length}: {reason}")
 
     def _row(self, index: int, fit: Fit[_Prompt]) -> dict[str, Any]:
-        text, length = fit.prompt.text, fit.tokens + self._new_tokens
+        text, length = fit.prompt.text, self._length(fit)
         row = {
             "id": f"{self.task}-{self.max_length}-{self.seed}-{index}",
             "index": index,
@@ -237,7 +203,7 @@ class SampleMaker:
             "input": fit.prompt.input,
             "answer_prefix": text.answer_prefix,
             "outputs": text.outputs,
-            "answer": text.answer,
+            "answer": self._spec.answer(text.outputs),
             "depths": text.depths,
             "length": length,
             "length_w_model_temp": length,
@@ -246,9 +212,3 @@ class SampleMaker:
             before = fit.prompt.input[: fit.prompt.input.find(text.outputs[0])]
             row["token_position_answer"] = self._count_tokens(before)
         return row
-
-
-def digest(row: Mapping[str, Any]) -> str:
-    """Of what a sample asks and expects, in 16 hexadecimal digits: another content under the same id has another."""
-    content = [row[key] for key in ("input", "answer_prefix", "outputs", "answer")]
-    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()[:16]

@@ -1,6 +1,5 @@
-"""RULER's metrics (scripts/eval/synthetic/constants.py, scripts/eval/evaluate.py)."""
+"""Scores of predictions in RULER's formulas and from RULER's files (scripts/eval/evaluate.py)."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,49 +7,29 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ranges import checked
-
-_CONTROL = re.compile(r"[\x00-\x1f]")
-
-
-def postprocess(prediction: str) -> str:
-    """RULER's clean-up of a prediction: control characters become newlines, outer white space goes."""
-    return _CONTROL.sub("\n", prediction.strip()).strip()
-
-
-def match_all(prediction: str, references: Sequence[str]) -> float:
-    """Share of the references found in the prediction, case ignored: a sample's part of string_match_all."""
-    prediction = postprocess(prediction).lower()
-    return sum(reference.lower() in prediction for reference in references) / len(references)
-
-
-def match_part(prediction: str, references: Sequence[str]) -> float:
-    """1 if any reference is found in the prediction, case ignored: a sample's part of string_match_part."""
-    prediction = postprocess(prediction).lower()
-    return float(any(reference.lower() in prediction for reference in references))
+from lrsa_lightning.ruler.tasks import find_task
 
 
 @checked
 def score_predictions(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Score of a task, 0..100, rounded to two decimals as RULER does.
+    """The score of a task, 0..100, rounded to two decimals as RULER does.
 
     Args:
         task: name in `TASKS`.
-        predictions: newly generated text of each sample, the prompt not included.
+        predictions: the newly generated text of each sample, without the prompt.
         references: the expected strings of each sample.
 
     Raises:
-        InputError: unknown task, no predictions, not one list of references for each, or anything that is no text.
+        InputError: the task is unknown, there are no predictions, their number is not that of the references, or a
+            value is no text.
     """
-    from lrsa_lightning.ruler.tasks import find_task
-
     metric = find_task(task).metric
     if not len(predictions) or len(predictions) != len(references):
         raise InputError(f"{len(predictions)} predictions for {len(references)} references")
     pairs = list(zip(predictions, references, strict=True))
     for number, pair in enumerate(pairs):
         _check_pair(*pair, f"{task}, sample {number}")
-    scores = [metric(p, r) for p, r in pairs]
-    return round(100 * sum(scores) / len(scores), 2)
+    return round(100 * sum(metric(*pair) for pair in pairs) / len(pairs), 2)
 
 
 def _check_pair(prediction: Any, references: Any, where: str) -> None:
@@ -62,13 +41,11 @@ def _check_pair(prediction: Any, references: Any, where: str) -> None:
 
 
 def score_file(path: Path) -> float:
-    """Score of a file of predictions in RULER's format: <task>.jsonl, each line with pred and outputs.
+    """The score of a file of predictions in RULER's format: <task>.jsonl with fields pred and outputs.
 
     Raises:
-        InputError: the file is not named after a task, does not exist or is empty, or a line is malformed.
+        InputError: the file has no task's name, does not exist or is empty, or a line is malformed.
     """
-    from lrsa_lightning.ruler.tasks import find_task
-
     try:
         find_task(path.stem)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The files some RULER tasks are made from, in the official code's formats."""
+"""The files of some RULER tasks, in the official code's formats."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ class Sources:
         essays: PaulGrahamEssays.json, the haystack of six niah tasks.
         squad: squad.json, SQuAD's dev set v2.0, for qa_1.
         hotpotqa: hotpotqa.json, HotpotQA's dev set (distractor), for qa_2.
-        english_words: english_words.json, from which cwe draws where its own 8166 words do not suffice.
+        english_words: english_words.json, for cwe where its own 8166 words do not suffice.
     """
 
     essays: str | Path | None = None
@@ -34,41 +34,42 @@ class Sources:
     english_words: str | Path | None = None
 
     def given(self) -> dict[str, Path]:
-        """The files there are, by name.
+        """The given files, by name.
 
         Raises:
-            InputError: one does not exist.
+            InputError: a file does not exist.
         """
         paths = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: Path(path) for name, path in paths.items() if path is not None}
         for name, path in given.items():
             if not path.is_file():
-                raise InputError(f"RULER's {name} file {path} does not exist: {where_to_get(name)}")
+                raise InputError(f"RULER's {name} file {path} does not exist: {WHERE_TO_GET[name]}")
         return given
 
     def read(self, name: str):
-        """What one of the files holds: `Essays`, `Questions` or a list of words.
+        """The content of a file: `Essays`, `Questions` or a list of words.
 
         Raises:
-            InputError: the user named none, or it has another format.
+            InputError: the file is not given, or has another format.
         """
         if name not in self.given():
-            raise InputError(f"RULER needs the file {name}: {where_to_get(name)}")
+            raise InputError(f"RULER needs the file {name}: {WHERE_TO_GET[name]}")
         path = self.given()[name].resolve()
         return _read(name, path, path.stat().st_mtime_ns)
 
     def check(self, names: Iterable[str]) -> None:
-        """Whether files hold what they should, before anything is made from them.
+        """Checks the format of files before samples are made from them.
 
         Raises:
-            InputError: one has another format.
+            InputError: a file has another format.
         """
         for name in names:
             self.read(name)
 
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
-_WHERE = {
+# The file to give for a name of `Sources`, and its origin.
+WHERE_TO_GET = {
     "essays": f"give PaulGrahamEssays.json, made by download_paulgraham_essay.py in {_JSON}",
     "squad": "give squad.json, from https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json",
     "hotpotqa": "give hotpotqa.json, from http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",
@@ -76,18 +77,13 @@ _WHERE = {
 }
 
 
-def where_to_get(name: str) -> str:
-    """What to give for a file of `Sources`, and where it comes from."""
-    return _WHERE[name]
-
-
 class Essays:
-    """The essays as words, and where their sentences end."""
+    """The essays as words and sentences."""
 
     def __init__(self, text: str):
         """
         Args:
-            text: all essays; any white space parts words.
+            text: all essays; any white space separates words.
         """
         self._words = text.split()
         ends = [i + 1 for i, word in enumerate(self._words) if _SENTENCE_END.search(word)]
@@ -97,7 +93,7 @@ class Essays:
         ]
 
     def sentences(self, num_words: int) -> list[str]:
-        """The sentences of the first words, the last one cut short; the essays begin anew where they end."""
+        """The sentences of the first words, the last one cut short. After their end the essays start again."""
         rounds, rest = divmod(num_words, len(self._words))
         whole = bisect_right(self._ends, rest)
         sentences = self._sentences * rounds + self._sentences[:whole]

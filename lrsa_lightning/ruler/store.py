@@ -1,9 +1,9 @@
-"""Samples on disk, made once and used for every checkpoint and mode."""
+"""Samples on disk: made once, then used for every checkpoint and mode."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,24 +12,24 @@ from typing import Any
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
-from lrsa_lightning.ruler.samples import SampleMaker, SampleSettings
+from lrsa_lightning.ruler.rows import check_row
+from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings
 from lrsa_lightning.ruler.tasks import source_files
 
 # Changes when the same settings would give other samples.
 _FORMAT = 1
 _MANIFEST, _SAMPLES = "manifest.json", "validation.jsonl"
-# What an evaluation reads of a row.
-_KINDS = {"id": str, "task": str, "max_length": int, "input": str, "answer_prefix": str, "outputs": list}
-_KINDS |= {"answer": str, "depths": list, "length": int}
+_FIELDS = {"id": str, "task": str, "max_length": int, "input": str, "answer_prefix": str, "outputs": list}
+_FIELDS |= {"answer": str, "depths": list, "length": int}
 
 
 class SampleStore:
-    """A folder with ``<length>/<task>/validation.jsonl``, RULER's own format, each beside its manifest."""
+    """A folder with ``<length>/<task>/validation.jsonl`` in RULER's format, each file beside its manifest."""
 
     def __init__(self, folder: Path, tokenizer, settings: SampleSettings):
         """
         Args:
-            folder: where the samples lie, or will.
+            folder: of the samples, which may not exist yet.
             tokenizer: the model's.
             settings: of the samples.
         """
@@ -40,16 +40,21 @@ class SampleStore:
             (tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)).encode("utf-8")
         )
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a folder holds samples of a store."""
+        return any(folder.glob(f"*/*/{_MANIFEST}"))
+
     @classmethod
     def in_cache(cls, cache_dir: Path, tokenizer, settings: SampleSettings) -> "SampleStore":
-        """A store of its own for these settings."""
+        """The store of these settings in a cache."""
         store = cls(cache_dir, tokenizer, settings)
         key = _sha256(json.dumps([store.manifest(task) for task in ("niah_single_2", "qa_1", "qa_2", "cwe")]).encode())
         store.folder = cache_dir / "ruler" / key[:20]
         return store
 
     def manifest(self, task: str) -> dict[str, Any]:
-        """All that samples depend on, their length and number apart."""
+        """All that a task's samples depend on, besides their length and number."""
         settings = self._settings
         paths = settings.sources.given()
         files = {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)}
@@ -58,21 +63,25 @@ class SampleStore:
             "task": task,
             "seed": settings.seed,
             "template": settings.template,
-            "official_compat": settings.official_compat,
+            "official_compat": False,  # an option of earlier versions; without it their samples would be made again
             "tokenizer": self._tokenizer_hash,
             "files": files,
         }
 
+    def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Hashes of the files that the tasks' samples depend on, by name."""
+        return {name: digest for task in tasks for name, digest in self.manifest(task)["files"].items()}
+
     def path(self, task: str, length: int) -> Path:
-        """The file of a task's samples."""
+        """The file of a task's samples at a length."""
         return self.folder / str(length) / task / _SAMPLES
 
     def samples(self, task: str, length: int, num_samples: int) -> list[dict[str, Any]]:
-        """The first samples, read where they were made before.
+        """The first samples: from the store, or new ones where it has too few.
 
         Raises:
-            InputError: unknown task, a file it needs is not there, a sample that cannot fit, or a file with samples of
-                other settings.
+            InputError: the task is unknown, a file of it is missing, a sample cannot fit, or the store's samples are
+                of other settings.
         """
         rows = self._read(task, length)
         if rows is None or len(rows) < num_samples:
@@ -80,6 +89,29 @@ class SampleStore:
             rows = maker.make(num_samples)
             self._write(task, length, rows)
         return rows[:num_samples]
+
+    def samples_that_fit(
+        self, cells: Iterable[tuple[str, int]], num_samples: int, log_skipped: Callable[[str], None] | None
+    ) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """The first samples by task and length.
+
+        Args:
+            cells: tasks and lengths.
+            num_samples: of each.
+            log_skipped: logs a task that does not fit a length, instead of an error.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        found = {}
+        for cell in cells:
+            try:
+                found[cell] = self.samples(*cell, num_samples)
+            except NotAtThisLength as error:
+                if log_skipped is None:
+                    raise
+                log_skipped(f"{error}; left out")
+        return found
 
     def _read(self, task: str, length: int) -> list[dict[str, Any]] | None:
         path = self.path(task, length)
@@ -97,7 +129,7 @@ class SampleStore:
         return [_checked_row(row, f"{path}, line {number}", task, length) for number, row in read_lines(path)]
 
     def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
-        """Both files, the samples last: whoever finds them finds their manifest."""
+        """Writes both files, the samples last: samples on disk have their manifest."""
         path = self.path(task, length)
         content = "".join(json.dumps(row) + "\n" for row in rows)
         manifest = {
@@ -122,29 +154,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _checked_row(row: dict[str, Any], where: str, task: str, length: int) -> dict[str, Any]:
-    """The row, which someone may have written who wrote the manifest too."""
-    for key, kind in _KINDS.items():
-        if not isinstance(row.get(key), kind):
-            raise InputError(f"{where}: {key} is {row.get(key)!r}, expected a {kind.__name__}")
+    """The row. The manifest does not vouch for it: its writer may have written the manifest too."""
+    check_row(row, _FIELDS, where)
     if (row["task"], row["max_length"]) != (task, length):
         raise InputError(f"{where}: a sample of {row['task']} at length {row['max_length']}")
-    if not row["outputs"] or not all(isinstance(output, str) for output in row["outputs"]):
-        raise InputError(f"{where}: outputs are {row['outputs']!r}, expected a list of texts, one at least")
     return row
 
 
 def make_in_parallel(
     store: SampleStore, tasks: Sequence[str], lengths: Sequence[int], num_samples: int, num_workers: int
 ) -> Iterator[Path]:
-    """Makes what a store lacks, a task and length in a process; yields each file once it is there.
+    """Makes the samples that a store lacks, each task and length in one process; yields each file when it exists.
 
     Raises:
         InputError: as `SampleStore.samples`.
     """
-    # A forked tokenizer must not use threads; each worker has one core anyway.
+    # A forked tokenizer must not use threads. Each worker has one core anyway.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
-        # The longest first, so that none is left alone at the end.
+        # The longest come first, so that no long one runs alone at the end.
         cells = [(task, length) for length in sorted(lengths, reverse=True) for task in tasks]
         made = {pool.submit(store.samples, *cell, num_samples): cell for cell in cells}
         try:

@@ -3,37 +3,34 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.cwe import CommonWords
 from lrsa_lightning.ruler.fwe import FrequentWords
+from lrsa_lightning.ruler.match import match_all, match_part
 from lrsa_lightning.ruler.niah import Niah
-from lrsa_lightning.ruler.qa import OfficialQuestionAnswering, QuestionAnswering
-from lrsa_lightning.ruler.scoring import match_all, match_part
-from lrsa_lightning.ruler.sources import Sources, where_to_get
-from lrsa_lightning.ruler.task_generator import TaskGenerator
+from lrsa_lightning.ruler.qa import QuestionAnswering
+from lrsa_lightning.ruler.sources import WHERE_TO_GET, Sources
+from lrsa_lightning.ruler.task_generator import TaskGenerator, enumeration, numbered
 from lrsa_lightning.ruler.vt import VariableTracking
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a task's samples are made for.
+    """What a task generator needs to know.
 
     Attributes:
         max_length: tokens of prompt, template, answer prefix and new tokens together.
         budget: the same without the new tokens.
-        sources: files some tasks need.
-        count_tokens: of a text.
-        official_compat: whether sizes and orders are the official code's.
+        sources: files of some tasks.
+        count_tokens: counts a text's tokens.
     """
 
     max_length: int
     budget: int
     sources: Sources
     count_tokens: Callable[[str], int]
-    official_compat: bool
 
 
 @dataclass(frozen=True)
@@ -41,27 +38,29 @@ class Task:
     """A RULER task.
 
     Attributes:
-        make: the kind of its samples under a setting.
-        tokens_to_generate: new tokens a model may take; part of the length.
+        make: the generator of its samples under a setting.
+        tokens_to_generate: new tokens of an answer at most; part of the length.
+        answer: expected strings -> a correct answer after the answer prefix, in the style of the task's example.
         metric: (prediction, references) -> 0..1.
-        source: name in `Sources` of the file it is made from; None: it needs none.
-        single_answer: whether one string is asked for.
+        source: name in `Sources` of the task's file; None: it needs none.
     """
 
     make: Callable[[Setting], TaskGenerator]
     tokens_to_generate: int
+    answer: Callable[[Sequence[str]], str]
     metric: Callable[[str, Sequence[str]], float] = match_all
     source: str | None = None
-    single_answer: bool = False
+
+
+def _listed(outputs: Sequence[str]) -> str:
+    return " " + enumeration(outputs)
 
 
 def _niah(haystack: str, **sizes) -> Task:
     def make(setting: Setting) -> Niah:
-        text = setting.sources.read("essays") if haystack == "essay" else haystack
-        return Niah(text, setting.max_length, **sizes)
+        return Niah(setting.sources.read("essays") if haystack == "essay" else haystack, **sizes)
 
-    single = sizes.get("num_values", 1) * sizes.get("num_queries", 1) == 1
-    return Task(make, 128, source="essays" if haystack == "essay" else None, single_answer=single)
+    return Task(make, 128, _listed, source="essays" if haystack == "essay" else None)
 
 
 def _common_words(setting: Setting) -> CommonWords:
@@ -69,15 +68,11 @@ def _common_words(setting: Setting) -> CommonWords:
     return CommonWords(setting.max_length, further)
 
 
-def _questions(source: str, setting: Setting) -> TaskGenerator:
-    data = setting.sources.read(source)
-    if setting.official_compat:
-        return OfficialQuestionAnswering(data)
-    return QuestionAnswering(data, setting.count_tokens)
-
-
 def _qa(source: str) -> Task:
-    return Task(partial(_questions, source), 32, match_part, source, single_answer=True)
+    def make(setting: Setting) -> QuestionAnswering:
+        return QuestionAnswering(setting.sources.read(source), setting.count_tokens)
+
+    return Task(make, 32, lambda outputs: " " + outputs[0], match_part, source)
 
 
 TASKS = {
@@ -89,9 +84,9 @@ TASKS = {
     "niah_multikey_3": _niah("needle", keys="uuids", values="uuids"),
     "niah_multivalue": _niah("essay", num_values=4),
     "niah_multiquery": _niah("essay", num_keys=4, num_queries=4),
-    "vt": Task(lambda setting: VariableTracking(setting.max_length, setting.count_tokens), 30),
-    "cwe": Task(_common_words, 120),
-    "fwe": Task(lambda setting: FrequentWords(setting.budget), 50),
+    "vt": Task(lambda setting: VariableTracking(setting.count_tokens), 30, lambda outputs: " " + " ".join(outputs)),
+    "cwe": Task(_common_words, 120, lambda outputs: " " + numbered(outputs)),
+    "fwe": Task(lambda setting: FrequentWords(setting.budget), 50, _listed),
     "qa_1": _qa("squad"),
     "qa_2": _qa("hotpotqa"),
 }
@@ -101,7 +96,7 @@ def find_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        InputError: there is none; lists those there are.
+        InputError: the name is unknown. The error lists the tasks.
     """
     if isinstance(name, str) and name in TASKS:
         return TASKS[name]
@@ -111,14 +106,14 @@ def find_task(name: str) -> Task:
 
 
 def check_tasks(tasks: Sequence[str], name: str) -> None:
-    """Whether tasks are a choice of those there are.
+    """Checks that a list names tasks, one at least and each once.
 
     Args:
         tasks: by name.
-        name: what the user calls them, for the error.
+        name: of the user's option, for the error.
 
     Raises:
-        InputError: none, an unknown one, or one twice.
+        InputError: the list is empty, a task is unknown, or a task is in it twice.
     """
     for task in tasks:
         try:
@@ -129,7 +124,7 @@ def check_tasks(tasks: Sequence[str], name: str) -> None:
 
 
 def light_tasks(sources: Sources) -> list[str]:
-    """A few tasks of each kind, of those that can be made from the files there are: the mid-training default."""
+    """A few tasks of each group that the given files suffice for: the default in training."""
     has = sources.given()
     retrieval = "niah_single_2" if "essays" in has else "niah_single_1"
     wanted = [retrieval, "niah_multikey_2", "niah_multikey_3", "niah_multiquery", "vt", "fwe", "qa_1"]
@@ -137,10 +132,10 @@ def light_tasks(sources: Sources) -> list[str]:
 
 
 def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -> list[str]:
-    """Those of the tasks whose files are there.
+    """The tasks whose files are given.
 
     Raises:
-        InputError: a file is missing, unless such tasks are to be left out, or it does not hold what it should.
+        InputError: a file has another format, or a file is missing and such tasks are not to be left out.
     """
     possible = []
     for task in tasks:
@@ -150,13 +145,13 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
             possible.append(task)
         elif not skip_missing:
             raise InputError(
-                f"RULER {task} needs the file {source}: {where_to_get(source)}; or leave the task out, or with "
+                f"RULER {task} needs the file {source}: {WHERE_TO_GET[source]}; or leave the task out, or with "
                 "skip_missing all such"
             )
     return possible
 
 
 def source_files(task: str, sources: Sources) -> list[str]:
-    """Names of the given files that a task's samples are made from."""
+    """Names of the given files that a task's samples depend on."""
     wanted = {find_task(task).source, "english_words" if task == "cwe" else None}
     return [name for name in sources.given() if name in wanted]

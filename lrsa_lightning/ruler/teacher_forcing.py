@@ -1,4 +1,4 @@
-"""The references' likelihood without decoding: the cheap check of a model in training.
+"""The likelihood of the references, without decoding: the cheap check of a model in training.
 
 Shape suffixes: B batch, N tokens, D hidden size, A label tokens of a row, V vocabulary.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrsa_lightning.generation import hidden_states, prefill
+from lrsa_lightning.generation import hidden_states
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TeacherForced:
 
     Attributes:
         nll: mean negative log-likelihood of its tokens, in nats.
-        exact_match: whether each of them is the likeliest one: greedy decoding would write the answer.
+        exact_match: whether each of them is the likeliest one, so that greedy decoding would write the answer.
     """
 
     nll: float
@@ -27,35 +27,25 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_force(
-    model,
-    mode,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    width: int,
-    num_pieces: int | None = None,
+    model, mode, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], width: int
 ) -> list[TeacherForced]:
-    """Rates each answer behind its prompt.
+    """Rates each answer after its prompt, in one forward pass of the whole rows under the mode's training mask.
 
     Args:
-        model: a transformers causal decoder. Its installed mode is the same again afterwards.
+        model: a transformers causal decoder. It keeps its installed mode.
         mode: the attention mode.
         prompts: token ids of each row.
         answers: token ids of each row's reference.
-        width: tokens that every row is padded to on the right, at least; one width means one compiled kernel.
-        num_pieces: forward passes through the mode's cache; when None a single one, under its training mask.
+        width: least number of tokens of a row, padding on the right included; one width means one compiled kernel.
     """
     rows = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(width, *map(len, rows))
     input_ids_BN = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows]).to(model.device)
-    # A position predicts the token behind it.
+    # A position predicts the next token.
     spans = [(len(prompt) - 1, len(row) - 1) for prompt, row in zip(prompts, rows, strict=True)]
     with mode.installed(model):
-        if num_pieces is None:
-            pieces = iter([(0, _last_hidden(model, input_ids_BN))])
-        else:
-            pieces = prefill(model, mode.make_cache(model.config), input_ids_BN, num_pieces)
+        hidden_of_rows = hidden_states(iter([(0, _last_hidden(model, input_ids_BN))]), spans)
         head = model.get_output_embeddings()
-        hidden_of_rows = hidden_states(pieces, spans)
         return [_rate(head(hidden_AD), answer) for hidden_AD, answer in zip(hidden_of_rows, answers, strict=True)]
 
 

@@ -6,9 +6,9 @@ from functools import cached_property
 from itertools import pairwise
 from random import Random
 
-from lrsa_lightning.ruler.fitting import Fit, largest_fit
-from lrsa_lightning.ruler.niah import NOISE
-from lrsa_lightning.ruler.task_generator import Draws, OfficialSteps, Text
+from lrsa_lightning.haystack import NOISE
+from lrsa_lightning.ruler.fitting import largest_fit
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.words import variable_names
 
 _TEMPLATE = (
@@ -24,45 +24,35 @@ _EXAMPLE_TOKENS = 500
 
 
 @dataclass(frozen=True)
-class VariableTracking:
-    """One chain of assignments among lines of noise, behind a worked example within the same turn.
+class VariableTracking(TaskGenerator):
+    """One chain of assignments among lines of noise, after a worked example in the same turn.
 
     Attributes:
-        max_length: tokens of a sample.
-        count_tokens: of a text; sizes the example.
+        count_tokens: counts a text's tokens, for the size of the example.
     """
 
-    max_length: int
     count_tokens: Callable[[str], int]
     min_units = _NUM_VARIABLES
-    max_units = None
-
-    def items(self) -> None:
-        return None
-
-    def official_steps(self) -> OfficialSteps:
-        step = 5 if self.max_length < 4096 else 10
-        return OfficialSteps(step, step, beside=self._example.tokens)
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are lines of noise."""
         values = draws.rng.sample(range(10000, 99999), 2)
-        example = _problem(draws.rng, self._example.units, 3, values[0])
+        example = _problem(draws.rng, self._example_lines, 3, values[0])
         own = _problem(draws.rng, units, 5, values[1])
-        example_text = example.user + example.answer_prefix + example.answer + "\n\n"
-        return Text(example_text + own.user, own.answer_prefix, own.outputs, own.answer, own.depths)
+        example_text = f"{example.user}{example.answer_prefix} {' '.join(example.outputs)}\n\n"
+        return Text(example_text + own.user, own.answer_prefix, own.outputs, own.depths)
 
     @cached_property
-    def _example(self) -> Fit[str]:
-        """Sizes the example, once for all samples: noise up to 500 tokens."""
+    def _example_lines(self) -> int:
+        """Lines of noise in the example of every sample: up to 500 tokens."""
 
         def build(num_lines: int) -> str:
             example = _problem(Random(0), num_lines, 3, 12345)
             return example.user + example.answer_prefix
 
-        # A tokenizer of single letters needs more for the least there can be.
+        # With a tokenizer of single letters the shortest example takes more.
         budget = max(_EXAMPLE_TOKENS, self.count_tokens(build(_NUM_VARIABLES)))
-        return largest_fit(build, self.count_tokens, budget, guess=15, least=_NUM_VARIABLES)
+        return largest_fit(build, self.count_tokens, budget, guess=15, least=_NUM_VARIABLES).units
 
 
 def _problem(rng: Random, num_lines: int, name_length: int, value: int) -> Text:
@@ -71,12 +61,11 @@ def _problem(rng: Random, num_lines: int, name_length: int, value: int) -> Text:
     chain += [f"VAR {name} = VAR {earlier} " for earlier, name in pairwise(names)]
     lines = [NOISE] * num_lines
     places = sorted(rng.sample(range(num_lines), len(chain)))
-    for already, (place, assignment) in enumerate(zip(places, chain, strict=True)):
-        lines.insert(place + already, assignment)
+    for inserted, (place, assignment) in enumerate(zip(places, chain, strict=True)):
+        lines.insert(place + inserted, assignment)
     return Text(
         user=_TEMPLATE.format(context="\n".join(lines), query=value),
         answer_prefix=_ANSWER_PREFIX.format(num_v=_NUM_VARIABLES, query=value),
         outputs=names,
-        answer=" " + " ".join(names),
         depths=[place / num_lines for place in places],
     )

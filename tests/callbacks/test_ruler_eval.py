@@ -1,4 +1,4 @@
-"""RULER amid training, through the command: what is measured when, and what it leaves alone."""
+"""RULER in training, through the command: what a check measures, when, and what it leaves alone."""
 
 import json
 from inspect import signature
@@ -41,7 +41,7 @@ def test_every_check_rates_the_references_and_some_generate(fit, when, steps):
     assert generated(checks) == steps
 
 
-def test_what_the_time_did_not_suffice_for_is_said(fit, monkeypatch, capsys):
+def test_a_check_names_what_its_time_did_not_suffice_for(fit, monkeypatch, capsys):
     clock = iter(range(100))
     monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     options = {"tasks": ["niah_single_1", "niah_multikey_2"], "budgets": [1.0, 0.5], "generation": "never"}
@@ -67,7 +67,7 @@ def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, argumen
     assert after[5] == checks[5]
 
 
-def test_a_check_that_was_made_is_not_repeated_by_a_resume(fit, arguments):
+def test_a_resume_does_not_repeat_an_earlier_check(fit, arguments):
     arguments["data.micro_batch_size"] = "1"  # four micro-batches a step: the first of them is no step yet
     checks = fit(generation="never", more=json.loads(checkpoints(3)))
     records = Path("runs/x/ruler/step-000003.jsonl")
@@ -112,10 +112,10 @@ def test_every_option_reaches_the_samples_and_the_evaluator(fit, monkeypatch, to
         return in_cache(folder, tokenizer, settings)
 
     in_cache = SampleStore.in_cache
-    monkeypatch.setattr("lrsa_lightning.ruler.evaluator.RulerEvaluator", make_evaluator)
+    monkeypatch.setattr(module, "RulerEvaluator", make_evaluator)
     monkeypatch.setattr(SampleStore, "in_cache", make_store)
     sizes = {"lag_divisor": 20, "sink_size": 3, "batch_size": 5, "prefill_chunk_size": 99}
-    of_samples = {"seed": 5, "template": "chatml", "official_compat": True}
+    of_samples = {"seed": 5, "template": "chatml"}
     fit(**sizes, **of_samples, budgets=[1.0, 0.3], lengths=[700], num_samples=2, generation="never", every_n_steps=100)
     assert {key: made[key] for key in sizes} == sizes
     assert made["budgets"] == [1.0, 0.3]
@@ -172,3 +172,22 @@ def test_the_loss_curve_is_the_same_with_and_without(fit, arguments):
     with_ruler = losses()
     main(command({**arguments, "trainer.callbacks": "[]", "run_name": "without"}))
     assert losses("without") == with_ruler
+
+
+def test_settings_of_earlier_versions_are_read_with_a_line(fit, caplog):
+    fit(generation="never", sequence_parallel="auto", official_compat=False, every_n_steps=100)
+    lines = [record.message for record in caplog.records if "gone" in record.message]
+    assert lines == [
+        "RulerEval.official_compat is gone and ignored: remove it",
+        "RulerEval.sequence_parallel is gone and ignored: each rank scores its own samples, in smaller batches where "
+        "their caches do not fit",
+    ]
+
+
+def test_official_compat_is_refused_with_the_way_out(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit(official_compat=True)
+    assert (
+        "RulerEval.official_compat is gone: make samples with RULER's own prepare.py and score them with "
+        "scripts/eval_ruler.py --samples FOLDER"
+    ) in capsys.readouterr().err

@@ -139,7 +139,7 @@ def test_a_packed_row_holds_its_samples_one_after_the_other(tokenizer, weighting
     assert batch["cu_seqlens"] == [[0, lengths[0], SEQ_LEN], [0, SEQ_LEN]]
 
 
-def test_boundaries_of_packed_rows_are_where_positions_begin_anew(tokenizer):
+def test_boundaries_of_packed_rows_are_where_positions_restart(tokenizer):
     data = dataset(tokenizer, seq_len=300, rows=[[0, 1, 2], [3], [4, 5]])
     batch = data[MicroBatch((0, 1, 2), 1, 1)]
     starts = [(positions == 0).nonzero().flatten().tolist() for positions in batch["position_ids"]]

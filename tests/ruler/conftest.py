@@ -17,7 +17,7 @@ from tests.conftest import CHAT_TEMPLATE
 NIAH = [f"niah_{name}" for name in ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")]
 NIAH += ["niah_multivalue", "niah_multiquery"]
 ALL_TASKS = [*NIAH, "vt", "cwe", "fwe", "qa_1", "qa_2"]
-# Texts in front of and behind the user's turn.
+# Texts before and after the user's turn.
 AROUND = {"base": ("", ""), "chatml": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")}
 _NOUNS = ["river", "market", "lantern", "carpenter", "kettle", "bridge", "captain", "letter", "winter", "garden"]
 _VERBS = ["paints", "follows", "carries", "repairs", "forgets", "remembers", "borrows", "measures"]
@@ -29,7 +29,7 @@ def count_tokens(tokenizer, text: str) -> int:
 
 
 def user_turn(sample: dict, template: str) -> str:
-    """A sample's user turn, after a look at what the chat template puts around it."""
+    """A sample's user turn, after a check of the chat template's text around it."""
     before, after = AROUND[template]
     assert sample["input"].startswith(before)
     assert sample["input"].endswith(after)
@@ -37,7 +37,7 @@ def user_turn(sample: dict, template: str) -> str:
 
 
 def between(text: str, head: str, tail: str) -> str:
-    """What lies between a text's exact beginning and end."""
+    """The part between a text's exact beginning and end."""
     assert text[: len(head)] == head
     assert text[len(text) - len(tail) :] == tail
     return text[len(head) : len(text) - len(tail)]
@@ -49,13 +49,13 @@ def sentence(rng: Random, end: str = ".") -> str:
 
 
 def essay_sentences() -> list[str]:
-    """The sentences of the essays, each of which ends as one."""
+    """The sentences of the essays, with different ends."""
     rng = Random(1)
     return [sentence(rng, rng.choice([".", ".", ".", "?", "!", '."', ".)", ".\u201d"])) for _ in range(400)]
 
 
 def squad_content() -> dict:
-    """6 articles of 18 paragraphs, one of which all have: unanswerable questions, answers given twice."""
+    """6 articles of 18 paragraphs, one of them common to all, with unanswerable questions and repeated answers."""
     rng = Random(2)
     articles = []
     for a in range(6):
@@ -72,7 +72,7 @@ def squad_content() -> dict:
 
 
 def hotpotqa_content() -> list[dict]:
-    """20 questions of 10 paragraphs, the last ones of 4; neighbours share one."""
+    """20 questions of 10 paragraphs, the last ones of 4; neighbours have one in common."""
     rng = Random(3)
     pool = [[f"Title {i}", [sentence(rng), " " + sentence(rng)]] for i in range(200)]
     rows = []
@@ -86,7 +86,7 @@ def hotpotqa_content() -> list[dict]:
 def source_files(tmp_path_factory) -> dict[str, Path]:
     """The four sources, as arguments of make_samples; one of them compressed."""
     folder = tmp_path_factory.mktemp("sources")
-    # White space of any kind parts words.
+    # White space of any kind separates words.
     gaps = Random(4)
     essays = "".join(word + gaps.choice([" ", " ", " ", "\n", "\n\n", "\t", "  "]) for word in essay_words())
     contents = {

@@ -1,4 +1,4 @@
-"""What is refused of tasks, lengths, budgets and counts, before a model is loaded or a sample made."""
+"""Refusals of tasks, lengths, budgets and counts, before a model is loaded or a sample is made."""
 
 import json
 import runpy
@@ -52,12 +52,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_the_callback_refuses_when_it_is_made(arguments, message):
+def test_the_callback_refuses_when_constructed(arguments, message):
     with pytest.raises(InputError, match=message):
         RulerEval(**arguments)
 
 
-def test_the_dense_cache_fits_any_length_and_the_least_that_compresses_is_taken():
+def test_the_dense_cache_takes_any_length_and_the_others_the_least_that_compresses():
     RulerEval(lengths=[31], budgets=[1.0])
     # Chunk 2 begins at 12 + 2 * 12 = 36: the token there is the first that does not see all of chunk 0.
     RulerEval(lengths=[37], budgets=[0.5], lag_divisor=3, sink_size=12)
@@ -74,7 +74,7 @@ def test_the_dense_cache_fits_any_length_and_the_least_that_compresses_is_taken(
         ("essays", None),
     ],
 )
-def test_the_callback_reads_its_files_when_it_is_made(tmp_path, name, content):
+def test_the_callback_reads_its_files_when_constructed(tmp_path, name, content):
     path = tmp_path / f"{name}.json"
     if content is not None:
         path.write_text(json.dumps(content))
@@ -149,10 +149,10 @@ OF_EVALUATION = [
     [("make_ruler", *case) for case in [*SHARED, (["--workers", "0"], "workers")]]
     + [("eval_ruler", *case) for case in [*SHARED, *OF_EVALUATION]],
 )
-def test_the_commands_refuse_before_a_model_or_tokenizer_is_looked_for(script, arguments, message, tmp_path, capsys):
+def test_the_commands_refuse_before_they_read_a_model_or_tokenizer(script, arguments, message, tmp_path, capsys):
     needed = {"make_ruler": "--tokenizer", "eval_ruler": "--model"}[script]
     main = runpy.run_path(str(SCRIPTS / f"{script}.py"))["main"]
-    # A model that is not there would be refused too, had it been asked for first.
+    # The model does not exist: reading it first would give another error.
     given = [needed, str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"), "--skip_missing", *arguments]
     with pytest.raises(SystemExit) as caught:
         main(given)

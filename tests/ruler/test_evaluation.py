@@ -1,4 +1,4 @@
-"""What the results in a folder depend on: a later call brings more tasks, but no other files for the same ones."""
+"""The folder of an evaluation: what its results depend on, and which later calls may add to them."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.command import _source_hashes
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
-from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.fingerprint import fingerprint
+from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
@@ -23,12 +23,12 @@ from tests.conftest import make_model
 from tests.test_folder_lock import hold
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_ruler.py"
-NOTHING = SimpleNamespace(evaluate=lambda *_: iter(()))
+NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()))
 
 
 def use(folder, settings: dict, sources: dict) -> dict:
-    """The settings that lie in the folder after a call with these."""
-    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Share(), True, True))
+    """The settings in the folder after a call with these."""
+    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks()))
     return json.loads((folder / "settings.json").read_text())
 
 
@@ -53,22 +53,20 @@ def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
     holder.kill()
     holder.wait()
     use(folder, {"model": "a"}, {})
-    hold(folder).communicate("")  # let go of
+    hold(folder).communicate("")  # the lock is free
 
 
-def test_each_task_is_known_by_its_own_file(tokenizer, tmp_path):
+def test_each_task_depends_on_its_own_file(tokenizer, tmp_path):
     files = {name: tmp_path / f"{name}.json" for name in ("essays", "squad", "hotpotqa")}
     for name, file in files.items():
         file.write_text(name)
-    store = SampleStore(tmp_path, tokenizer, SampleSettings(42, "base", Sources(**files), False))
-    assert _source_hashes(store, ["niah_single_1", "vt"]) == {}
-    hashes = _source_hashes(store, ["niah_single_2", "qa_1", "qa_2"])
+    store = SampleStore(tmp_path, tokenizer, SampleSettings(42, "base", Sources(**files)))
+    assert store.hashes(["niah_single_1", "vt"]) == {}
+    hashes = store.hashes(["niah_single_2", "qa_1", "qa_2"])
     assert hashes.keys() == files.keys()
     files["squad"].write_text("another")
     assert [
-        name
-        for name, digest in _source_hashes(store, ["niah_single_2", "qa_1", "qa_2"]).items()
-        if digest != hashes[name]
+        name for name, digest in store.hashes(["niah_single_2", "qa_1", "qa_2"]).items() if digest != hashes[name]
     ] == ["squad"]
 
 
@@ -111,9 +109,9 @@ def test_more_samples_tasks_and_budgets_join_what_is_there(evaluate):
     }
 
 
-def test_fewer_samples_than_lie_there_are_refused(evaluate):
+def test_fewer_samples_than_have_results_are_refused(evaluate):
     evaluate(num_samples=3)
-    assert "niah_single_1-640-42-2 is none of the 2 that were asked for" in evaluate()
+    assert "niah_single_1-640-42-2 is none of the 2 that were requested" in evaluate()
 
 
 def change_record(**values) -> None:
@@ -210,7 +208,7 @@ def test_results_whose_settings_are_lost_are_refused(evaluate, content, message)
     assert message in evaluate()
 
 
-def test_a_fingerprint_is_of_weights_configuration_and_end_tokens():
+def test_a_fingerprint_depends_on_weights_configuration_and_end_tokens():
     def of(seed: int = 0, change=lambda model: None, **keys) -> str:
         change(model := make_model(seed=seed, **keys))
         return fingerprint(model)

@@ -1,12 +1,16 @@
-"""The evaluator: which cache a budget means, what it scores, and that it leaves the model as it was."""
+"""The evaluator: the cache of a budget, the scores, the batches, and an unchanged model afterwards."""
 
 import pytest
 import torch
 
 from lrsa_lightning import LRSA, Vanilla, generate
-from lrsa_lightning.ruler import evaluator as module
-from lrsa_lightning.ruler import make_samples
-from lrsa_lightning.ruler.evaluator import RulerEvaluator, Share, answer_ends
+from lrsa_lightning.attention.cache import cache_bytes
+from lrsa_lightning.generation import Prompt
+from lrsa_lightning.ruler import batch_sizes, make_samples
+from lrsa_lightning.ruler import scorer as module
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
+from lrsa_lightning.ruler.ranks import Ranks
+from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
 from tests.conftest import make_model
 
@@ -28,7 +32,7 @@ def all_records(evaluator, model, **arguments):
     return [record for batch in evaluator.evaluate(model, **arguments) for record in batch]
 
 
-def test_budgets_are_the_papers(evaluator):
+def test_budgets_have_the_sizes_of_the_paper(evaluator):
     assert isinstance(evaluator.mode(32768, "r1"), Vanilla)
     mode = evaluator.mode(32768, "r0.25")
     assert (mode.lag_size, mode.retention_ratio, mode.sink_size) == (1024, 0.25, 16)
@@ -51,7 +55,7 @@ def test_answers_are_scored_and_only_new_tokens_are_read(evaluator, tokenizer, m
 
         def decode(self, max_new_tokens, ends, early_end):
             assert max_new_tokens == 128
-            # What comes behind the end token belongs to nobody.
+            # Tokens after the end token do not count.
             rows = [tokenizer(value + tokenizer.eos_token + " 0000000")["input_ids"] for value in self.values]
             return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, rows)), batch_first=True)
 
@@ -70,10 +74,10 @@ def test_generation_and_teacher_forcing_read_the_input_and_the_answer_prefix(eva
             read["generation"] += [ids[:length].tolist() for ids, length in zip(input_ids, lengths, strict=True)]
             super().__init__(model, input_ids, lengths, mode, num_pieces)
 
-    def rate(model, mode, prompts, answers, *sizes):
+    def rate(model, mode, prompts, answers, width):
         read["rating"] += prompts
         read["answers"] += answers
-        return teacher_force(model, mode, prompts, answers, *sizes)
+        return teacher_force(model, mode, prompts, answers, width)
 
     monkeypatch.setattr(module, "Prompt", Read)
     monkeypatch.setattr(module, "teacher_force", rate)
@@ -148,7 +152,7 @@ def test_the_model_is_evaluated_in_evaluation_mode(evaluator, model):
     assert model.training
 
 
-def test_a_parts_seconds_add_up(monkeypatch):
+def test_the_seconds_of_a_part_add_up(monkeypatch):
     ticks = iter([0.0, 1.5, 10.0, 12.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     watch = module.Stopwatch()
@@ -159,12 +163,11 @@ def test_a_parts_seconds_add_up(monkeypatch):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_ranks_share_the_samples_and_make_the_same_forward_passes(evaluator, model, tokenizer, world_size):
+def test_ranks_split_the_samples_and_make_the_same_forward_passes(evaluator, model, tokenizer, world_size):
     def forward_passes(rank):
         calls = []
         hook = model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
-        share = Share(rank, world_size, gather=list)
-        found = all_records(evaluator, model, share=share)
+        found = all_records(evaluator, model, ranks=Ranks(rank, world_size, gather=list))
         hook.remove()
         return len(calls), found
 
@@ -177,21 +180,21 @@ def test_ranks_share_the_samples_and_make_the_same_forward_passes(evaluator, mod
 
 
 def test_rows_that_end_early_do_not_change_the_number_of_passes(evaluator, model, tokenizer):
-    share = Share(0, 2)
-    first = next(evaluator.evaluate(model, share=share))[0]
+    ranks = Ranks(0, 2)
+    first = next(evaluator.evaluate(model, ranks=ranks))[0]
     end = tokenizer(first.prediction, add_special_tokens=False)["input_ids"][0]
     early = RulerEvaluator(tokenizer, evaluator.samples, batch_size=2, end_tokens=[end])
     counts = []
     for one in (evaluator, early):
         calls = []
         hook = model.get_decoder().register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        next(one.evaluate(model, share=share, teacher_forcing=False))
+        next(one.evaluate(model, ranks=ranks, teacher_forcing=False))
         hook.remove()
         counts.append(len(calls))
     assert counts[0] == counts[1] == 128
 
 
-def test_what_is_done_is_left_out_and_stop_is_asked_before_each_budget(evaluator, model):
+def test_samples_with_a_record_are_left_out_and_stop_is_called_before_each_budget(evaluator, model):
     done = {(f"{TASK}-640-42-{i}", "r1") for i in range(4)}
     answers = iter([False, False, True])
     records = all_records(evaluator, model, generation=False, done=done, stop=lambda: next(answers))
@@ -199,7 +202,7 @@ def test_what_is_done_is_left_out_and_stop_is_asked_before_each_budget(evaluator
     assert [(r.id, r.budget) for r in records] == [(ids[4], "r1"), *((i, "r0.5") for i in ids)]
 
 
-def test_the_model_is_as_it_was(evaluator, model):
+def test_an_evaluation_leaves_the_model_unchanged(evaluator, model):
     model.train()
     model.model.layers[0].eval()
     modes = [part.training for part in model.modules()]
@@ -257,3 +260,50 @@ def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):
 def test_the_templates_end_token_ends_an_answer(tokenizer):
     assert answer_ends("chatml", tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert answer_ends("base", tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_the_estimate_is_the_size_of_the_cache_of_a_prompt_of_full_length(evaluator):
+    model, stored = make_model(head_dim=16), []
+    for cell in evaluator.cells:
+        mode = evaluator.mode(640, cell[2])
+        with mode.installed(model), torch.no_grad():
+            stored.append(cache_bytes(Prompt(model, torch.ones(1, 640).long(), [640], mode).cache))
+    assert [evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells] == stored
+    assert stored[0] > stored[1] > stored[2]
+
+
+def prompt_bytes(evaluator, model) -> dict[str, int]:
+    return {cell[2]: evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells}
+
+
+def test_batches_shrink_to_the_memory_down_to_one_prompt(evaluator, model, monkeypatch, caplog):
+    """Batches of two: two dense caches do not fit in four fifths of the memory, two of the others do."""
+    sizes = prompt_bytes(evaluator, model)
+    free = int(2 * sizes["r0.5"] / 0.8) + 1
+    assert free * 0.8 < 2 * sizes["r1"]
+    caplog.set_level("INFO", "lrsa_lightning")
+    for _ in range(3):
+        monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: free)
+        fitting = evaluator.batch_sizes(model, Ranks())
+        assert {cell[2]: size for cell, size in fitting.items()} == {"r1": 1, "r0.5": 2, "r0.25": 2}
+    (line,) = [record.message for record in caplog.records]  # once for each choice
+    assert line.startswith("RULER: caches do not fit in 80% of the 0.0 GiB free, so the batches get smaller.")
+    assert "niah_single_1/640/r1 1 x 0.0 GiB" in line
+    assert "r0.5" not in line
+    assert evaluator.num_batches(Ranks(), fitting) == 5 + 3 + 3
+    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 1)
+    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {1}
+    monkeypatch.undo()
+    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {2}  # no measurement on a CPU
+    # Each of five ranks has one of the five samples.
+    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 10**9)
+    assert {*evaluator.batch_sizes(model, Ranks(0, 5)).values()} == {1}
+
+
+def test_smaller_batches_find_the_same(evaluator, model):
+    full = all_records(evaluator, model)
+    smaller = all_records(evaluator, model, batch_sizes={(TASK, 640, "r1"): 1})
+    assert [(r.id, r.budget, r.prediction) for r in smaller] == [(r.id, r.budget, r.prediction) for r in full]
+    assert [r.nll for r in smaller] == pytest.approx([r.nll for r in full], rel=1e-4)
+    passes = [len(batch) for batch in evaluator.evaluate(model, generation=False, batch_sizes={(TASK, 640, "r1"): 1})]
+    assert passes == [1, 1, 1, 1, 1, 2, 2, 1, 2, 2, 1]

@@ -1,5 +1,6 @@
 """The eight niah tasks against RULER's texts, to the space."""
 
+import copy
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -7,6 +8,7 @@ from random import Random
 
 import pytest
 
+from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.sources import Essays
 from lrsa_lightning.ruler.task_generator import Draws
@@ -70,7 +72,7 @@ def texts_of(spec: Spec) -> tuple[str, ...]:
 
 
 def parse(task: str, sample: dict, template: str = "base") -> tuple[str, str, list[tuple[str, str]]]:
-    """The context, the query, and keys and values of its needles, once all else is as it should be."""
+    """The context, the query, and keys and values of its needles, after a check of all else."""
     head, question, prefix = texts_of(SPECS[task])
     query = between(sample["answer_prefix"], *prefix.split("{query}"))
     context = between(user_turn(sample, template), head, question.replace("{query}", query))
@@ -90,12 +92,11 @@ def parse_essay(task: str, context: str) -> tuple[list[str], list[re.Match]]:
     return pieces, needles
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("template", AROUND)
 @pytest.mark.parametrize("task", NIAH)
-def test_texts(samples, tokenizer, task, template, official_compat):
+def test_texts(samples, tokenizer, task, template):
     spec = SPECS[task]
-    for sample in samples(task, 4096, 4, template, official_compat=official_compat):
+    for sample in samples(task, 4096, 4, template):
         _, query, needles = parse(task, sample, template)
         asked = re.split(", and |, ", query) if spec.num_queries > 1 else [query]
         assert len(asked) == len(set(asked)) == spec.num_queries
@@ -112,6 +113,18 @@ def test_texts(samples, tokenizer, task, template, official_compat):
             assert len({key for key, _ in needles}) == spec.num_keys
         before = sample["input"][: sample["input"].index(sample["outputs"][0])]
         assert sample["token_position_answer"] == count_tokens(tokenizer, before)
+
+
+@pytest.mark.parametrize("template", ["base", "chatml"])
+@pytest.mark.parametrize("task", NIAH)
+def test_the_singular_edit_leaves_the_chat_template_alone(tokenizer, source_files, task, template):
+    """The official code edits it too: "You is a helpful assistant"."""
+    system = "You are a helpful assistant. Some answers are all you need."
+    chatty = copy.copy(tokenizer)
+    chatty.chat_template = "<|im_start|>system\n" + system + "<|im_end|>\n" + tokenizer.chat_template
+    (sample,) = make_samples(task, chatty, 4096, 1, template=template, **source_files)
+    found = sample["input"].startswith("<|im_start|>system\n" + system + "<|im_end|>\n<|im_start|>user\n")
+    assert found == (template == "chatml")
 
 
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3"])
@@ -131,11 +144,10 @@ def test_lines(samples, task):
             assert len(set(lines)) == len(lines)
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("task", ESSAY_TASKS)
-def test_needles_lie_between_sentences_on_the_grid(samples, task, official_compat):
+def test_needles_are_between_sentences_on_the_grid(samples, task):
     sentences = essay_sentences()
-    for sample in samples(task, 4096, 4, official_compat=official_compat):
+    for sample in samples(task, 4096, 4):
         pieces, needles = parse_essay(task, parse(task, sample)[0])
         rest = " ".join(piece for piece in pieces if piece)
         assert rest.split(" ") == essay_words()[: len(rest.split(" "))]
@@ -153,10 +165,10 @@ def test_needles_lie_between_sentences_on_the_grid(samples, task, official_compa
 
 def test_needles_at_the_ends_and_side_by_side_keep_the_spaces_of_empty_pieces():
     """50 words are 8 sentences, so that many of the 40 depths fall on the same place."""
-    kind = Niah(Essays(" ".join(essay_words())), 4096, num_values=4)
+    generator = Niah(Essays(" ".join(essay_words())), num_values=4)
     seen = set()
     for seed in range(300):
-        text = kind.generate(Draws(Random(seed)), 50)
+        text = generator.generate(Draws(Random(seed)), 50)
         context = between(text.user, PLURAL[0], text.user[text.user.rindex("\nWhat are all") :])
         pieces, needles = parse_essay("niah_multivalue", context)
         assert " ".join(piece for piece in pieces if piece) == " ".join(essay_words()[:50])
@@ -168,7 +180,7 @@ def test_needles_at_the_ends_and_side_by_side_keep_the_spaces_of_empty_pieces():
     assert seen == {(where, found) for where in ("start", "end", "double") for found in (True, False)}
 
 
-def test_essays_begin_anew_where_they_end():
+def test_essays_start_again_after_their_end():
     words = ["One", "two", "three.", "Four", "five?", "Six", "seven"]
     essays = Essays("One  two\nthree.\tFour five?\n\nSix seven")
     for count in range(40):
@@ -186,7 +198,7 @@ def test_keys_are_an_adjective_and_a_noun_of_wonderwords(samples):
 
 
 @pytest.mark.parametrize("task", NIAH)
-def test_needles_lie_everywhere(samples, task):
+def test_needles_are_everywhere_in_the_context(samples, task):
     places = []
     for sample in samples(task, 2048, 40):
         user = user_turn(sample, "base")
@@ -200,7 +212,7 @@ def test_needles_lie_everywhere(samples, task):
 
 
 def test_the_order_of_values_varies(samples):
-    """Other than the official code's, which is the same in all samples (test_official.py)."""
+    """In the official code it is the same in all samples."""
     orders = set()
     for sample in samples("niah_multivalue", 2048, 20):
         values = [value for _, value in parse("niah_multivalue", sample)[2]]

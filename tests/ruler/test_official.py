@@ -1,222 +1,221 @@
-"""official_compat: orders, questions and sizes as the official code has them, and its edit of the chat template."""
+"""Samples of RULER's own scripts: the layouts and fields of their files, and what eval_ruler.py refuses of them."""
 
-import copy
-import math
-from collections import Counter
-from random import Random
+import json
+import runpy
+from pathlib import Path
 
 import pytest
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler import TASKS, make_samples
-from lrsa_lightning.ruler.fwe import FrequentWords
-from lrsa_lightning.ruler.sources import Sources
-from lrsa_lightning.ruler.task_generator import OfficialSteps
-from lrsa_lightning.ruler.tasks import Setting
-from tests.ruler import test_niah as niah
-from tests.ruler import test_qa as qa
-from tests.ruler import test_vt as vt
-from tests.ruler import test_word_lists as lists
-from tests.ruler.conftest import between, count_tokens
+from lrsa_lightning.ruler.official import OfficialSamples
+from lrsa_lightning.ruler.records import read_records
+from tests.conftest import make_model, write_jsonl
+from tests.ruler.conftest import count_tokens
 
-# The tasks whose text is in the singular.
-SINGLE = [task for task in niah.SPECS if task not in ("niah_multivalue", "niah_multiquery")]
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+NEW_TOKENS = {"niah_single_1": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32}
+OUTPUTS = {
+    "niah_single_1": ["1234567"],
+    "niah_multiquery": ["1234567", "7654321"],
+    "vt": ["AAAAA", "BBBBB"],
+    "cwe": ["river", "market"],
+    "fwe": ["abcdef", "ghijkl", "mnopqr"],
+    "qa_1": ["Paris", "the city of Paris"],
+}
+# Written by prepare.py since July 2026, but for the text.
+ROW = {"index": 7, "input": "One of 1234567.\nWhat is it?", "outputs": ["1234567"], "length": 150}
+ROW |= {"length_w_model_temp": 150, "answer_prefix": " It is", "token_position_answer": 7}
 
 
-def shuffled(count: int, seed: int) -> list[int]:
-    """The numbers in the order that Random(seed).shuffle gives."""
-    order = list(range(count))
-    Random(seed).shuffle(order)
-    return order
+def write(folder: Path, *paths: str, rows=(ROW, ROW | {"input": "No. 7654321.\nWhat is it?", "outputs": ["7654321"]})):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / path, list(rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "lengths"),
+    [("vt/validation.jsonl", [512]), ("vt.jsonl", [512]), ("512/data/vt/validation.jsonl", None)],
+)
+def test_every_layout_is_read(tokenizer, tmp_path, path, lengths):
+    samples = OfficialSamples(write(tmp_path, path), lengths=lengths)
+    assert samples.lengths == [512]
+    assert samples.hashes().keys() == {"512/vt"}
+    ((cell, rows),) = samples.read(tokenizer, 500).items()
+    assert cell == ("vt", 512)
+    assert [row["id"] for row in rows] == ["vt-512-official-0", "vt-512-official-1"]  # RULER's index repeats
+    assert [row["outputs"] for row in rows] == [["1234567"], ["7654321"]]
+
+
+def test_a_row_is_the_prompt_and_the_outputs_of_the_file(tokenizer, tmp_path):
+    write(tmp_path, "512/data/niah_single_1/validation.jsonl")
+    ((_, rows),) = OfficialSamples(tmp_path).read(tokenizer, 1).items()
+    assert rows == [
+        {
+            "id": "niah_single_1-512-official-0",
+            "task": "niah_single_1",
+            "max_length": 512,
+            "input": ROW["input"],
+            "answer_prefix": " It is",
+            "outputs": ["1234567"],
+            "answer": " 1234567",
+            "depths": [],
+            "length": count_tokens(tokenizer, ROW["input"] + " It is") + 128,
+        }
+    ]
+
+
+def test_files_before_may_2025_hold_the_prefix_in_the_input(tokenizer, tmp_path):
+    row = {key: ROW[key] for key in ("index", "input", "outputs", "length")}
+    write(tmp_path, "vt.jsonl", rows=[row | {"input": ROW["input"] + " It is", "truncation": -1}])
+    ((_, rows),) = OfficialSamples(tmp_path, lengths=[512]).read(tokenizer, 1).items()
+    assert (rows[0]["input"], rows[0]["answer_prefix"]) == (ROW["input"] + " It is", "")
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("niah_single_1", " 1234567"),
+        ("niah_multiquery", " 1234567, and 7654321"),
+        ("vt", " AAAAA BBBBB"),
+        ("cwe", " 1. river 2. market"),
+        ("fwe", " abcdef, ghijkl, and mnopqr"),
+        ("qa_1", " Paris"),
+    ],
+)
+def test_the_reference_has_the_style_of_the_task(tokenizer, tmp_path, task, answer):
+    write(tmp_path, f"{task}.jsonl", rows=[ROW | {"outputs": OUTPUTS[task]}])
+    ((_, rows),) = OfficialSamples(tmp_path, lengths=[512]).read(tokenizer, 1).items()
+    assert rows[0]["answer"] == answer
+
+
+def test_tasks_and_lengths_select(tmp_path):
+    paths = [f"{length}/data/{task}/validation.jsonl" for length in (1024, 512) for task in ("vt", "fwe", "qa_1")]
+    write(tmp_path, *paths)
+    assert [*OfficialSamples(tmp_path).paths] == [
+        *[(task, 512) for task in ("vt", "fwe", "qa_1")],
+        *[(task, 1024) for task in ("vt", "fwe", "qa_1")],
+    ]
+    assert [*OfficialSamples(tmp_path, ["qa_1", "vt"]).paths] == [
+        *[("qa_1", length) for length in (512, 1024)],
+        *[("vt", length) for length in (512, 1024)],
+    ]
+    assert [*OfficialSamples(tmp_path, ["qa_1", "vt"], [1024]).paths] == [("qa_1", 1024), ("vt", 1024)]
+    assert [*OfficialSamples(tmp_path, None, [1024]).paths] == [(task, 1024) for task in ("vt", "fwe", "qa_1")]
+    for chosen, what in ((["vt", "cwe"], None), "cwe"), ((["vt", "cwe"], [512]), "cwe at length 512"):
+        with pytest.raises(InputError, match=f"has no file of {what}: choose others with --tasks"):
+            OfficialSamples(tmp_path, *chosen)
+        assert {task for task, _ in OfficialSamples(tmp_path, *chosen, skip_missing=True).paths} == {"vt"}
+    with pytest.raises(InputError, match="has no file of any task at length 2048"):
+        OfficialSamples(tmp_path, None, [512, 2048])
+    with pytest.raises(InputError, match="has no file of any chosen task and length"):
+        OfficialSamples(tmp_path, ["cwe"], skip_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "message"),
+    [
+        ([], {}, r"holds no samples, expected <task>/validation.jsonl, .* or a folder of scripts/make_ruler.py"),
+        (["niah_singel_1/validation.jsonl"], {"lengths": [512]}, r"niah_singel_1.*did you mean niah_single_1"),
+        (["512/data/vtt/validation.jsonl"], {}, r"vtt/validation.jsonl: unknown RULER task 'vtt'"),
+        (["vt/validation.jsonl"], {}, r"vt/validation.jsonl does not say its length: give --lengths"),
+        (["vt/validation.jsonl"], {"lengths": [512, 1024]}, "does not say its length"),
+        (["vt/validation.jsonl", "vt.jsonl"], {"lengths": [512]}, "both hold vt at length 512"),
+        (["vt.jsonl"], {"lengths": [512], "tasks": ["vtt"]}, "--tasks: unknown RULER task 'vtt'"),
+        (["vt.jsonl"], {"lengths": [512, 512]}, "--lengths holds 512 more than once"),
+    ],
+)
+def test_a_folder_without_the_samples_is_refused(tmp_path, paths, options, message):
+    with pytest.raises(InputError, match=message):
+        OfficialSamples(write(tmp_path, *paths), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"index": None}, "line 2: index is None, expected a int"),
+        ({"input": ["a"]}, r"line 2: input is \['a'\], expected a str"),
+        ({"outputs": "1234567"}, "line 2: outputs is '1234567', expected a list"),
+        ({"outputs": []}, r"line 2: outputs are \[\]"),
+        ({"length": "150"}, "line 2: length is '150'"),
+        ({"answer_prefix": None}, "line 2: answer_prefix is None"),
+        ({"input": "word " * 300}, r"line 2: \d+ tokens with this tokenizer, 30 of them new, are more than length 512"),
+    ],
+)
+def test_a_malformed_or_too_long_row_is_named(tokenizer, tmp_path, change, message):
+    write(tmp_path, "vt.jsonl", rows=[ROW, ROW | change])
+    samples = OfficialSamples(tmp_path, lengths=[512])
+    with pytest.raises(InputError, match=rf"vt\.jsonl, {message}"):
+        samples.read(tokenizer, 2)
+    assert len(samples.read(tokenizer, 1)["vt", 512]) == 1  # the first of each file
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ('{"index": 1, "inp', "line 1: expected a JSON obj")])
+def test_an_empty_or_incomplete_file_is_refused(tokenizer, tmp_path, text, message):
+    (tmp_path / "vt.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        OfficialSamples(tmp_path, lengths=[512]).read(tokenizer, 1)
 
 
 @pytest.fixture
-def official(samples):
-    def make(task: str, max_length: int, num_samples: int, **keys) -> list[dict]:
-        return samples(task, max_length, num_samples, official_compat=True, **keys)
+def evaluate(tokenizer, tmp_path, monkeypatch, capsys):
+    """eval_ruler.py on a tiny model: (words) -> its output, or its error."""
+    make_model(vocab_size=len(tokenizer), max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(SCRIPTS / "eval_ruler.py"))["main"]
 
-    return make
+    def call(*words: str) -> str:
+        try:
+            main(["--model", "model", "--output", "eval", "--budgets", "1", "0.5", *words])
+        except SystemExit:
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrsa: error")]
+            return line
+        return capsys.readouterr().out
 
-
-@pytest.mark.parametrize("seed", [42, 1])
-def test_needles_have_the_same_order_in_all_samples(official, seed):
-    for sample in official("niah_multivalue", 8192, 8, seed=seed):
-        values = [value for _, value in niah.parse("niah_multivalue", sample)[2]]
-        # Outputs are in the order drawn.
-        assert [sample["outputs"].index(value) for value in values] == shuffled(4, seed)
-    assert shuffled(4, 42) == [2, 1, 3, 0]
-
-
-@pytest.mark.parametrize("max_length", [2048, 4096])
-def test_gold_documents_have_the_same_place_in_all_samples_of_a_size(official, max_length):
-    sizes = Counter()
-    for sample in official("qa_1", max_length, 40):
-        query, documents = qa.parse(sample)
-        # The gold document is drawn first.
-        assert documents.index(qa.SQUAD[query][0]) == shuffled(len(documents), 42).index(0)
-        sizes[len(documents)] += 1
-    assert max(sizes.values()) > 1
+    return call
 
 
-def test_own_paragraphs_have_the_same_places_in_all_samples_of_a_size(official):
-    for sample in official("qa_2", 4096, 16):
-        query, documents = qa.parse(sample)
-        own, _ = qa.HOTPOTQA[query]
-        order = shuffled(len(documents), 42)
-        assert [text in own for text in documents] == [number < len(own) for number in order]
+def test_the_command_scores_them_as_it_scores_our_own(evaluate, tmp_path):
+    write(tmp_path, "ruler/512/data/vt/validation.jsonl", "ruler/640/data/qa_1/validation.jsonl")
+    out = evaluate("--samples", "ruler", "--lengths", "512")
+    assert "vt" in out
+    evaluate("--samples", "ruler", "--lengths", "640")  # joins what is there
+    records = read_records(tmp_path / "eval" / "results.jsonl")
+    assert [(record.id, record.budget) for record in records] == [
+        (f"{task}-{length}-official-{number}", budget)
+        for task, length in (("vt", 512), ("qa_1", 640))
+        for budget in ("r1", "r0.5")
+        for number in (0, 1)
+    ]
+    assert all(record.prediction is not None and record.nll > 0 for record in records)
+    assert json.loads((tmp_path / "eval" / "settings.json").read_text())["sources"].keys() == {"512/vt", "640/qa_1"}
 
 
-@pytest.mark.parametrize(("task", "questions"), [("qa_1", qa.SQUAD), ("qa_2", qa.HOTPOTQA)])
-def test_questions_are_in_file_order(official, task, questions):
-    samples = official(task, 4096, len(questions))
-    assert [qa.parse(sample)[0] for sample in samples] == [*questions]
+def test_the_command_refuses_other_files_in_a_folder_of_results(evaluate, tmp_path):
+    samples = ["--samples", "ruler", "--generation", "false"]
+    write(tmp_path, "ruler/512/data/vt/validation.jsonl")
+    evaluate(*samples)
+    write(tmp_path, "ruler/512/data/vt/validation.jsonl", rows=[ROW])
+    assert "eval holds results of other settings (512/vt differ)" in evaluate(*samples)
+    assert "other settings (samples differ)" in evaluate(
+        *("--tasks", "niah_single_1", "--lengths", "640", "--num_samples", "1", "--generation", "false")
+    )
 
 
-def pattern(words: list[str]) -> tuple[int, ...]:
-    """Which places hold the same word."""
-    first = {}
-    return tuple(first.setdefault(word, len(first)) for word in words)
+def test_the_command_refuses_lengths_beyond_the_model_or_without_a_budget(evaluate, tmp_path):
+    write(tmp_path, "long/4096/data/vt/validation.jsonl", "short/31/data/vt/validation.jsonl")
+    assert "--lengths 4096 is beyond the model's 1024 positions" in evaluate("--samples", "long")
+    assert "r0.5 at length 31 with lag_divisor 32" in evaluate("--samples", "short")
+    assert "--samples nowhere holds no samples" in evaluate("--samples", "nowhere")
 
 
-def cwe_patterns(sample: dict) -> tuple:
-    example, _, words = lists.parse_cwe(sample)
-    return pattern(example), pattern(words)
-
-
-def fwe_patterns(sample: dict) -> tuple:
-    return (pattern(between(sample["input"], lists.FWE_HEAD, lists.FWE_QUESTION).split(" ")),)
-
-
-@pytest.mark.parametrize(("task", "patterns"), [("cwe", cwe_patterns), ("fwe", fwe_patterns)])
-def test_words_have_the_same_order_in_all_samples_of_a_size(samples, official, task, patterns):
-    def orders(rows: list[dict]) -> dict[int, set]:
-        """Of each list's length."""
-        found = {}
-        for row in rows:
-            for order in patterns(row):
-                found.setdefault(len(order), []).append(order)
-        return {size: {*orders} for size, orders in found.items() if len(orders) > 1}
-
-    assert {len(found) for found in orders(official(task, 2048, 12)).values()} == {1}
-    assert all(len(found) > 1 for found in orders(samples(task, 2048, 12)).values())
-
-
-def test_the_list_is_shuffled_by_the_seed(official):
-    """Ten words six times, then the others: as the official code lines them up before it shuffles."""
-    for sample in official("cwe", 2048, 4):
-        _, _, words = lists.parse_cwe(sample)
-        common = sample["outputs"]
-        order = shuffled(len(words), 42)
-        assert [words[order.index(i)] for i in range(60)] == common * 6
-
-
-@pytest.mark.parametrize("template", ["base", "chatml"])
-@pytest.mark.parametrize("official_compat", [False, True])
-@pytest.mark.parametrize("task", [*niah.SPECS, "vt"])
-def test_the_singular_edit_reaches_the_chat_template(tokenizer, source_files, task, official_compat, template):
-    system = "You are a helpful assistant. Some answers are all you need."
-    chatty = copy.copy(tokenizer)
-    chatty.chat_template = "<|im_start|>system\n" + system + "<|im_end|>\n" + tokenizer.chat_template
-    keys = {**source_files, "template": template, "official_compat": official_compat}
-    (sample,) = make_samples(task, chatty, 4096, 1, **keys)
-    edited = official_compat and task in SINGLE
-    expected = "You is a helpful assistant. A answer is you need." if edited else system
-    found = sample["input"].startswith("<|im_start|>system\n" + expected + "<|im_end|>\n<|im_start|>user\n")
-    assert found == (template == "chatml")
-
-
-def size_of(task: str, sample: dict) -> int:
-    """In the official code's units."""
-    if task == "vt":
-        return len(vt.parse(sample)[3]) - 5
-    if task == "cwe":
-        return len(set(lists.parse_cwe(sample)[2]))
-    if task.startswith("qa"):
-        return len(qa.parse(sample)[1])
-    context = niah.parse(task, sample)[0]
-    if niah.SPECS[task].haystack != "essay":
-        return context.count("\n")
-    return len(" ".join(piece for piece in niah.parse_essay(task, context)[0] if piece).split(" "))
-
-
-# Units taken away where a draw is too long: 500 words, 25 or 5 lines, 10 or 5 lines, 10 words, 10 documents.
-STEPS = [
-    *[(task, 4096, 500) for task in niah.ESSAY_TASKS],
-    *[(task, 4096, 25) for task in ("niah_single_1", "niah_multikey_2", "niah_multikey_3")],
-    *[(task, 2048, 5) for task in ("niah_single_1", "niah_multikey_2", "niah_multikey_3")],
-    *[("vt", 4096, 10), ("vt", 2048, 5), ("cwe", 2048, 10), ("cwe", 8192, 10), ("qa_1", 4096, 10), ("qa_2", 4096, 10)],
-]
-
-
-@pytest.mark.parametrize(("task", "max_length", "step"), STEPS)
-def test_sizes_differ_by_coarse_steps(official, task, max_length, step):
-    sizes = [size_of(task, sample) for sample in official(task, max_length, 12)]
-    assert {(max(sizes) - size) % step for size in sizes} == {0}
-
-
-@pytest.mark.parametrize(("task", "max_length", "step"), STEPS)
-def test_steps(word_tokenizer, source_files, task, max_length, step):
-    """The check above passes on samples all of a size."""
-
-    def count(text: str) -> int:
-        return count_tokens(word_tokenizer, text)
-
-    setting = Setting(max_length, max_length - 128, Sources(**source_files), count, official_compat=True)
-    steps = TASKS[task].make(setting).official_steps()
-    assert steps.step == step
-    assert (steps.probe, steps.most) == ((4096, 2) if task == "cwe" else (step, 3))
-    assert (480 < steps.beside <= 500) if task == "vt" else steps.beside == 0
-
-
-def test_fwe_shrinks_by_a_thirty_second(official):
-    assert FrequentWords(4046).official_steps() == OfficialSteps(4046 // 32, 4046 // 6, most=None)
-    budget = 4096 - 50
-    counts = []
-    for sample in official("fwe", 4096, 12):
-        words = between(sample["input"], lists.FWE_HEAD, lists.FWE_QUESTION).split(" ")
-        counts.append(sorted(Counter(words).values(), reverse=True))
-    zeta = math.pi**2 / 6
-    # Sizes N = M//6 + n * (M//32) explain the counts.
-    sizes = [budget // 6 + n * (budget // 32) for n in range(-5, 40)]
-    expected = [[c for k in range(1, budget // 50 + 1) if (c := int(size * k**-2 / zeta))] for size in sizes]
-    assert all(found in expected for found in counts)
-
-
-@pytest.mark.parametrize(("task", "max_length"), [("niah_multikey_2", 4096), ("vt", 4096), ("qa_1", 4096)])
-def test_the_bisection_finds_more_than_the_coarse_steps(official, task, max_length):
-    """Fits are close to the budget unless a draw was too long: at least one is."""
-    assert max(sample["length"] for sample in official(task, max_length, 12)) > 0.97 * max_length
-
-
-def test_samples_do_not_depend_on_how_many_there_are(official):
-    assert official("niah_multikey_2", 2048, 2) == official("niah_multikey_2", 2048, 5)[:2]
-    assert official("niah_multikey_2", 2048, 2, seed=1) != official("niah_multikey_2", 2048, 2)
-
-
-@pytest.mark.usefixtures("deadline")
-@pytest.mark.parametrize(("task", "max_length"), [("niah_single_2", 2048), ("vt", 1024), ("cwe", 4096), ("qa_2", 1024)])
-def test_a_length_that_cannot_hold_the_least_step_is_refused(tokenizer, source_files, task, max_length):
-    """Where the official code draws for ever; without official_compat essays of fewer than 500 words may do."""
-    with pytest.raises(InputError, match=f"{task} at length {max_length}: sample 0 does not fit"):
-        make_samples(task, tokenizer, max_length, 1, official_compat=True, **source_files)
-
-
-class CountingTokenizer:
-    """Counts how often it is asked."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        self.eos_token = tokenizer.eos_token
-        self.calls = 0
-
-    def __call__(self, text: str, **keys):
-        self.calls += 1
-        assert self.calls < 60, "tokenised 60 times for a single sample"
-        return self._tokenizer(text, **keys)
-
-
-def test_the_search_is_short_where_it_meets_the_end_of_the_word_pool(word_tokenizer):
-    """7300 of 8166 words fit; the bisection's upper bound of twice as many is beyond the pool."""
-    counting = CountingTokenizer(word_tokenizer)
-    (sample,) = make_samples("cwe", counting, 45000, 1, official_compat=True)
-    assert 0.99 * 45000 < count_tokens(word_tokenizer, sample["input"]) < 45000
+@pytest.mark.parametrize("script", ["eval_ruler", "make_ruler"])
+def test_the_option_official_compat_is_refused_with_the_way_out(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / f"{script}.py"))["main"](
+            [{"eval_ruler": "--model", "make_ruler": "--tokenizer"}[script], "nowhere", "--official_compat"]
+        )
+    assert "official_compat is gone: make samples with RULER's own prepare.py and score them" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Means, standard errors and names of what an evaluation found, worked out by hand."""
+"""Means, standard errors and names of scores, worked out by hand."""
 
 import json
 from dataclasses import replace
@@ -115,14 +115,14 @@ def test_a_record_of_wrong_values_is_named(tmp_path, key, value):
         ('{"id": ', "expected a JSON object"),
     ],
 )
-def test_a_damaged_line_amid_records_is_named(tmp_path, line, message):
+def test_a_corrupt_line_between_records_is_named(tmp_path, line, message):
     path = tmp_path / "results.jsonl"
     path.write_text(record(0).line() + line + "\n" + record(1).line())
     with pytest.raises(InputError, match=rf"results\.jsonl, line 2: {message}"):
         read_records(path)
 
 
-def test_a_sample_that_is_there_twice_is_refused(tmp_path):
+def test_two_records_of_one_sample_are_refused(tmp_path):
     path = tmp_path / "results.jsonl"
     write_records(path, [record(0), record(0, budget="r0.5"), record(0, score=0.5)])
     with pytest.raises(InputError, match=r"line 3: sample vt-0 is there twice under r1"):
@@ -155,7 +155,7 @@ def test_the_heat_map_shows_depth_downwards_on_a_scale_from_0_to_100(tmp_path, m
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4096\nr1"]
 
 
-def test_a_needle_at_the_very_end_lies_in_the_last_tenth():
+def test_a_needle_at_the_very_end_counts_in_the_last_tenth():
     found = [Record("vt-0", "vt", 4096, "r1", 0.9, ["a", "b"], [0.0, 1.0], score=1.0, hits=[False, True])]
     assert depth_scores(found)[4096, "r1"] == [0.0, *[None] * 8, 100.0]
 

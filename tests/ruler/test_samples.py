@@ -1,4 +1,4 @@
-"""What all tasks share: budgets, new tokens and metrics, ids, samples that depend on their index only, refusals."""
+"""What all tasks have in common: budgets, new tokens, metrics, ids, stable subsets, refusals."""
 
 import copy
 import random
@@ -36,10 +36,9 @@ def test_the_budget_is_kept_and_filled(samples, tokenizer, task, max_length, tem
         assert 0.95 * max_length <= sample["length"] <= max_length
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_fields(samples, task, official_compat):
-    rows = samples(task, LENGTHS[task][1], 4, official_compat=official_compat)
+def test_fields(samples, task):
+    rows = samples(task, LENGTHS[task][1], 4)
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         assert {*row} >= FIELDS | OUR_FIELDS
@@ -79,26 +78,20 @@ def test_samples_depend_on_seed_and_length(samples, task):
         assert all(a["outputs"] != b["outputs"] for a, b in zip(base, other_length, strict=True))
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
-def test_samples_leave_the_random_state_alone(tokenizer, official_compat):
+def test_samples_leave_the_random_state_alone(tokenizer):
     random.seed(5)
-    make_samples("vt", tokenizer, 2048, 1, official_compat=official_compat)
+    make_samples("vt", tokenizer, 2048, 1)
     assert random.random() == random.Random(5).random()
 
 
 @pytest.mark.usefixtures("deadline")
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("template", AROUND)
 @pytest.mark.parametrize("kind", ["bpe", "byte", "word"])
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_every_task_and_tokenizer_gets_samples_or_a_refusal(
-    request, source_files, task, kind, template, official_compat
-):
+def test_every_task_and_tokenizer_gets_samples_or_a_refusal(request, source_files, task, kind, template):
     tokenizer = request.getfixturevalue({"bpe": "tokenizer"}.get(kind, f"{kind}_tokenizer"))
     try:
-        rows = make_samples(
-            task, tokenizer, 1024, 4, template=template, official_compat=official_compat, **source_files
-        )
+        rows = make_samples(task, tokenizer, 1024, 4, template=template, **source_files)
     except InputError as refusal:
         assert f"{task} at length 1024" in str(refusal)  # noqa: PT017  either is fine
         assert kind != "word"
@@ -110,12 +103,11 @@ def test_every_task_and_tokenizer_gets_samples_or_a_refusal(
 
 
 @pytest.mark.usefixtures("deadline")
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("max_length", [1, 70, 160])
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_a_length_that_cannot_hold_the_text_is_refused(tokenizer, source_files, task, max_length, official_compat):
+def test_a_length_that_cannot_hold_the_text_is_refused(tokenizer, source_files, task, max_length):
     with pytest.raises(InputError, match=f"{task} at length {max_length}"):
-        make_samples(task, tokenizer, max_length, 1, official_compat=official_compat, **source_files)
+        make_samples(task, tokenizer, max_length, 1, **source_files)
 
 
 def test_an_unknown_task_is_refused(tokenizer):

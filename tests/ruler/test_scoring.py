@@ -4,10 +4,11 @@ import pytest
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import score_predictions
-from lrsa_lightning.ruler.scoring import match_all, match_part, postprocess, score_file
+from lrsa_lightning.ruler.match import match_all, match_part, postprocess
+from lrsa_lightning.ruler.scoring import score_file
 
 
-def test_string_match_all_is_the_share_of_references_found():
+def test_string_match_all_is_the_fraction_of_references_found():
     assert match_all("1234567 and 7654321", ["1234567", "7654321"]) == 1
     assert match_all("only 1234567", ["1234567", "7654321"]) == 0.5
     assert match_all("1, 2, 3", ["1", "2", "4"]) == pytest.approx(2 / 3)
@@ -49,7 +50,7 @@ def test_control_characters_become_newlines():
         assert postprocess(f"{chr(number)}a{chr(number)}{chr(number)}") == "a"
     assert postprocess(" \x00a\tb\x1f ") == "a\nb"
     assert postprocess("\x00 \x00a  b\u00e9\x7f") == "a  b\u00e9\x7f"
-    # Not dropped: what they part stays parted.
+    # They still separate words.
     assert match_all("543\t7923", ["5437923"]) == 0
     assert match_part("new\nyork", ["new york"]) == 0
     assert match_part("new\tyork", ["new\nyork"]) == 1

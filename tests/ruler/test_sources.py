@@ -1,4 +1,4 @@
-"""The files some tasks are made from: which are needed, and what is said of those that are not there or not right."""
+"""The files of some tasks: which task needs which, and the errors about missing or wrong files."""
 
 import gzip
 import json
@@ -20,12 +20,11 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_a_task_needs_its_source_and_no_other(tokenizer, source_files, task, official_compat):
+def test_a_task_needs_its_source_and_no_other(tokenizer, source_files, task):
     name = SOURCE.get(task)
     assert TASKS[task].source == name
-    keys = {"max_length": 2048 if task == "cwe" else 4096, "num_samples": 1, "official_compat": official_compat}
+    keys = {"max_length": 2048 if task == "cwe" else 4096, "num_samples": 1}
     others = {other: path for other, path in source_files.items() if other != name}
     if name is None:
         assert len(make_samples(task, tokenizer, **keys)) == 1
@@ -38,7 +37,7 @@ def test_a_task_needs_its_source_and_no_other(tokenizer, source_files, task, off
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_a_file_that_is_not_there(tokenizer, tmp_path, name):
+def test_a_missing_file_is_named(tokenizer, tmp_path, name):
     task, official_name, where = WHERE[name]
     path = tmp_path / "absent.json"
     with pytest.raises(InputError) as refusal:
@@ -76,7 +75,7 @@ EXPECTED = {"essays": '"text"', "squad": "SQuAD v2.0", "hotpotqa": '"context"', 
         ("english_words", ["a", "list"]),
     ],
 )
-def test_content_of_another_format(tokenizer, tmp_path, name, content):
+def test_content_of_another_format_is_refused(tokenizer, tmp_path, name, content):
     path = tmp_path / f"{name}.json"
     path.write_text(json.dumps(content))
     check_refused(tokenizer, name, path, EXPECTED[name])
@@ -95,7 +94,7 @@ def test_content_of_another_format(tokenizer, tmp_path, name, content):
     ],
     ids=["empty", "lfs_pointer", "not_utf8", "gzip_as_json", "json_as_gzip", "cut_short"],
 )
-def test_files_that_are_not_json(tokenizer, tmp_path, name, suffix, content):
+def test_files_without_json_are_refused(tokenizer, tmp_path, name, suffix, content):
     path = tmp_path / f"{name}.{suffix}"
     path.write_bytes(content)
     check_refused(tokenizer, name, path, EXPECTED[name])

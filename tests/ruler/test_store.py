@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
+from lrsa_lightning.ruler.rows import digest
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
@@ -40,7 +42,7 @@ def test_samples_are_made_once_and_more_only_when_needed(tokenizer, tmp_path, ma
     assert made == [3, 4]
 
 
-def test_the_file_is_rulers_and_the_manifest_says_what_it_holds(tokenizer, tmp_path):
+def test_the_file_has_rulers_fields_and_the_manifest_its_settings(tokenizer, tmp_path):
     SampleStore(tmp_path, tokenizer, SampleSettings(seed=7)).samples(TASK, 640, 2)
     rows = [json.loads(line) for line in (tmp_path / "640" / TASK / "validation.jsonl").read_text().splitlines()]
     official = {"index", "input", "outputs", "length", "length_w_model_temp", "answer_prefix", "token_position_answer"}
@@ -65,10 +67,42 @@ def test_a_file_that_was_changed_is_refused(tokenizer, tmp_path):
         store.samples(TASK, 640, 2)
 
 
-def test_each_setting_has_its_own_place_in_a_cache(tokenizer, tmp_path):
-    settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(official_compat=True)]
+def test_each_setting_has_its_own_folder_in_a_cache(tokenizer, tmp_path):
+    settings = [SampleSettings(), SampleSettings(seed=1), SampleSettings(template="chatml")]
     folders = {SampleStore.in_cache(tmp_path, tokenizer, one).folder for one in settings}
     assert len(folders) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        (SampleSettings(), "66bdd20c123e9f8dffa6"),
+        (SampleSettings(seed=3, template="chatml"), "eef905477e945f9be41b"),
+    ],
+)
+def test_samples_of_earlier_versions_are_found_again(tmp_path, settings, folder):
+    """Literals of the last version that had the option official_compat. A resumed run must find its samples."""
+    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"), chat_template=None)
+    store = SampleStore.in_cache(tmp_path, tokenizer, settings)
+    assert store.folder.name == folder
+    assert json.dumps(store.manifest(TASK) | {"tokenizer": "t"}) == (
+        f'{{"format": 1, "task": "niah_single_1", "seed": {settings.seed}, "template": "{settings.template}", '
+        '"official_compat": false, "tokenizer": "t", "files": {}}'
+    )
+
+
+def test_a_sample_keeps_the_digest_of_earlier_versions():
+    row = {"input": "One of 1234567.", "answer_prefix": " It is", "outputs": ["1234567"], "answer": " 1234567"}
+    assert digest(row | {"id": "vt-640-42-0", "length": 150}) == "0d17ba0e4451222d"
+
+
+def test_samples_of_official_compat_are_refused(tokenizer, tmp_path):
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 640, 1)
+    path = store.path(TASK, 640).with_name("manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"official_compat": True}))
+    with pytest.raises(InputError, match=r"samples of other settings \(official_compat\)"):
+        store.samples(TASK, 640, 1)
 
 
 def other_text(path):
@@ -76,7 +110,7 @@ def other_text(path):
     return path
 
 
-def test_each_source_and_chat_template_has_its_own_place_in_a_cache(tokenizer, source_files, tmp_path):
+def test_each_source_and_chat_template_has_its_own_folder_in_a_cache(tokenizer, source_files, tmp_path):
     def place(own=tokenizer, **files):
         sources = Sources(**{**source_files, **files})
         return SampleStore.in_cache(tmp_path, own, SampleSettings(sources=sources)).folder

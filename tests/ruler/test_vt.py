@@ -18,7 +18,7 @@ NUM_SAMPLES = 20
 
 
 def parse(sample: dict, template: str = "base") -> tuple[str, list[str], str, list[str]]:
-    """Value and lines of the example, and of the question, once all else is as it should be."""
+    """Value and lines of the example and of the question, after a check of all else."""
     user = user_turn(sample, template)
     # Chat templates stand around both: the example lies in the user's turn.
     cut = user.index(HEAD, 1)
@@ -41,11 +41,10 @@ def check_chain(lines: list[str], value: str, names: list[str]) -> None:
     assert [line for line in lines if line != NOISE] == [*chain, f"VAR {e} = VAR {d} "]
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("template", AROUND)
 @pytest.mark.parametrize("max_length", [2048, 4096])
-def test_texts(samples, max_length, template, official_compat):
-    for sample in samples("vt", max_length, NUM_SAMPLES, template, official_compat=official_compat):
+def test_texts(samples, max_length, template):
+    for sample in samples("vt", max_length, NUM_SAMPLES, template):
         _, _, _, lines = parse(sample, template)
         assert all(re.fullmatch("[A-Z]{5}", name) for name in sample["outputs"])
         assert sample["answer"] == " " + " ".join(sample["outputs"])
@@ -54,29 +53,28 @@ def test_texts(samples, max_length, template, official_compat):
         assert sample["depths"] == pytest.approx(depths)
 
 
-def test_the_example_is_drawn_anew_but_for_its_size(samples):
+def test_each_sample_has_its_own_example_of_one_size(samples):
     parsed = [parse(sample) for sample in samples("vt", 2048, NUM_SAMPLES)]
     assert len({tuple(example) for _, example, _, _ in parsed}) == NUM_SAMPLES
     assert len({value for value, _, own, _ in parsed for value in (value, own)}) == 2 * NUM_SAMPLES
     assert len({len(example) for _, example, _, _ in parsed}) == 1
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
-def test_the_example_has_500_tokens(word_tokenizer, official_compat):
-    """Its answer not counted; the question's length does not matter."""
+def test_the_example_has_500_tokens(word_tokenizer):
+    """Without its answer, at any length of the question."""
     for max_length in (1024, 4096):
-        for sample in make_samples("vt", word_tokenizer, max_length, 2, official_compat=official_compat):
+        for sample in make_samples("vt", word_tokenizer, max_length, 2):
             end = sample["input"].index(" they are: ") + len(" they are: ")
             tokens = count_tokens(word_tokenizer, sample["input"][:end])
             assert 500 - count_tokens(word_tokenizer, NOISE) < tokens <= 500
 
 
-def test_an_example_that_takes_more_is_as_short_as_can_be(samples):
+def test_an_example_of_more_tokens_is_as_short_as_possible(samples):
     """Five lines of noise, so that five assignments have places of their own."""
     assert [len(parse(sample)[1]) for sample in samples("vt", 2048, NUM_SAMPLES)] == [10] * NUM_SAMPLES
 
 
-def test_assignments_lie_everywhere(samples):
+def test_assignments_are_everywhere_in_the_context(samples):
     depths = [depth for sample in samples("vt", 4096, NUM_SAMPLES) for depth in sample["depths"]]
     assert min(depths) < 0.05
     assert max(depths) > 0.9

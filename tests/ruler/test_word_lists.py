@@ -49,7 +49,7 @@ def check_counts(words: list[str], answer: list[str], common: int, uncommon: int
 
 
 def parse_cwe(sample: dict, template: str = "base") -> tuple[list[str], list[str], list[str]]:
-    """The example's words and answer, and the words, once all else is as it should be."""
+    """The example's words and answer, and the words, after a check of all else."""
     before, after = AROUND[template]
     head, tail = before + CWE_HEAD, CWE_QUESTION + after + CWE_PREFIX
     prompt = sample["input"] + sample["answer_prefix"]
@@ -61,13 +61,12 @@ def parse_cwe(sample: dict, template: str = "base") -> tuple[list[str], list[str
     return unnumbered(example), unnumbered(answer), unnumbered(words)
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("template", AROUND)
 @pytest.mark.parametrize(
     ("max_length", "counts", "size", "example_counts"), [(2048, (6, 1), 20, (3, 1)), (8192, (30, 3), 40, (10, 3))]
 )
-def test_cwe(samples, max_length, counts, size, example_counts, template, official_compat):
-    for sample in samples("cwe", max_length, 4, template, official_compat=official_compat):
+def test_cwe(samples, max_length, counts, size, example_counts, template):
+    for sample in samples("cwe", max_length, 4, template):
         example, answer, words = parse_cwe(sample, template)
         assert check_counts(example, answer, *example_counts) == size
         assert check_counts(words, sample["outputs"], *counts) > 10
@@ -93,9 +92,9 @@ def test_cwe_draws_from_wonderwords_and_anew(samples):
 def test_cwe_draws_from_english_words_beyond_its_pool():
     """The pool has 8166 words."""
     english = [f"english{'abcdefghij'[i % 10]}{i}x" for i in range(9000)]
-    kind = CommonWords(131072, english)
-    assert kind.max_units == 9000
-    few, many = (kind.generate(Draws(Random(0)), units) for units in (8166, 8167))
+    generator = CommonWords(131072, english)
+    assert generator.max_units == 9000
+    few, many = (generator.generate(Draws(Random(0)), units) for units in (8166, 8167))
     assert not {*few.outputs} & {*english}
     assert {*many.outputs} <= {*english}
     counts = Counter(re.findall(r"\d\. (\S+)", many.user))
@@ -103,13 +102,12 @@ def test_cwe_draws_from_english_words_beyond_its_pool():
     assert sorted(counts.values(), reverse=True) == [30] * 10 + [3] * 8157
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
-def test_cwe_of_more_words_than_there_are_needs_english_words(word_tokenizer, source_files, official_compat):
+def test_cwe_of_more_words_than_there_are_needs_english_words(word_tokenizer, source_files):
     """A number and its word are two tokens here, so that all 8166 words, three times each, are some 50,000."""
     with pytest.raises(ValueError, match="english_words"):
-        make_samples("cwe", word_tokenizer, 56000, 1, official_compat=official_compat)
+        make_samples("cwe", word_tokenizer, 56000, 1)
     english = {"english_words": source_files["english_words"]}
-    (sample,) = make_samples("cwe", word_tokenizer, 52000, 1, official_compat=official_compat, **english)
+    (sample,) = make_samples("cwe", word_tokenizer, 52000, 1, **english)
     assert all(word.startswith("english") for word in sample["outputs"])
     assert 0.95 * 52000 <= sample["length"] <= 52000
 
@@ -120,12 +118,11 @@ def fwe_counts(num_words: int, vocabulary: int) -> list[int]:
     return [count for count in counts if count]
 
 
-@pytest.mark.parametrize("official_compat", [False, True])
 @pytest.mark.parametrize("template", AROUND)
 @pytest.mark.parametrize("max_length", [1024, 4096])
-def test_fwe(samples, max_length, template, official_compat):
+def test_fwe(samples, max_length, template):
     answers = set()
-    for sample in samples("fwe", max_length, 8, template, official_compat=official_compat):
+    for sample in samples("fwe", max_length, 8, template):
         assert sample["answer_prefix"] == FWE_PREFIX
         words = between(user_turn(sample, template), FWE_HEAD, FWE_QUESTION).split(" ")
         ranks = Counter(words).most_common()

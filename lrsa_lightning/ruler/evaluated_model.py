@@ -1,0 +1,62 @@
+"""The model of an evaluation: a Hugging Face model, or a checkpoint of a run."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from lrsa_lightning.data.tokenization import load_tokenizer
+from lrsa_lightning.pretrained import load_config, load_model
+from lrsa_lightning.trained_model import load_checkpoint
+
+
+class EvaluatedModel:
+    """Reads each part at its first use."""
+
+    def __init__(self, name: str | None, checkpoint: str | None, tokenizer: str | None, dtype: torch.dtype):
+        """
+        Args:
+            name: Hugging Face folder or hub id; None: the checkpoint's.
+            checkpoint: file or folder of a run's checkpoint; None: the model as it is.
+            tokenizer: folder or hub id; the model's own when None.
+            dtype: of the weights.
+        """
+        self._name, self._checkpoint, self._tokenizer_name = name, checkpoint, tokenizer
+        self.dtype = dtype
+
+    @cached_property
+    def _run(self):
+        return None if self._checkpoint is None else load_checkpoint(Path(self._checkpoint), self.dtype)
+
+    @property
+    def name(self) -> str:
+        """Path or hub id."""
+        return str(Path(self._checkpoint or self._name))
+
+    @cached_property
+    def config(self):
+        """The model's configuration."""
+        return load_config(self._name, None) if self._run is None else self._run.model.config
+
+    @cached_property
+    def model(self):
+        """The transformers model, in evaluation mode and on the CPU at first."""
+        if self._run is not None:
+            return self._run.model
+        return load_model(self.config, self._name, self.dtype).eval()
+
+    @cached_property
+    def tokenizer(self):
+        """The transformers tokenizer."""
+        own = self._name if self._run is None else self._run.tokenizer_name
+        return load_tokenizer(self._tokenizer_name or own, "--tokenizer")
+
+    @property
+    def template(self) -> str:
+        """The template of the run; base for a Hugging Face model."""
+        return "base" if self._run is None else self._run.config["data"]["template"]
+
+    @property
+    def seq_len(self) -> int | None:
+        """The training length of the run; None for a Hugging Face model."""
+        return None if self._run is None else self._run.config["data"]["seq_len"]

@@ -1,0 +1,154 @@
+"""Samples that RULER's own scripts made, for exact comparability: its JSONL files (scripts/data/prepare.py)."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.ruler.choices import check_choice
+from lrsa_lightning.ruler.rows import check_row
+from lrsa_lightning.ruler.tasks import TASKS, check_tasks, find_task
+
+# Of a folder without lengths, and of run.sh's folder of all lengths.
+_FLAT, _BY_LENGTH = ("*/validation.jsonl", "*.jsonl"), "*/data/*/validation.jsonl"
+_LAYOUTS = "<task>/validation.jsonl, <task>.jsonl or <length>/data/<task>/validation.jsonl"
+_FIELDS = {"index": int, "input": str, "answer_prefix": str, "outputs": list, "length": int}
+# In the ids, instead of the seed of our own samples: the files do not say theirs.
+_ORIGIN = "official"
+
+
+class OfficialSamples:
+    """The files of a folder that hold the chosen tasks and lengths."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[str] | None = None,
+        lengths: Sequence[int] | None = None,
+        skip_missing: bool = False,
+    ):
+        """
+        Args:
+            folder: written by RULER's prepare.py or run.sh.
+            tasks: the tasks to read; all in the folder when None.
+            lengths: the lengths to read; all in the folder when None. For files without a length in their path it is
+                their single length.
+            skip_missing: leave out tasks and lengths without a file, instead of an error.
+
+        Raises:
+            InputError: a folder or file is named after no task, a task or length has no file or two, a length is not
+                known, or a list is empty or holds a value twice.
+        """
+        if tasks is not None:
+            check_tasks(tasks, "--tasks")
+        if lengths is not None:
+            check_choice(lengths, "--lengths")
+        self._folder = folder
+        paths = self._find(lengths)
+        self.paths: dict[tuple[str, int], Path] = {}
+        for task, length in product(tasks or [None], lengths or [None]):
+            cells = [cell for cell in paths if task in (None, cell[0]) and length in (None, cell[1])]
+            if not cells and not skip_missing:
+                what = " at length ".join(str(name) for name in (task or "any task", length) if name)
+                raise InputError(
+                    f"--samples {folder} has no file of {what}: choose others with --tasks and --lengths, or leave it "
+                    "out with --skip_missing"
+                )
+            self.paths |= {cell: paths[cell] for cell in cells}
+        if not self.paths:
+            raise InputError(f"--samples {folder} has no file of any chosen task and length")
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the samples, ascending."""
+        return sorted({length for _, length in self.paths})
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the files, by length and task."""
+        return {
+            f"{length}/{task}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for (task, length), path in self.paths.items()
+        }
+
+    def settings(self, template: str) -> dict[str, Any]:
+        """All that the results depend on besides the files. The template's end token ends an answer."""
+        return {"format": "RULER", "seed": _ORIGIN, "template": template}
+
+    def read(self, tokenizer, num_samples: int) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """The first samples of each file, as rows of `make_samples`, by task and length.
+
+        Args:
+            tokenizer: the model's.
+            num_samples: of each file at most.
+
+        Raises:
+            InputError: a file is empty, a line is malformed, or a sample is longer than its length.
+        """
+        return {cell: self._read(path, *cell, tokenizer, num_samples) for cell, path in self.paths.items()}
+
+    def _find(self, lengths: Sequence[int] | None) -> dict[tuple[str, int], Path]:
+        """All files of the folder by task and length, sorted by length, then as `TASKS`."""
+        flat = [path for layout in _FLAT for path in sorted(self._folder.glob(layout))]
+        by_length = [path for path in sorted(self._folder.glob(_BY_LENGTH)) if path.parts[-4].isdecimal()]
+        if not flat and not by_length:
+            raise InputError(
+                f"--samples {self._folder} holds no samples, expected {_LAYOUTS} of RULER's prepare.py, or a folder of "
+                "scripts/make_ruler.py"
+            )
+        if flat and (lengths is None or len(lengths) != 1):
+            raise InputError(f"{flat[0]} does not say its length: give --lengths with the one of prepare.py")
+        paths = [(path, lengths[0]) for path in flat] + [(path, int(path.parts[-4])) for path in by_length]
+        found: dict[tuple[str, int], Path] = {}
+        for path, length in paths:
+            cell = _task_of(path), length
+            if found.setdefault(cell, path) is not path:
+                raise InputError(f"{found[cell]} and {path} both hold {cell[0]} at length {length}: remove one")
+        order = [*TASKS]
+        return dict(sorted(found.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
+
+    @staticmethod
+    def _read(path: Path, task: str, length: int, tokenizer, num_samples: int) -> list[dict[str, Any]]:
+        rows = []
+        for number, given in islice(read_lines(path), num_samples):
+            row = _row(given, f"{path}, line {number}", f"{task}-{length}-{_ORIGIN}-{len(rows)}", task, length)
+            ids = tokenizer(row["input"] + row["answer_prefix"], add_special_tokens=False, verbose=False)["input_ids"]
+            new_tokens = find_task(task).tokens_to_generate
+            row["length"] = len(ids) + new_tokens
+            if row["length"] > length:
+                raise InputError(
+                    f"{path}, line {number}: {row['length']} tokens with this tokenizer, {new_tokens} of them new, are "
+                    f"more than length {length}: run prepare.py with the model's tokenizer, or give the right --lengths"
+                )
+            rows.append(row)
+        if not rows:
+            raise InputError(f"{path} is empty: make it again with RULER's prepare.py")
+        return rows
+
+
+def _task_of(path: Path) -> str:
+    """The task that a file or its folder is named after."""
+    task = path.parent.name if path.name == "validation.jsonl" else path.stem
+    try:
+        find_task(task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return task
+
+
+def _row(row: dict[str, Any], where: str, sample_id: str, task: str, length: int) -> dict[str, Any]:
+    """One of our rows. In files of before May 2025 the input ends with the answer prefix."""
+    row = {"answer_prefix": ""} | row
+    check_row(row, _FIELDS, where)
+    return {
+        "id": sample_id,
+        "task": task,
+        "max_length": length,
+        "input": row["input"],
+        "answer_prefix": row["answer_prefix"],
+        "outputs": row["outputs"],
+        "answer": find_task(task).answer(row["outputs"]),
+        "depths": [],
+    }

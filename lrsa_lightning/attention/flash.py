@@ -1,7 +1,7 @@
-"""The static mask through FlashAttention-4's block-sparse kernels, called without FlexAttention in between.
+"""The mask of a layout through FlashAttention-4's block-sparse kernels, called without FlexAttention in between.
 
-FlexAttention's FLASH backend runs the same kernels, but compiles them anew for every length and gives them tiles it
-chooses itself. Here one compiled kernel takes any length, and its mask is two intervals a query.
+FlexAttention's FLASH backend runs the same kernels, but compiles them again for every length and chooses their tiles
+itself. Here one compiled kernel takes any length, and its mask is two intervals a query.
 
 Shape suffixes: B batch, H query heads, G KV heads, N queries, S sink, E extended keys, D head size.
 """

@@ -18,8 +18,8 @@ CuSeqlens = Sequence[Sequence[int]]
 def sample_by_sample(execution: Callable) -> Callable:
     """Gives an execution of a mask the argument ``cu_seqlens``.
 
-    Sink, chunks and causality begin anew at each sample, so that a packed row equals its samples run apart, whatever
-    the execution.
+    Each sample has its own sink, chunks and causality. So under every execution a packed row equals its samples run
+    apart.
     """
 
     @wraps(execution)

@@ -103,7 +103,7 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
         num_queries: n.
 
     Raises:
-        InputError: the mask is not causal, or positions restart in a forward where transformers does not look for packed rows.
+        InputError: the mask is not causal, or positions restart where transformers does not look for packed rows.
     """
     if mask is not None and not isinstance(mask, RowMask):
         raise InputError(

@@ -15,7 +15,7 @@ TIERS = (
         *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
         *("plain_state", "checkpoint_files", "last_checkpoint"),
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),
-        *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "schedule", "trainer", "haystack"),
+        *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
     },
     {"attention"},
     {"flops", "generation", "lrsa_lightning"},

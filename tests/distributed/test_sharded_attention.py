@@ -56,7 +56,7 @@ def compare(case: dict, group: SequenceGroup | None) -> dict | None:
     )
     options = {"zigzag": False} if case.get("contiguous") else {}
     sharded = case["kind"](mode, config, num_tokens, group, **options)
-    module = SimpleNamespace(layer_idx=case.get("layer_idx", 0), is_causal=True, training=True)
+    module = SimpleNamespace(layer_idx=case.get("layer_idx", 0), is_causal=True, training=True, config=config)
     full = inputs(heads, kv_heads, num_tokens)
     expected = whole(mode, module.layer_idx, *full)
     padding = max(0, int(sharded.positions[-1]) + 1 - num_tokens)
@@ -183,7 +183,7 @@ def under_autocast(kind: type, send: str) -> tuple[float, list[int]]:
         expected = fill.lrsa_attention(q, k, v, sharded.mode, layer_idx=0)[:, :, sharded.positions]
         with patch.object(SequenceGroup, send, watched):
             own = (z[:, :, sharded.positions] for z in (q, k, v))
-            out = sharded.attend(SimpleNamespace(layer_idx=0), *own, None).transpose(1, 2)
+            out = sharded.attend(SimpleNamespace(layer_idx=0, config=SimpleNamespace()), *own, None).transpose(1, 2)
     return float((out - expected).abs().max()), sizes
 
 

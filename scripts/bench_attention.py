@@ -28,12 +28,12 @@ from lrsa_lightning.versions import versions
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
 
 
-def milliseconds(call: Callable[[], object], calls: int, batches: int = 5) -> float:
-    """Median over batches of the time per call, of ``calls`` back-to-back calls."""
+def milliseconds(call: Callable[[], object], calls: int) -> float:
+    """Median over five batches of the time per call, of ``calls`` back-to-back calls."""
     for _ in range(3):
         call()
     times = []
-    for _ in range(batches):
+    for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()

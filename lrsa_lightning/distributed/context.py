@@ -33,12 +33,9 @@ class ContextParallel(ShardedAttention):
     kind = "context"
 
     def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup, zigzag: bool = True):
-        """
+        """Arguments as in the base class, and:
+
         Args:
-            mode: the attention mode.
-            config: the model's.
-            seq_len: N.
-            group: the ranks.
             zigzag: whether each rank holds an early and a late segment.
 
         Raises:

@@ -66,11 +66,10 @@ class ZeroStrategy(ZeroCheckpoints):
         """
         import deepspeed
 
-        device = self.root_device.type
-        if (chosen := deepspeed.get_accelerator().device_name()) != device:
+        device, accelerator = self.root_device.type, deepspeed.get_accelerator()
+        if (chosen := accelerator.device_name()) != device:
             raise InputError(f"DeepSpeed runs on {chosen}, the trainer on {device}: set DS_ACCELERATOR={device}")
-        has_fp16 = deepspeed.get_accelerator().is_fp16_supported()
-        check_precision(self.config, self.precision_plugin.precision, has_fp16)
+        check_precision(self.config, self.precision_plugin.precision, accelerator.is_fp16_supported())
         check_compiler(self.config)
         if device == "cpu":
             # DeepSpeed distinguishes processes by device index, which CPUs do not have.
@@ -89,13 +88,7 @@ class ZeroStrategy(ZeroCheckpoints):
         return getattr(self.lightning_module.trainer.datamodule, "micro_batch_size", 1)
 
     def check_accumulation(self, micro_batches: int) -> None:
-        """
-        Args:
-            micro_batches: gradient accumulation steps of one rank.
-
-        Raises:
-            InputError: DeepSpeed would sum their gradients in 16 bits, and the user did not choose that.
-        """
+        """As `zero_config.check_accumulation`, with this strategy's configuration and precision."""
         check_accumulation(self.config, self.precision_plugin.precision, micro_batches)
 
     def _format_config(self) -> None:
@@ -130,8 +123,9 @@ class ZeroStrategy(ZeroCheckpoints):
         if self.config.get("zero_optimization", {}).get("offload_optimizer"):
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+            settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
             # The same dictionaries of the groups: the scheduler writes the learning rate there.
-            optimizer = DeepSpeedCPUAdam(optimizer.param_groups, **_arguments(optimizer))
+            optimizer = DeepSpeedCPUAdam(optimizer.param_groups, **settings)
         return optimizer, scheduler
 
     # After the optimizer is made: it reads the parameters' shapes, which ZeRO-3 flattens.
@@ -152,10 +146,6 @@ class ZeroStrategy(ZeroCheckpoints):
     def backward(self, closure_loss: Tensor, optimizer, *args, **kwargs) -> Tensor:
         # Lightning has divided by the accumulation steps already. A second division would make clipping too weak.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
-
-
-def _arguments(optimizer: Optimizer) -> dict[str, Any]:
-    return {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
 
 
 def _device_type() -> str:

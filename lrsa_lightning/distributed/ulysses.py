@@ -21,16 +21,6 @@ class Ulysses(ShardedAttention):
     kind = "ulysses"
 
     def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup):
-        """
-        Args:
-            mode: the attention mode.
-            config: the model's.
-            seq_len: N.
-            group: the sequence-parallel group.
-
-        Raises:
-            InputError: the heads cannot be divided among so many ranks.
-        """
         super().__init__(mode, config, seq_len, group)
         legal = legal_degrees(self._heads, self._kv_heads)
         if group.size not in legal:

@@ -94,9 +94,8 @@ class ZeroCheckpoints(DeepSpeedStrategy):
             # DeepSpeed would take the weights from the optimizer's states, and there is no optimizer here.
             self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
             return read_client_state(path)
-        self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
-        groups = nullcontext()
-        if is_universal(path) and self.zero_stage_3:
-            groups = groups_kept_apart(self.deepspeed_engine.optimizer.optimizer)
-        with safe_loading(), groups:
+        engine = self.deepspeed_engine
+        engine._config.load_universal_checkpoint = universal = is_universal(path)
+        keeps_apart = universal and self.zero_stage_3
+        with safe_loading(), groups_kept_apart(engine.optimizer.optimizer) if keeps_apart else nullcontext():
             return super().load_checkpoint(path, weights_only=True)

@@ -53,7 +53,7 @@ class ShardFiles(TorchCheckpointEngine):
 
 
 def save_shards(
-    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool = False
+    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool
 ) -> Exception | None:
     """Writes the files of every rank of a checkpoint. All ranks must call it.
 

@@ -12,6 +12,7 @@ from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
+from lrsa_lightning.distributed.zero_config import check_accumulation
 from lrsa_lightning.errors import InputError
 
 _REASON = re.compile(r"Parser key .*: (?!Does not validate)|not accepted|No module|Not a valid|no attribute")
@@ -81,4 +82,4 @@ def check_strategy(trainer: Trainer) -> None:
         if isinstance(data, LongContextDataModule):  # it sets the trainer's number later, with the samples
             ranks = strategy.data_parallel_size
             micro_batches = accumulation_steps(data.global_batch_size, data.micro_batch_size, ranks)
-        strategy.check_accumulation(micro_batches)
+        check_accumulation(strategy.config, trainer.precision, micro_batches)

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, N query heads, S tokens, D head size.
 """
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from time import perf_counter
@@ -35,7 +36,7 @@ def fused_attention(settings: Settings) -> dict:
     for layout, mode, groups, dim in product(_LAYOUTS, (0, 2, 3, 4), (4, 1), head_sizes):
         name = f"{layout} mode {mode} G {groups} D {dim}"
         inputs = random(2, 4, queries, dim), random(2, groups, keys, dim, seed=1), random(2, groups, keys, dim, seed=2)
-        expected = with_gradients(partial(_reference, hidden=_hidden(mode, queries, keys)), inputs)
+        expected = with_gradients(_reference(_hidden(mode, queries, keys)), inputs)
         got = with_gradients(partial(_fused, layout=layout, mode=mode), on_npu(*inputs))
         worst[name] = max(error_of(name, a, b, BF16) for a, b in zip(got, expected, strict=True))
     return {"worst_error": max(worst.values()), "cases": len(worst)}
@@ -74,8 +75,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, layout: str, mode: int) -> Tensor:
     return out.reshape(batch, tokens, heads, dim).transpose(1, 2)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, attn_mask=~hidden, enable_gqa=True)
+def _reference(hidden: Tensor) -> Callable[..., Tensor]:
+    return partial(scaled_dot_product_attention, attn_mask=~hidden, enable_gqa=True)
 
 
 def softmax_statistics(settings: Settings) -> dict:
@@ -102,7 +103,7 @@ def merged_gradients(settings: Settings) -> dict:
     queries, first = settings.size(256, 12), settings.size(700, 20)
     keys = first + queries
     inputs = random(2, 4, queries, 64), random(2, 2, keys, 64, seed=1), random(2, 2, keys, 64, seed=2)
-    expected = with_gradients(partial(_reference, hidden=_hidden(3, queries, keys)), inputs)
+    expected = with_gradients(_reference(_hidden(3, queries, keys)), inputs)
 
     def merged(q, k, v):
         parts = zip(k.split([first, queries], dim=2), v.split([first, queries], dim=2), strict=True)

@@ -106,11 +106,8 @@ def _same_as_one(
 
 
 def _on_all(settings: Settings, strategy: str, **arguments) -> dict[str, str]:
-    return {"trainer.strategy": _plugin(strategy, **arguments), "trainer.devices": str(settings.devices)}
-
-
-def _plugin(name: str, **arguments) -> str:
-    return json.dumps({"class_path": f"lrsa_lightning.npu.{name}", "init_args": arguments})
+    plugin = {"class_path": f"lrsa_lightning.npu.{strategy}", "init_args": arguments}
+    return {"trainer.strategy": json.dumps(plugin), "trainer.devices": str(settings.devices)}
 
 
 def _command(settings: Settings, name: str, options: dict[str, str]) -> list[str]:
@@ -133,9 +130,9 @@ def _command(settings: Settings, name: str, options: dict[str, str]) -> list[str
         "data.micro_batch_size": "1",
         "data.num_workers": "0",
         "trainer.max_steps": settings.size(20, 5),
-        "trainer.accelerator": _plugin("NPUAccelerator"),
+        "trainer.accelerator": "npu",
         "trainer.devices": "1",
-        "trainer.strategy": _plugin("SingleNPUStrategy"),
+        "trainer.strategy": "npu_single",
         "trainer.enable_model_summary": "false",
         "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
         "trainer.callbacks": "[]",

@@ -74,7 +74,7 @@ class SequenceParallelStrategy:
 
 
 class SPDDPStrategy(SequenceParallelStrategy, DDPStrategy):
-    """Lightning's DDP: each device has the whole model and its optimizer.
+    """Lightning's DDP: each device has the complete model and its optimizer.
 
     The strategy `sp_ddp`.
     """

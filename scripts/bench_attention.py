@@ -28,12 +28,12 @@ from lrsa_lightning.versions import versions
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16
 
 
-def milliseconds(call: Callable[[], object], calls: int, batches: int = 5) -> float:
-    """Median over batches of the time per call, of ``calls`` back-to-back calls."""
+def milliseconds(call: Callable[[], object], calls: int) -> float:
+    """Median over five batches of the time per call, of ``calls`` back-to-back calls."""
     for _ in range(3):
         call()
     times = []
-    for _ in range(batches):
+    for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
@@ -67,6 +67,14 @@ def dense_fa4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
 
+def random_qkv(num_tokens: int) -> list[Tensor]:
+    """[1, H or G, N, D] each, in memory [1, N, H or G, D] as the model's projections leave them."""
+    return [
+        torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+
+
 def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[str, Callable, float | None]]:
     """Name, attention function and arithmetic speed-up limit over dense attention, for each line of the table."""
     has_fa4 = flex.pick_kernel(torch.empty(1, 1, 1, DIM, device="cuda", dtype=torch.bfloat16)) == "FLASH"
@@ -77,14 +85,11 @@ def rows(num_tokens: int, lag_size: int, ratios: list[float]) -> Iterator[tuple[
     for ratio in ratios:
         mode = LRSA(lag_size=lag_size, retention_ratio=ratio, sink_size=SINK)
         limit = causal_over_sparse_tiles(num_tokens, mode.rule())
+        name = f"LRSA r={ratio:g}"
         for kernel in ("FLASH", "TRITON") if has_fa4 else ("TRITON",):
-            yield (
-                f"LRSA r={ratio:g} flex {kernel}",
-                partial(flex.lrsa_attention, mode_or_rule=mode, kernel=kernel),
-                limit,
-            )
+            yield f"{name} flex {kernel}", partial(flex.lrsa_attention, mode_or_rule=mode, kernel=kernel), limit
         if num_tokens <= 32768:
-            yield f"LRSA r={ratio:g} fill", partial(fill.lrsa_attention, mode_or_rule=mode), limit
+            yield f"{name} fill", partial(fill.lrsa_attention, mode_or_rule=mode), limit
 
 
 def causal_over_sparse_tiles(num_tokens: int, rule: LagRule) -> float:
@@ -118,10 +123,7 @@ def report(num_tokens: int, ratios: list[float], wanted: str) -> None:
     lag_size = 256 if num_tokens <= 8192 else 1024
     calls = max(2, min(20, 2**19 // num_tokens))
     torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
+    q, k, v = (z.requires_grad_() for z in random_qkv(num_tokens))
     print(f"\n{num_tokens} tokens, L = {lag_size}\n")
     print("| | forward ms | forward + backward ms | against fastest dense | of the tile limit | peak extra GiB |")
     print("|---|---|---|---|---|---|")
@@ -157,8 +159,9 @@ def report_selection(k: Tensor, v: Tensor, mode: LRSA) -> None:
     )
 
 
-def print_versions() -> None:
-    print(f"{torch.cuda.get_device_name()}; {', '.join(f'{name} {number}' for name, number in versions().items())}")
+def print_versions(*settings: str) -> None:
+    software = (f"{name} {number}" for name, number in versions().items())
+    print(f"{torch.cuda.get_device_name()}; {', '.join([*settings, *software])}")
 
 
 @report_input_errors

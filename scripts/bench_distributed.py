@@ -18,15 +18,17 @@ import tempfile
 import time
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import lightning
 import torch
+from bench_attention import dense_fa4, print_versions
+from bench_generate import LAYERS, VOCABULARY, shape
 from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Qwen2Config
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.command_line import ScriptParser
@@ -34,17 +36,7 @@ from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSp
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
-from lrsa_lightning.versions import versions
 
-MODEL = {
-    "vocab_size": 151936,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2**18,
-    "tie_word_embeddings": True,
-}
 STRATEGIES = {
     "ddp": SPDDPStrategy,
     "fsdp2": SPModelParallelStrategy,
@@ -58,7 +50,7 @@ def random_weights(num_layers: int) -> str:
     """A folder with a model drawn on the GPU: `lrsa fit` draws on the host, which would take a minute per row."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    config = Qwen2Config(**MODEL, num_hidden_layers=num_layers)
+    config = shape(2**18, num_layers, rope_theta=1e4)  # as the losses in docs/performance.md have it
     torch.manual_seed(0)
     with torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
@@ -68,13 +60,13 @@ def random_weights(num_layers: int) -> str:
 class RandomRows(lightning.LightningDataModule):
     """The same row of random tokens at every step, cut into segments as in `lrsa fit`."""
 
-    def __init__(self, seq_len: int, steps: int, vocab_size: int):
+    def __init__(self, seq_len: int, steps: int):
         super().__init__()
-        self.seq_len, self.steps, self.vocab_size = seq_len, steps, vocab_size
+        self.seq_len, self.steps = seq_len, steps
 
     def train_dataloader(self) -> DataLoader:
         torch.manual_seed(0)
-        ids = torch.randint(0, self.vocab_size, (1, self.seq_len))
+        ids = torch.randint(0, VOCABULARY, (1, self.seq_len))
         is_label = torch.arange(self.seq_len) >= self.seq_len - NUM_LABELS
         row = {
             "input_ids": ids,
@@ -85,32 +77,25 @@ class RandomRows(lightning.LightningDataModule):
             "num_tokens": torch.tensor(NUM_LABELS * self.trainer.strategy.data_parallel_size),
             "max_labels_per_rank": NUM_LABELS,
         }
-        return DataLoader([row] * self.steps, batch_size=None)
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         sharding = self.trainer.strategy.sharding
-        return batch if sharding is None else sharding.cut(batch)
+        return DataLoader([sharding.cut(row) if sharding else row] * self.steps, batch_size=None)
 
 
 class StepTimes(Callback):
-    """Seconds between the ends of optimizer steps, with the device synchronised, and the last loss."""
+    """The times at which optimizer steps end, with the device synchronised, and the last loss."""
 
     def __init__(self):
-        self.seconds: list[float] = []
+        self.ends: list[float] = []
         self.loss = 0.0
-        self._last = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, *_) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
+        torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
         self.loss = float(trainer.callback_metrics["train/loss"])
-        self._last = now
 
 
-def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: int, options) -> dict[str, Any]:
-    """Tokens per second of all GPUs, and for the first GPU peak memory and received data per step, in GiB."""
+def measure(mode: AttentionMode, shared: SequenceParallel, seq_len: int, options) -> tuple[float, float, float, float]:
+    """Seconds per step, peak GiB of the first GPU, GiB that it receives per step, and the last loss."""
     gc.collect()  # the model of the previous row
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -130,28 +115,19 @@ def measure(name: str, mode: AttentionMode, shared: SequenceParallel, seq_len: i
         use_distributed_sampler=False,
     )
     module = LongContextModule(mode, options.weights, seq_len=seq_len, gradient_checkpointing=True)
-    trainer.fit(module, RandomRows(seq_len, options.steps, MODEL["vocab_size"]))
-    seconds = median(times.seconds[2:])  # the first step compiles, the second still fills caches
+    trainer.fit(module, RandomRows(seq_len, options.steps))
+    # The first step compiles, the second still fills caches.
+    seconds = median(end - start for start, end in pairwise(times.ends[1:]))
     sharding = trainer.strategy.sharding
     received = sum(sharding.group.received.values()) * 2 / 2**30 / options.steps if sharding else 0.0
     if isinstance(trainer.strategy, SPDeepSpeedStrategy):
         trainer.strategy.deepspeed_engine.destroy()  # otherwise its hooks keep weights and states on the GPU
-    return {
-        "attention": name,
-        "tokens/s": seq_len * trainer.strategy.data_parallel_size / seconds,
-        "s/step": seconds,
-        "GiB": torch.cuda.max_memory_allocated() / 2**30,
-        "received": received,
-        "loss": times.loss,
-    }
+    return seconds, torch.cuda.max_memory_allocated() / 2**30, received, times.loss
 
 
-def dense_fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, mask, scaling: float | None = None, **_):
-    """Full causal attention by flash-attn-4, which some versions of transformers do not find by themselves."""
-    from flash_attn.cute import flash_attn_func
-
-    out = flash_attn_func(*(z.transpose(1, 2) for z in (q_BHND, k_BGND, v_BGND)), softmax_scale=scaling, causal=True)
-    return out[0] if isinstance(out, tuple) else out, None
+def fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, *_, **__) -> tuple[Tensor, None]:
+    """FlashAttention-4 for transformers, some versions of which do not find it by themselves."""
+    return dense_fa4(q_BHND, k_BGND, v_BGND).transpose(1, 2), None
 
 
 def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, SequenceParallel]]:
@@ -159,7 +135,7 @@ def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, Seque
     modes = {f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}
     modes["Vanilla sdpa"] = Vanilla()
     if find_spec("flash_attn") is not None:
-        AttentionInterface.register("fa4", dense_fa4)
+        AttentionInterface.register("fa4", fa4)
         AttentionMaskInterface.register("fa4", lambda *_, **__: None)
         modes["Vanilla FlashAttention-4"] = Vanilla("fa4")
     alone = [(name, mode, SequenceParallel(1)) for name, mode in modes.items()]
@@ -179,14 +155,15 @@ def main() -> None:
     parser.add_argument(
         "--rows", default="", help="regular expression for the rows to measure, such as 'LRSA r=0.5 1, alone'"
     )
-    parser.add_argument("--layers", type=PositiveInt, default=28, help="decoder layers; fewer take less time")
+    parser.add_argument("--layers", type=PositiveInt, default=LAYERS, help="decoder layers; fewer take less time")
     parser.add_argument("--steps", type=PositiveInt, default=5, help="steps of each row, two of them to warm up")
     options = parser.parse_args()
     options.weights = random_weights(options.layers)
     options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
     if is_first:
-        software = ", ".join(f"{name} {number}" for name, number in versions().items())
-        print(f"{options.world_size} x {torch.cuda.get_device_name()}, {options.strategy}, {software}\n")
+        print(f"{options.world_size} x", end=" ")
+        print_versions(options.strategy)
+        print()
         print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB | loss |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for seq_len in options.lengths:
@@ -195,14 +172,15 @@ def main() -> None:
             by = f"{shared.size}, {shared.kind}" if shared.size > 1 else "1, alone"
             if not re.search(options.rows, f"{name} {by}"):
                 continue
-            row = measure(name, mode, shared, seq_len, options)
+            seconds, peak, received, loss = measure(mode, shared, seq_len, options)
+            speed = seq_len * (options.world_size // shared.size) / seconds
             if shared.size == 1:
-                alone[name] = row["tokens/s"]
+                alone[name] = speed
             if is_first:
-                efficiency = f"{row['tokens/s'] / alone[name]:.0%}" if name in alone else ""
+                efficiency = f"{speed / alone[name]:.0%}" if name in alone else ""
                 print(
-                    f"| {seq_len} | {name} | {by} | {row['s/step']:.3f} | {row['tokens/s']:.0f} | {efficiency} "
-                    f"| {row['GiB']:.1f} | {row['received']:.2f} | {row['loss']:.4f} |",
+                    f"| {seq_len} | {name} | {by} | {seconds:.3f} | {speed:.0f} | {efficiency} "
+                    f"| {peak:.1f} | {received:.2f} | {loss:.4f} |",
                     flush=True,
                 )
 

@@ -7,12 +7,13 @@ Usage: python scripts/bench_generate.py [--lengths 32768 131072] [--ratios 0.5 0
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from bench_attention import DIM, HEADS, KV_HEADS, dense_fa4, milliseconds, print_versions
+from bench_attention import HEADS, KV_HEADS, dense_fa4, milliseconds, print_versions, random_qkv
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, Qwen2Config
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.base import AttentionMode
@@ -21,25 +22,21 @@ from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
 
-LAYERS, HIDDEN, MLP, VOCABULARY = 28, 1536, 8960, 151936
+LAYERS, VOCABULARY = 28, 151936
 
 
-def shape(max_length: int) -> Qwen2Config:
+def shape(max_length: int, num_layers: int = LAYERS, rope_theta: float = 1e6) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=MLP,
-        num_hidden_layers=LAYERS,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=num_layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         max_position_embeddings=max_length + 1024,
-        rope_theta=1e6,
+        rope_theta=rope_theta,
         tie_word_embeddings=True,
     )
-
-
-def modes(ratios: list[float]) -> dict[str, AttentionMode]:
-    return {"dense": Vanilla(), **{f"LRSA r={r:g}": LRSA(retention_ratio=r) for r in ratios}}
 
 
 def dense_prefill(config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -55,48 +52,37 @@ def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tenso
 @torch.no_grad()
 def report_prefill(num_tokens: int, ratios: list[float]) -> None:
     """Prints the table of one layer's attention over a complete prompt."""
-    config = shape(num_tokens)
-    q, k, v = (
-        torch.randn(1, num_tokens, heads, DIM, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
+    config, qkv = shape(num_tokens), random_qkv(num_tokens)
     calls = max(2, 2**19 // num_tokens)
-    dense = milliseconds(lambda: dense_prefill(config, q, k, v), calls)
+    dense = milliseconds(lambda: dense_prefill(config, *qkv), calls)
     print(f"\nPrefill of {num_tokens} tokens, one layer's attention with its cache\n")
     print("| | ms | against dense FlashAttention-4 |")
     print("|---|---|---|")
     print(f"| dense FlashAttention-4, DynamicCache | {dense:.2f} | 1.00x |")
     for ratio in ratios:
-        mode = LRSA(retention_ratio=ratio)
-        time_ms = milliseconds(lambda mode=mode: lrsa_prefill(mode, config, q, k, v), calls)
+        time_ms = milliseconds(partial(lrsa_prefill, LRSA(retention_ratio=ratio), config, *qkv), calls)
         print(f"| LRSA r={ratio:g}, LagKVCache | {time_ms:.2f} | {dense / time_ms:.2f}x |", flush=True)
 
 
-class Decoding:
-    """A model and a mode's cache, fed token by token."""
-
-    def __init__(self, model, mode: AttentionMode):
-        self.model, self.cache, self.seen = model, mode.make_cache(model.config), 0
-
-    @torch.no_grad()
-    def feed(self, ids: Tensor) -> None:
-        positions = torch.arange(self.seen, self.seen + ids.shape[1], device=ids.device).unsqueeze(0)
-        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        hidden = decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
-        head(hidden.last_hidden_state[:, -1:]).argmax(dim=-1)
-        self.seen += ids.shape[1]
+@torch.no_grad()
+def feed(model, cache: Cache, ids: Tensor) -> None:
+    """Runs the model on the next tokens of the sequence in the cache, with the choice of one more."""
+    seen = cache.get_seq_length()
+    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device).unsqueeze(0)
+    hidden = model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+    model.get_output_embeddings()(hidden.last_hidden_state[:, -1:]).argmax(dim=-1)
 
 
 def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, float, int]:
     """Seconds of the prefill, milliseconds of a decoding step and of its GPU kernels, and bytes of the cache."""
     with mode.installed(model):
-        decoding, token = Decoding(model, mode), prompt[:, :1]
-        prefill = seconds(lambda: decoding.feed(prompt))
-        held = cache_bytes(decoding.cache)
-        decoding.feed(token)
-        steps = seconds(lambda: [decoding.feed(token) for _ in range(num_tokens)])
+        cache, token = mode.make_cache(model.config), prompt[:, :1]
+        prefill = seconds(lambda: feed(model, cache, prompt))
+        held = cache_bytes(cache)
+        feed(model, cache, token)
+        steps = seconds(lambda: [feed(model, cache, token) for _ in range(num_tokens)])
         with profile(activities=[ProfilerActivity.CUDA]) as kernels:
-            seconds(lambda: [decoding.feed(token) for _ in range(4)])
+            seconds(lambda: [feed(model, cache, token) for _ in range(4)])
     busy = sum(event.self_device_time_total for event in kernels.key_averages()) / 1000 / 4
     return prefill, 1000 * steps / num_tokens, busy, held
 
@@ -119,7 +105,8 @@ def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> No
     print("| | prefill s | ms per new token | GPU kernels in it | cache MiB | cache against dense |")
     print("|---|---|---|---|---|---|")
     dense_bytes = None
-    for name, mode in modes(ratios).items():
+    modes = {"dense": Vanilla(), **{f"LRSA r={r:g}": LRSA(retention_ratio=r) for r in ratios}}
+    for name, mode in modes.items():
         decode(model, mode, prompt, new_tokens)  # compiles everything, also what runs when a chunk is complete
         prefill, step, busy, held = decode(model, mode, prompt, new_tokens)
         dense_bytes = dense_bytes or held

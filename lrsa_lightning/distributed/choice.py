@@ -12,10 +12,11 @@ from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
+from lrsa_lightning.distributed.zero_config import check_accumulation
 from lrsa_lightning.errors import InputError
 
 _REASON = re.compile(r"Parser key .*: (?!Does not validate)|not accepted|No module|Not a valid|no attribute")
-# Lightning's own, which would not train by the run's settings, and ours.
+# Lightning's own ignore settings of the run. Ours replace them.
 _OURS = {DeepSpeedStrategy: "sp_deepspeed", ModelParallelStrategy: "sp_fsdp2"}
 
 
@@ -30,15 +31,13 @@ def check_choice(given: Any) -> None:
     Raises:
         InputError: the strategy does not exist, has a wrong argument, or is Lightning's own where there is one of ours.
     """
-    if isinstance(given, str) and given.lstrip().startswith("{"):
-        _check_mapping(given)
-    elif isinstance(given, str):
-        _check_name(given)
-    else:
-        name = str(getattr(given, "class_path", "")).rpartition(".")[2]
-        for theirs, ours in _OURS.items():
-            if name == theirs.__name__:
-                raise InputError(f"trainer.strategy {name} is Lightning's own: take {ours}")
+    if isinstance(given, str):
+        _check_mapping(given) if given.lstrip().startswith("{") else _check_name(given)
+        return
+    name = str(getattr(given, "class_path", "")).rpartition(".")[2]
+    for theirs, ours in _OURS.items():
+        if name == theirs.__name__:
+            raise InputError(f"trainer.strategy {name} is Lightning's own: take {ours}")
 
 
 def _check_name(name: str) -> None:
@@ -79,12 +78,8 @@ def check_strategy(trainer: Trainer) -> None:
             "DeepSpeed clips by the norm alone: set trainer.gradient_clip_algorithm to norm, or leave it out"
         )
     if trainer.training:
-        strategy.check_accumulation(_micro_batches(trainer))
-
-
-def _micro_batches(trainer: Trainer) -> int:
-    """Gradient accumulation steps of one rank. The trainer learns them later, when the samples are prepared."""
-    data = trainer.datamodule
-    if not isinstance(data, LongContextDataModule):
-        return trainer.accumulate_grad_batches
-    return accumulation_steps(data.global_batch_size, data.micro_batch_size, trainer.strategy.data_parallel_size)
+        data, micro_batches = trainer.datamodule, trainer.accumulate_grad_batches
+        if isinstance(data, LongContextDataModule):  # it sets the trainer's number later, with the samples
+            ranks = strategy.data_parallel_size
+            micro_batches = accumulation_steps(data.global_batch_size, data.micro_batch_size, ranks)
+        check_accumulation(strategy.config, trainer.precision, micro_batches)

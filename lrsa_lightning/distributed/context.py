@@ -33,12 +33,9 @@ class ContextParallel(ShardedAttention):
     kind = "context"
 
     def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup, zigzag: bool = True):
-        """
+        """Arguments as in the base class, and:
+
         Args:
-            mode: the attention mode.
-            config: the model's.
-            seq_len: N.
-            group: the ranks.
             zigzag: whether each rank holds an early and a late segment.
 
         Raises:
@@ -76,22 +73,22 @@ class ContextParallel(ShardedAttention):
             kv_ZBGnD = kv_ZBGnD.to(torch.get_autocast_dtype(device_type))
         rule = self.mode.context_rule(self.seq_len, self.group.size, module.layer_idx)
         exchanges = self._start_exchanges(kv_ZBGnD, exact_ZBGnD, rule, module.layer_idx)
-        compact_parts, outs = [], []
+        layout, compact_parts, outs = self.layout, [], []
         for index, (segment, place) in enumerate(self._places.items()):
             # The last segment of a rank waits for all waves, also for one that brings it nothing: see `Exchange`.
             awaited = slice(index, None if index + 1 == len(self._places) else index + 1)
             arrived = [exchange.wait() for exchange in exchanges[awaited]]
-            for wave, (from_ranks, _) in zip(self.layout.waves[awaited], arrived, strict=True):
-                compact_parts += self._in_order(wave, from_ranks, rule)
-            raw_ZBGRD, raw_start = kv_ZBGnD[:, :, :, place], segment.start
+            for wave, (from_ranks, _) in zip(layout.waves[awaited], arrived, strict=True):
+                compact_parts += [from_ranks[s.rank, :, :, :, : layout.compact_len(s, rule.kept)] for s in wave]
+            raw_ZBGRD = kv_ZBGnD[:, :, :, place]
             if segment.index > 0:
                 raw_ZBGRD = torch.cat([arrived[0][1][0], raw_ZBGRD], dim=3)
-                raw_start -= rule.lag_size
+            raw_start = segment.stop - raw_ZBGRD.shape[3]
             visible = rule.compact_visible(rule.chunk_of(segment.stop - 1))
             compact_ZBGCD = torch.cat(compact_parts, dim=3)[:, :, :, :visible]
-            layout = KVLayout(rule, compact_ZBGCD.shape[3], segment.num_tokens, segment.start, raw_start)
+            parts = KVLayout(rule, compact_ZBGCD.shape[3], segment.num_tokens, segment.start, raw_start)
             q = q_BHnD[:, :, place]
-            outs.append(self.mode.execution.attend_segment(q, (*compact_ZBGCD,), (*raw_ZBGRD,), layout, scale))
+            outs.append(self.mode.execution.attend_segment(q, (*compact_ZBGCD,), (*raw_ZBGRD,), parts, scale))
         return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
 
     def _start_exchanges(self, kv_ZBGnD: Tensor, exact_ZBGnD: Tensor, rule: LagRule, layer_idx: int) -> list[Exchange]:
@@ -111,11 +108,10 @@ class ContextParallel(ShardedAttention):
         exchanges = []
         for wave in self.layout.waves:
             own = [kv_ZBGnD[:, :, :, :0]]
-            for segment, place in self._places.items():
-                if segment in wave:
-                    own += self._compact_of(
-                        segment, kv_ZBGnD[:, :, :, place], exact_ZBGnD[:, :, :, place], ranges, rule, layer_idx
-                    )
+            for segment in wave:
+                if segment.rank == self.group.rank:
+                    tokens = (z[:, :, :, self._places[segment]] for z in (kv_ZBGnD, exact_ZBGnD))
+                    own += self._compact_of(segment, *tokens, ranges.get(segment.index), rule, layer_idx)
             own_ZBGCD = torch.cat(own, dim=3)
             padded = torch.nn.functional.pad(own_ZBGCD, (0, 0, 0, self._width(wave, rule) - own_ZBGCD.shape[3]))
             exchanges.append(self.group.start(padded, *self._messages(wave, kv_ZBGnD)))
@@ -123,9 +119,6 @@ class ContextParallel(ShardedAttention):
 
     def _width(self, wave: tuple[Segment, ...], rule: LagRule) -> int:
         return max(self.layout.compact_len(segment, rule.kept) for segment in wave)
-
-    def _in_order(self, wave: tuple[Segment, ...], from_ranks: Tensor, rule: LagRule) -> list[Tensor]:
-        return [from_ranks[s.rank, :, :, :, : self.layout.compact_len(s, rule.kept)] for s in wave]
 
     def _messages(self, wave: tuple[Segment, ...], kv_ZBGnD: Tensor) -> tuple[Tensor, list[int], list[int]]:
         """Last chunks for the segments of a wave: those that this rank sends, how many to and from each rank."""
@@ -147,7 +140,7 @@ class ContextParallel(ShardedAttention):
         segment: Segment,
         kv_ZBGsD: Tensor,
         exact_ZBGsD: Tensor,
-        ranges: dict[int, Tensor],
+        next_range: Tensor | None,
         rule: LagRule,
         layer_idx: int,
     ) -> list[Tensor]:
@@ -155,8 +148,7 @@ class ContextParallel(ShardedAttention):
         sink = rule.sink_size if segment.index == 0 else 0
         scored = kv_ZBGsD[:, :, :, sink : sink + segment.scored * rule.lag_size]
         if segment.scored and rule.drops_tokens:
-            tokens = exact_ZBGsD[:, :, :, sink:]
-            idx = self._choose(tokens, ranges.get(segment.index), segment, rule, layer_idx)
+            idx = self._choose(exact_ZBGsD[:, :, :, sink:], next_range, segment, rule, layer_idx)
             scored = torch.stack([gather_tokens(z, idx) for z in scored])
         return [kv_ZBGsD[:, :, :, :sink], scored]
 

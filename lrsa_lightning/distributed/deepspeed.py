@@ -17,14 +17,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from lrsa_lightning.distributed import zero_config
 from lrsa_lightning.distributed.zero_checkpoints import ZeroCheckpoints
-from lrsa_lightning.distributed.zero_config import (
-    check_accumulation,
-    check_compiler,
-    check_config,
-    check_precision,
-    sum_gradients_in_float32,
-)
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import checked
 
@@ -49,7 +43,7 @@ class ZeroStrategy(ZeroCheckpoints):
         # DeepSpeed chooses its device at its first import, by the installed packages, not by the devices present.
         os.environ.setdefault("DS_ACCELERATOR", _device_type())
         super().__init__(*args, stage=stage, **kwargs)
-        check_config(self.config)
+        zero_config.check_config(self.config)
 
     def _load_config(self, config: str | Path | dict[str, Any] | None) -> dict[str, Any] | None:
         try:
@@ -66,12 +60,11 @@ class ZeroStrategy(ZeroCheckpoints):
         """
         import deepspeed
 
-        device = self.root_device.type
-        if (chosen := deepspeed.get_accelerator().device_name()) != device:
+        device, accelerator = self.root_device.type, deepspeed.get_accelerator()
+        if (chosen := accelerator.device_name()) != device:
             raise InputError(f"DeepSpeed runs on {chosen}, the trainer on {device}: set DS_ACCELERATOR={device}")
-        has_fp16 = deepspeed.get_accelerator().is_fp16_supported()
-        check_precision(self.config, self.precision_plugin.precision, has_fp16)
-        check_compiler(self.config)
+        zero_config.check_precision(self.config, self.precision_plugin.precision, accelerator.is_fp16_supported())
+        zero_config.check_compiler(self.config)
         if device == "cpu":
             # DeepSpeed distinguishes processes by device index, which CPUs do not have.
             self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
@@ -88,21 +81,12 @@ class ZeroStrategy(ZeroCheckpoints):
         """For DeepSpeed's throughput figure alone. Lightning's version builds a second data loader for it."""
         return getattr(self.lightning_module.trainer.datamodule, "micro_batch_size", 1)
 
-    def check_accumulation(self, micro_batches: int) -> None:
-        """
-        Args:
-            micro_batches: gradient accumulation steps of one rank.
-
-        Raises:
-            InputError: DeepSpeed would sum their gradients in 16 bits, and the user did not choose that.
-        """
-        check_accumulation(self.config, self.precision_plugin.precision, micro_batches)
-
     def _format_config(self) -> None:
-        sum_gradients_in_float32(self.config)
+        zero_config.sum_gradients_in_float32(self.config)
         super()._format_config()
         if self.lightning_module is not None and self.lightning_module.trainer.training:
-            self.check_accumulation(self.config["gradient_accumulation_steps"])
+            micro_batches = self.config["gradient_accumulation_steps"]
+            zero_config.check_accumulation(self.config, self.precision_plugin.precision, micro_batches)
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
@@ -130,8 +114,9 @@ class ZeroStrategy(ZeroCheckpoints):
         if self.config.get("zero_optimization", {}).get("offload_optimizer"):
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+            settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
             # The same dictionaries of the groups: the scheduler writes the learning rate there.
-            optimizer = DeepSpeedCPUAdam(optimizer.param_groups, **_arguments(optimizer))
+            optimizer = DeepSpeedCPUAdam(optimizer.param_groups, **settings)
         return optimizer, scheduler
 
     # After the optimizer is made: it reads the parameters' shapes, which ZeRO-3 flattens.
@@ -152,10 +137,6 @@ class ZeroStrategy(ZeroCheckpoints):
     def backward(self, closure_loss: Tensor, optimizer, *args, **kwargs) -> Tensor:
         # Lightning has divided by the accumulation steps already. A second division would make clipping too weak.
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
-
-
-def _arguments(optimizer: Optimizer) -> dict[str, Any]:
-    return {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
 
 
 def _device_type() -> str:

@@ -130,8 +130,7 @@ class _Wait(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_gathered: Tensor, grad_received: Tensor):
-        exchange = ctx.exchange
-        group = exchange.group
+        exchange, group = ctx.exchange, ctx.exchange.group
         reducing = _reduce(grad_gathered, group)
         exchange.under_way = [reducing, _exchange(grad_received, group, exchange.expected, exchange.sent)]
         # Autograd passes these to `_Start`, which returns the transferred gradients in their place.

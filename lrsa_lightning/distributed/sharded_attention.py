@@ -5,8 +5,8 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, n tokens on this rank, H q
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lrsa_lightning.attention.base import AttentionMode, set_attention
 from lrsa_lightning.distributed.group import SequenceGroup
@@ -24,11 +24,19 @@ class ShardedAttention(ABC):
     """
 
     kind: str
-    mode: AttentionMode
-    group: SequenceGroup
     positions: Tensor
 
     def __init__(self, mode: AttentionMode, config, seq_len: int, group: SequenceGroup):
+        """
+        Args:
+            mode: the attention mode.
+            config: the model's.
+            seq_len: N.
+            group: the sequence-parallel group.
+
+        Raises:
+            InputError: this kind cannot divide the sequences of this model among so many ranks.
+        """
         self.mode, self.group, self.seq_len = mode, group, seq_len
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // self._heads
@@ -59,15 +67,12 @@ class ShardedAttention(ABC):
         """Swaps the attention of a model in which the mode is installed."""
         from transformers import AttentionInterface, AttentionMaskInterface
 
-        name = self._registry_key()
+        ranks = f"rank {self.group.rank} of {self.group.size}, {self.seq_len} tokens"
+        # transformers would look for a kernel if the name contained "flash".
+        name = f"{self.kind}({self.mode.registry_key()}, {ranks})".replace("flash", "Flash")
         AttentionInterface.register(name, self._transformers_attention)
         AttentionMaskInterface.register(name, lambda *_, **__: None)  # causality is the mode's own
         set_attention(model, name)
-
-    def _registry_key(self) -> str:
-        """The name in transformers' registry. transformers would look for a kernel if it contained "flash"."""
-        place = f"rank {self.group.rank} of {self.group.size}, {self.seq_len} tokens"
-        return f"{self.kind}({self.mode.registry_key()}, {place})".replace("flash", "Flash")
 
     def _transformers_attention(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
         if query.shape[2] != len(self.positions) or key.shape[2] != len(self.positions):
@@ -83,12 +88,11 @@ class ShardedAttention(ABC):
 
         Labels are already shifted. Positions stay those of the row. The token count stays that of the global batch.
         """
-        rows = {name: z for name, z in batch.items() if isinstance(z, Tensor) and z.ndim == 2}
         padding = max(0, int(self.positions[-1]) + 1 - self.seq_len)
-        fill = {"labels": IGNORE_INDEX}
         cut = {
-            name: torch.nn.functional.pad(z, (0, padding), value=fill.get(name, 0))[:, self.positions]
-            for name, z in rows.items()
+            name: pad(z, (0, padding), value=IGNORE_INDEX if name == "labels" else 0)[:, self.positions]
+            for name, z in batch.items()
+            if isinstance(z, Tensor) and z.ndim == 2
         }
         if padding:
             cut["position_ids"] = self.positions.expand(len(cut["position_ids"]), -1)

@@ -69,13 +69,12 @@ class SequenceParallelStrategy:
     def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:
         """Installs the attention of this rank's tokens in a model that has the mode installed."""
         if self.sequence_parallel.size > 1:
-            group = self.sequence_group
-            self.sharding = self.sequence_parallel.shard(mode, model.config, seq_len, group)
+            self.sharding = self.sequence_parallel.shard(mode, model.config, seq_len, self.sequence_group)
             self.sharding.install(model)
 
 
 class SPDDPStrategy(SequenceParallelStrategy, DDPStrategy):
-    """Lightning's DDP: each device has the whole model and its optimizer.
+    """Lightning's DDP: each device has the complete model and its optimizer.
 
     The strategy `sp_ddp`.
     """
@@ -110,11 +109,10 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        size = self.sequence_parallel.size
         # Lightning makes the mesh in this method, before it sets world_size.
-        self.sequence_parallel.check_world(self.num_nodes * self.num_processes)
-        self._tensor_parallel_size = size
-        self._data_parallel_size = self.num_nodes * self.num_processes // size
+        size, world_size = self.sequence_parallel.size, self.num_nodes * self.num_processes
+        self.sequence_parallel.check_world(world_size)
+        self._tensor_parallel_size, self._data_parallel_size = size, world_size // size
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

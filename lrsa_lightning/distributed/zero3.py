@@ -24,7 +24,8 @@ def partition(model: Module, config: dict[str, Any], remote_device: str | None, 
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = _of_first_rank(buffer, device)
+            module._buffers[name] = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            distributed.broadcast(module._buffers[name], 0)
     dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else None
     deepspeed.zero.Init(_OneByOne(model, dtype), config_dict_or_path=config, remote_device=remote_device)
 
@@ -50,12 +51,6 @@ class _OneByOne(Module):
             swap_tensors(parameter, empty)
         else:
             parameter.data = parameter.data.to(dtype)
-
-
-def _of_first_rank(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
-    buffer = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
-    distributed.broadcast(buffer, 0)
-    return buffer
 
 
 @contextmanager

@@ -78,25 +78,21 @@ class ZeroCheckpoints(DeepSpeedStrategy):
         Raises:
             InputError: the checkpoint is of another strategy, ZeRO stage or number of ranks.
         """
-        from lrsa_lightning.distributed.zero3 import groups_kept_apart
-        from lrsa_lightning.distributed.zero_files import (
-            check_folder,
-            check_resumable,
-            read_client_state,
-            read_weights,
-            safe_loading,
-        )
+        from lrsa_lightning.distributed import zero3, zero_files
 
         path = Path(checkpoint_path)
-        is_fit = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        check_resumable(path, stage_of(self.config), self.world_size) if is_fit else check_folder(path)
-        if self.zero_stage_3 and not is_fit:
-            # DeepSpeed would take the weights from the optimizer's states, and there is no optimizer here.
-            self._restore_zero_state({"state_dict": read_weights(path) if self.is_global_zero else {}}, strict=True)
-            return read_client_state(path)
-        self.deepspeed_engine._config.load_universal_checkpoint = is_universal(path)
-        groups = nullcontext()
+        if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+            zero_files.check_resumable(path, stage_of(self.config), self.world_size)
+        else:
+            zero_files.check_folder(path)
+            if self.zero_stage_3:
+                # DeepSpeed would take the weights from the optimizer's states, and there is no optimizer here.
+                weights = zero_files.read_weights(path) if self.is_global_zero else {}
+                self._restore_zero_state({"state_dict": weights}, strict=True)
+                return zero_files.read_client_state(path)
+        engine, groups = self.deepspeed_engine, nullcontext()
+        engine._config.load_universal_checkpoint = is_universal(path)
         if is_universal(path) and self.zero_stage_3:
-            groups = groups_kept_apart(self.deepspeed_engine.optimizer.optimizer)
-        with safe_loading(), groups:
+            groups = zero3.groups_kept_apart(engine.optimizer.optimizer)
+        with zero_files.safe_loading(), groups:
             return super().load_checkpoint(path, weights_only=True)

@@ -61,11 +61,6 @@ def check_compiler(config: dict[str, Any]) -> None:
 
 def check_precision(config: dict[str, Any], precision: str, has_fp16: bool) -> None:
     """
-    Args:
-        config: DeepSpeed's.
-        precision: of the trainer.
-        has_fp16: whether DeepSpeed supports float16 on the device.
-
     Raises:
         InputError: the configuration and the trainer name different precisions, or the device lacks the precision.
     """

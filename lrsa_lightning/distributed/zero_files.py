@@ -45,15 +45,12 @@ class ShardFiles(TorchCheckpointEngine):
         try:
             write_synced(state_dict, Path(path))
         except (OSError, RuntimeError) as error:
-            self.note(error)
-
-    def note(self, error: Exception) -> None:
-        # torch hides a full disk behind an error of its own, and a pickled exception loses its cause.
-        self.error = self.error or disk_full(error) or error
+            # torch hides a full disk behind an error of its own, and a pickled exception loses its cause.
+            self.error = self.error or disk_full(error) or error
 
 
 def save_shards(
-    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool = False
+    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool
 ) -> Exception | None:
     """Writes the files of every rank of a checkpoint. All ranks must call it.
 
@@ -75,7 +72,7 @@ def save_shards(
         engine.save_checkpoint(str(folder), TAG, client_state, False, exclude_frozen_parameters)
     except OSError as error:
         # Only the first rank copies DeepSpeed's scripts, before a last barrier.
-        files.note(error)
+        files.error = files.error or error
         distributed.barrier()
     errors: list[Exception | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(errors, files.error)

@@ -10,8 +10,12 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lrsa_lightning.npu.accelerator import NPUAccelerator
 from lrsa_lightning.npu.fused import FusedLayers
-from lrsa_lightning.npu.precision import NPUMixedPrecision
-from lrsa_lightning.npu.strategies import NPUDDPStrategy, NPUDeepSpeedStrategy, SingleNPUStrategy
+from lrsa_lightning.npu.strategies import (
+    NPUDDPStrategy,
+    NPUDeepSpeedStrategy,
+    NPUMixedPrecision,
+    SingleNPUStrategy,
+)
 
 __all__ = [
     "FusedLayers",

@@ -1,15 +1,17 @@
-"""Ascend NPUs for Lightning's Trainer: `accelerator: npu`."""
+"""Ascend NPUs for Lightning's Trainer (`accelerator: npu`), and a Fabric for processes that evaluate without one."""
 
 import logging
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from lightning import Fabric
+from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.accelerators import Accelerator
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.environment import VISIBLE, require_npu
-from lrsa_lightning.npu.strategies import OnNPU
+from lrsa_lightning.npu.strategies import OnNPU, unbind_device
 
 log = logging.getLogger(__name__)
 
@@ -95,3 +97,25 @@ class NPUAccelerator(Accelerator):
     @staticmethod
     def name() -> str:
         return "npu"
+
+
+def make_fabric(num_devices: int) -> Fabric:
+    """Fabric on NPUs where one can be used, else on CUDA GPUs, else on the CPU.
+
+    Args:
+        num_devices: processes, each on a device of its own.
+
+    Raises:
+        InputError: there are fewer NPUs.
+    """
+    if not NPUAccelerator.is_available():
+        return Fabric(accelerator="auto" if torch.cuda.is_available() else "cpu", devices=num_devices)
+    # For an accelerator that it does not know, Fabric chooses the CPU.
+    strategy = SingleDeviceStrategy("npu:0") if num_devices == 1 else _SeveralNPUs()
+    return Fabric(accelerator=NPUAccelerator(), devices=num_devices, strategy=strategy)
+
+
+class _SeveralNPUs(DDPStrategy):
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        unbind_device()

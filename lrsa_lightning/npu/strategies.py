@@ -5,14 +5,26 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.strategy import Strategy
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from lrsa_lightning.distributed import SPDDPStrategy, SPDeepSpeedStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu.precision import on_npu
+
+
+class NPUMixedPrecision(MixedPrecision):
+    """bf16-mixed and 16-mixed under ``torch.autocast("npu")``. Lightning's own autocasts on CUDA."""
+
+    def __init__(self, precision: Literal["16-mixed", "bf16-mixed"], scaler: GradScaler | None = None):
+        if precision == "16-mixed" and scaler is None:
+            from torch_npu.npu.amp import GradScaler as NPUGradScaler
+
+            # torch's own scaler inverts the scale in float64 and does not read the overflow flags of older chips.
+            scaler = NPUGradScaler()
+        super().__init__(precision, "npu", scaler)
 
 
 class OnNPU(Strategy):
@@ -42,7 +54,9 @@ class OnNPU(Strategy):
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
-        Strategy.precision_plugin.fset(self, on_npu(plugin))
+        if isinstance(plugin, MixedPrecision) and plugin.device == "cuda":
+            plugin = NPUMixedPrecision(plugin.precision)
+        Strategy.precision_plugin.fset(self, plugin)
 
 
 class SingleNPUStrategy(OnNPU, SingleDeviceStrategy):

@@ -12,7 +12,7 @@ import torch
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.npu.fabric import make_fabric
+from lrsa_lightning.npu.accelerator import make_fabric
 from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice

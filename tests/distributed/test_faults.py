@@ -29,7 +29,7 @@ class InfiniteLoss(Callback):
 
 @pytest.fixture
 def run(arguments, tmp_path):
-    """Six steps on some ranks, of which one meets NaN."""
+    """Six steps on some ranks. One rank meets NaN."""
 
     def make(ranks: int, chosen: dict[str, str], *callbacks: dict, ckpt_path: str | None = None, **options) -> Fit:
         entries = json.dumps([*callbacks, callback("Checkpoints", every_n_steps=100)])
@@ -44,7 +44,7 @@ def infinite(rank: int) -> dict:
 
 
 def poison(rank: int) -> dict:
-    """NaN in a loss and all gradients; the answer lies with the last rank, in zig-zag with the first."""
+    """NaN in a loss and all gradients; the last rank holds the labels, in zig-zag the first."""
     return interruption("PoisonedSamples", batches=[BATCH], rank=rank)
 
 
@@ -75,10 +75,10 @@ def test_skipping_is_refused_under_deepspeed_before_the_first_step(run):
 )
 def test_all_ranks_stop_before_it_and_a_resume_is_the_run_without_it(run, name, kind, rank):
     chosen = strategy(name, 2, kind)
-    whole = run(2, chosen, callback("NonFiniteLoss"))
+    uninterrupted = run(2, chosen, callback("NonFiniteLoss"))
     said = f"stopped before step 4: the loss is NaN or infinite on rank {rank}; saved in"
     with pytest.raises(AssertionError, match=said):
         run(2, chosen, poison(rank), callback("NonFiniteLoss"))
     again = run(2, chosen, callback("NonFiniteLoss"), ckpt_path="runs/x/checkpoints/step=3.ckpt")
-    assert figures(again, 0, 1, 2) == figures(whole, 0, 1, 2)
-    assert len(figures(whole)) == 6
+    assert figures(again, 0, 1, 2) == figures(uninterrupted, 0, 1, 2)
+    assert len(figures(uninterrupted)) == 6

@@ -37,10 +37,10 @@ KINDS = [(name, kind) for name in ("zero1", "zero2", "zero3", "fsdp2") for kind 
 @pytest.mark.parametrize(("name", "kind"), [*KINDS, ("ddp", "context")])
 def test_a_resume_is_bit_exact(options, tmp_path, name, kind):
     options |= strategy(name, 2, kind)
-    whole = fit(2, options, tmp_path)
+    uninterrupted = fit(2, options, tmp_path)
     again = fit(2, options, tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
-    assert len(figures(whole, 4)) == 4
-    assert figures(again, 4) == figures(whole, 4)
+    assert len(figures(uninterrupted, 4)) == 4
+    assert figures(again, 4) == figures(uninterrupted, 4)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_a_resume_is_bit_exact(options, tmp_path, name, kind):
 )
 def test_a_resume_may_change_degree_and_kind(options, tmp_path, first, then):
     """The order of the samples stays. The order of sums changes."""
-    whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
+    uninterrupted = fit(first[0], options | strategy(*first[1:]), tmp_path)
     again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path="runs/x/checkpoints/step=4.ckpt")
-    for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):
+    for got, expected in zip(figures(again, 4), figures(uninterrupted, 4), strict=True):
         assert got == pytest.approx(expected, rel=1e-4)
 
 
@@ -74,12 +74,12 @@ def test_a_resume_may_change_degree_and_kind(options, tmp_path, first, then):
     ],
 )
 def test_other_numbers_of_processes_go_on_from_a_universal_folder(options, tmp_path, first, then):
-    whole = fit(first[0], options | strategy(*first[1:]), tmp_path)
+    uninterrupted = fit(first[0], options | strategy(*first[1:]), tmp_path)
     saved, universal = (Path(f"runs/x/checkpoints/step=4.{suffix}") for suffix in ("ckpt", "universal"))
     folders = ["--input_folder", saved / "checkpoint", "--output_folder", universal / "checkpoint"]
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *folders]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     again = fit(then[0], options | strategy(*then[1:]), tmp_path, ckpt_path=str(universal))
     assert len(figures(again, 4)) == 4
-    for got, expected in zip(figures(again, 4), figures(whole, 4), strict=True):
+    for got, expected in zip(figures(again, 4), figures(uninterrupted, 4), strict=True):
         assert got == pytest.approx(expected, rel=1e-4)

@@ -36,7 +36,7 @@ def inputs(heads: int, kv_heads: int, num_tokens: int) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def whole(mode, layer_idx, q, k, v, weight) -> list[torch.Tensor]:
+def on_one_device(mode, layer_idx, q, k, v, weight) -> list[torch.Tensor]:
     """Output and gradients on one device."""
     leaves = [z.clone().requires_grad_() for z in (q, k, v)]
     if isinstance(mode, Vanilla):
@@ -56,9 +56,9 @@ def compare(case: dict, group: SequenceGroup | None) -> dict | None:
     )
     options = {"zigzag": False} if case.get("contiguous") else {}
     sharded = case["kind"](mode, config, num_tokens, group, **options)
-    module = SimpleNamespace(layer_idx=case.get("layer_idx", 0), is_causal=True, training=True)
+    module = SimpleNamespace(layer_idx=case.get("layer_idx", 0), is_causal=True, training=True, config=config)
     full = inputs(heads, kv_heads, num_tokens)
-    expected = whole(mode, module.layer_idx, *full)
+    expected = on_one_device(mode, module.layer_idx, *full)
     padding = max(0, int(sharded.positions[-1]) + 1 - num_tokens)
     own = [torch.nn.functional.pad(z, (0, 0, 0, padding))[:, :, sharded.positions] for z in full]
     leaves = [z.clone().requires_grad_() for z in own[:3]]
@@ -183,7 +183,7 @@ def under_autocast(kind: type, send: str) -> tuple[float, list[int]]:
         expected = fill.lrsa_attention(q, k, v, sharded.mode, layer_idx=0)[:, :, sharded.positions]
         with patch.object(SequenceGroup, send, watched):
             own = (z[:, :, sharded.positions] for z in (q, k, v))
-            out = sharded.attend(SimpleNamespace(layer_idx=0), *own, None).transpose(1, 2)
+            out = sharded.attend(SimpleNamespace(layer_idx=0, config=SimpleNamespace()), *own, None).transpose(1, 2)
     return float((out - expected).abs().max()), sizes
 
 

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -40,26 +39,17 @@ ITEMS: tuple[Callable[[Settings], dict], ...] = (
 )
 
 
-@dataclass
-class Result:
-    """The result of an item."""
-
-    item: str
-    passed: bool
-    seconds: float
-    numbers: dict = field(default_factory=dict)
-    error: str | None = None
-
-
-def run(item: Callable[[Settings], dict], settings: Settings) -> Result:
-    """Runs an item. Any exception is a failure, and the next item still runs."""
-    start = perf_counter()
+def run(item: Callable[[Settings], dict], settings: Settings) -> dict:
+    """The result of an item, printed too. Any exception is a failure, and the next item still runs."""
+    start, numbers, message = perf_counter(), {}, None
     try:
         numbers = item(settings)
     except Exception as error:
         traceback.print_exc()
-        return Result(item.__name__, False, perf_counter() - start, error=str(error))
-    return Result(item.__name__, True, perf_counter() - start, numbers)
+        message = str(error)
+    passed, seconds = message is None, perf_counter() - start
+    print(f"{'pass' if passed else 'FAIL'}  {item.__name__:20}{seconds:8.1f} s  {message or ''}")
+    return {"item": item.__name__, "passed": passed, "seconds": seconds, "numbers": numbers, "error": message}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,14 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(options.devices, Path(folder), options.small)
         for item in ITEMS:
-            if item.__name__ not in (options.only or [item.__name__]):
-                continue
-            result = run(item, settings)
-            print(
-                f"{'pass' if result.passed else 'FAIL'}  {result.item:20}{result.seconds:8.1f} s  {result.error or ''}"
-            )
-            results.append(asdict(result))
-            write_text(options.out, json.dumps({"small": options.small, "items": results}, indent=2))
+            if options.only is None or item.__name__ in options.only:
+                results.append(run(item, settings))
+                write_text(options.out, json.dumps({"small": options.small, "items": results}, indent=2))
     return int(not all(result["passed"] for result in results))
 
 

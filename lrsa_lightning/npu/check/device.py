@@ -4,10 +4,10 @@ import platform
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
+from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
-from lrsa_lightning.npu.check.settings import BF16, Failed, Settings, error_of, random, with_gradients
+from lrsa_lightning.npu.check.settings import BF16, Failed, Settings, error_of, on_npu, random, with_gradients
 
 _DRIVER = Path("/usr/local/Ascend/driver/version.info")
 
@@ -35,39 +35,26 @@ def versions(settings: Settings) -> dict:
 
 
 def fused_layers(settings: Settings) -> dict:
-    """RMSNorm, SwiGLU and rotary embedding, outputs and gradients."""
+    """RMSNorm, SwiGLU and rotary embedding as in Qwen2, outputs and gradients."""
     import torch_npu
 
     tokens = settings.size(500, 20)
     x, cos, sin = random(2, 4, tokens, 64), random(2, 1, tokens, 64, seed=1), random(2, 1, tokens, 64, seed=2)
     errors = {}
-    for plain, fused, inputs in (
-        (rms_norm, lambda *z: torch_npu.npu_rms_norm(*z, 1e-6)[0], [x, random(64, seed=3)]),
-        (swiglu, torch_npu.npu_swiglu, [x]),
-        (rotary, torch_npu.npu_rotary_mul, [x, cos, sin]),
+    for name, plain, fused, inputs in (
+        (
+            "rms_norm",
+            lambda x, weight: rms_norm(x, (64,), weight, 1e-6),
+            lambda x, weight: torch_npu.npu_rms_norm(x, weight, 1e-6)[0],
+            [x, random(64, seed=3)],
+        ),
+        ("swiglu", lambda x: silu(x[..., :32]) * x[..., 32:], torch_npu.npu_swiglu, [x]),
+        ("rotary", lambda x, cos, sin: x * cos + rotate_half(x) * sin, torch_npu.npu_rotary_mul, [x, cos, sin]),
     ):
         expected = with_gradients(plain, inputs)
-        got = with_gradients(fused, [z.to("npu", torch.bfloat16) for z in inputs])
-        name = plain.__name__
+        got = with_gradients(fused, on_npu(*inputs))
         errors[name] = max(error_of(name, a, b, BF16) for a, b in zip(got, expected, strict=True))
     return errors
-
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """As in Qwen2."""
-    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """As in Qwen2, with gate and up projection in one tensor."""
-    gate, up = x.chunk(2, dim=-1)
-    return silu(gate) * up
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As in Qwen2, on queries or keys."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def optimizer(settings: Settings) -> dict:

@@ -3,6 +3,8 @@
 Shape suffixes: B batch, N query heads, S tokens, D head size.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from time import perf_counter
 
@@ -13,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lrsa_lightning.attention import LRSA, fill, naive
 from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import gather_tokens
-from lrsa_lightning.npu.check.settings import BF16, Failed, Settings, error_of, random, with_gradients
+from lrsa_lightning.npu.check.settings import BF16, Failed, Settings, error_of, on_npu, random, with_gradients
 
 _NAMES = ("out", "dq", "dk", "dv")
 # From [B, N, S, D]. TND concatenates the rows.
@@ -34,10 +36,8 @@ def fused_attention(settings: Settings) -> dict:
     for layout, mode, groups, dim in product(_LAYOUTS, (0, 2, 3, 4), (4, 1), head_sizes):
         name = f"{layout} mode {mode} G {groups} D {dim}"
         inputs = random(2, 4, queries, dim), random(2, groups, keys, dim, seed=1), random(2, groups, keys, dim, seed=2)
-        hidden = _hidden(mode, queries, keys)
-        expected = with_gradients(lambda q, k, v, hidden=hidden: _reference(q, k, v, hidden), inputs)
-        on_device = [z.to("npu", torch.bfloat16) for z in inputs]
-        got = with_gradients(lambda *z, call=(layout, mode): _fused(*z, *call), on_device)
+        expected = with_gradients(_reference(_hidden(mode, queries, keys)), inputs)
+        got = with_gradients(partial(_fused, layout=layout, mode=mode), on_npu(*inputs))
         worst[name] = max(error_of(name, a, b, BF16) for a, b in zip(got, expected, strict=True))
     return {"worst_error": max(worst.values()), "cases": len(worst)}
 
@@ -57,19 +57,17 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, layout: str, mode: int) -> Tensor:
     """The output of the kernel in a layout, in [B, N, S, D]."""
     import torch_npu
 
+    batch, heads, tokens, dim = q.shape
     to = _LAYOUTS[layout]
-    mask = torch.ones(2048, 2048, dtype=torch.bool).triu(1) if mode else _hidden(0, q.shape[2], k.shape[2])
+    mask = torch.ones(2048, 2048, dtype=torch.bool).triu(1) if mode else _hidden(0, tokens, k.shape[2])
     options = {"pre_tockens": 5, "next_tockens": 0} if mode == 4 else {}
     if layout == "TND":
-        options |= {
-            "actual_seq_qlen": [(b + 1) * q.shape[2] for b in range(q.shape[0])],
-            "actual_seq_kvlen": [(b + 1) * k.shape[2] for b in range(q.shape[0])],
-        }
+        ends = [[(b + 1) * z.shape[2] for b in range(batch)] for z in (q, k)]
+        options |= {"actual_seq_qlen": ends[0], "actual_seq_kvlen": ends[1]}
     out = torch_npu.npu_fusion_attention(
-        to(q).contiguous(), to(k).contiguous(), to(v).contiguous(), q.shape[1], layout,
-        atten_mask=mask.to(q.device), scale=q.shape[-1] ** -0.5, sparse_mode=mode, **options,
+        *(to(z).contiguous() for z in (q, k, v)), heads, layout,
+        atten_mask=mask.to(q.device), scale=dim ** -0.5, sparse_mode=mode, **options,
     )[0]  # fmt: skip
-    batch, heads, tokens, dim = q.shape
     if layout == "BNSD":
         return out
     if layout == "SBH":
@@ -77,8 +75,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, layout: str, mode: int) -> Tensor:
     return out.reshape(batch, tokens, heads, dim).transpose(1, 2)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, attn_mask=~hidden, enable_gqa=True)
+def _reference(hidden: Tensor) -> Callable[..., Tensor]:
+    return partial(scaled_dot_product_attention, attn_mask=~hidden, enable_gqa=True)
 
 
 def softmax_statistics(settings: Settings) -> dict:
@@ -87,15 +85,14 @@ def softmax_statistics(settings: Settings) -> dict:
 
     q, k = random(2, 4, 24, 64), random(2, 2, 24, 64, seed=1)
     expected = (q / 8 @ k.repeat_interleave(2, dim=1).transpose(2, 3)).logsumexp(-1)
-    on_device = [z.to("npu", torch.bfloat16) for z in (q, k, k)]
+    on_device = on_npu(q, k, k)
     _, highest, total, *_ = torch_npu.npu_fusion_attention(*on_device, 4, "BNSD", scale=0.125)
     errors = {"bnsd": error_of("LSE", (highest + total.log())[..., 0], expected, 1e-2)}
     ends = {"actual_seq_qlen": [24, 48], "actual_seq_kvlen": [24, 48], "softmax_layout": "TND"}
     rows = [_LAYOUTS["TND"](z).contiguous() for z in on_device]
     _, highest, total, *_ = torch_npu.npu_fusion_attention(*rows, 4, "TND", scale=0.125, **ends)
-    errors["tnd"] = error_of(
-        "LSE in TND", (highest + total.log())[..., 0], _LAYOUTS["TND"](expected[..., None])[..., 0], 1e-2
-    )
+    expected = _LAYOUTS["TND"](expected[..., None])[..., 0]
+    errors["tnd"] = error_of("LSE in TND", (highest + total.log())[..., 0], expected, 1e-2)
     return errors
 
 
@@ -106,13 +103,13 @@ def merged_gradients(settings: Settings) -> dict:
     queries, first = settings.size(256, 12), settings.size(700, 20)
     keys = first + queries
     inputs = random(2, 4, queries, 64), random(2, 2, keys, 64, seed=1), random(2, 2, keys, 64, seed=2)
-    expected = with_gradients(lambda *z: _reference(*z, _hidden(3, queries, keys)), inputs)
+    expected = with_gradients(_reference(_hidden(3, queries, keys)), inputs)
 
     def merged(q, k, v):
         parts = zip(k.split([first, queries], dim=2), v.split([first, queries], dim=2), strict=True)
         return MergedAttention.apply(q, 0.125, *(z.contiguous() for part in parts for z in part))
 
-    got = with_gradients(merged, [z.to("npu", torch.bfloat16) for z in inputs])
+    got = with_gradients(merged, on_npu(*inputs))
     return {n: error_of(n, a, b, BF16) for n, a, b in zip(_NAMES, got, expected, strict=True)}
 
 
@@ -121,7 +118,7 @@ def lrsa_attention(settings: Settings) -> dict:
     tokens, lag = settings.size(2048, 70), settings.size(64, 8)
     mode = LRSA(lag_size=lag, sink_size=16)
     inputs = random(1, 8, tokens, 64), random(1, 2, tokens, 64, seed=1), random(1, 2, tokens, 64, seed=2)
-    on_device = [z.to("npu", torch.bfloat16) for z in inputs]
+    on_device = on_npu(*inputs)
     idx = mode.rule().select(*inputs[1:])
     same = (mode.rule().select(*on_device[1:]).cpu() == idx).float().mean().item()
     if same < 0.999:
@@ -141,7 +138,7 @@ def attention_at_length(settings: Settings) -> dict:
     """Time and peak memory of forward and backward at 32K tokens in a layer of Qwen2.5-7B, vanilla and LRSA."""
     tokens = settings.size(32768, 128)
     mode = LRSA(lag_size=tokens // 32)
-    inputs = [z.to("npu", torch.bfloat16) for z in (random(1, 28, tokens, 128), *[random(1, 4, tokens, 128)] * 2)]
+    inputs = on_npu(random(1, 28, tokens, 128), *[random(1, 4, tokens, 128)] * 2)
     vanilla = _measure(lambda *z: scaled_dot_product_attention(*z, is_causal=True, enable_gqa=True), inputs)
     return {"vanilla": vanilla, "lrsa": _measure(lambda *z: fill.lrsa_attention(*z, mode), inputs)}
 

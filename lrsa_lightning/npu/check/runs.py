@@ -9,11 +9,8 @@ import time
 from math import isfinite
 from pathlib import Path
 
+from lrsa_lightning.metrics import METRICS, points, read_rows
 from lrsa_lightning.npu.check.settings import Failed, Settings
-
-_REFERENCE = "single"
-# Sums in a fixed order where an operator supports it, a warning where it does not.
-_EXACT = {"trainer.precision": "32-true", "trainer.deterministic": "warn"}
 
 
 def collectives(settings: Settings) -> dict:
@@ -54,15 +51,15 @@ def ddp(settings: Settings) -> dict:
 
 def zero2(settings: Settings) -> dict:
     """ZeRO-2 with Ulysses at degree 2 has the losses of one device."""
-    return _same_as_one(settings, "zero2", _on_pairs(settings, 2, "ulysses"))
+    return _same_as_one(settings, "zero2", _zero(settings, 2, "ulysses"))
 
 
 def zero3(settings: Settings) -> dict:
     """ZeRO-3 with context parallelism at degree 2 has the losses of one device."""
-    return _same_as_one(settings, "zero3", _on_pairs(settings, 3, "context"))
+    return _same_as_one(settings, "zero3", _zero(settings, 3, "context"))
 
 
-def _on_pairs(settings: Settings, stage: int, kind: str) -> dict[str, str]:
+def _zero(settings: Settings, stage: int, kind: str) -> dict[str, str]:
     size = 1 if settings.devices % 2 else 2
     return _on_all(settings, "NPUDeepSpeedStrategy", stage=stage, sequence_parallel={"size": size, "kind": kind})
 
@@ -77,7 +74,7 @@ def resume(settings: Settings) -> dict:
     """A killed and resumed run has the losses of an uninterrupted one, bit for bit."""
     callbacks = [{"class_path": "lrsa_lightning.callbacks.Checkpoints", "init_args": {"every_n_steps": 1}}]
     options = {"trainer.callbacks": json.dumps(callbacks)}
-    command, metrics = _command(settings, "killed", options), settings.folder / "runs" / "killed" / "metrics.jsonl"
+    command, metrics = _command(settings, "killed", options), settings.folder / "runs" / "killed" / METRICS
     process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL)
     while process.poll() is None and _last_step(metrics) < 2:
         time.sleep(0.02)
@@ -96,9 +93,9 @@ def _last_step(metrics: Path) -> int:
 def _same_as_one(
     settings: Settings, name: str, options: dict, tolerance: float = 1e-3, **environment: str
 ) -> dict[str, float]:
-    reference = settings.folder / "runs" / _REFERENCE
+    reference = settings.folder / "runs" / "single"
     if not reference.exists():
-        _fit(settings, _REFERENCE, {})
+        _fit(settings, reference.name, {})
     expected, losses = _curve(reference), _curve(_fit(settings, name, options, **environment))
     if losses.keys() != expected.keys():
         raise Failed(f"logged steps {sorted(losses)}, expected {sorted(expected)}")
@@ -109,11 +106,8 @@ def _same_as_one(
 
 
 def _on_all(settings: Settings, strategy: str, **arguments) -> dict[str, str]:
-    return {"trainer.strategy": _plugin(strategy, **arguments), "trainer.devices": str(settings.devices)}
-
-
-def _plugin(name: str, **arguments) -> str:
-    return json.dumps({"class_path": f"lrsa_lightning.npu.{name}", "init_args": arguments})
+    plugin = {"class_path": f"lrsa_lightning.npu.{strategy}", "init_args": arguments}
+    return {"trainer.strategy": json.dumps(plugin), "trainer.devices": str(settings.devices)}
 
 
 def _command(settings: Settings, name: str, options: dict[str, str]) -> list[str]:
@@ -136,22 +130,19 @@ def _command(settings: Settings, name: str, options: dict[str, str]) -> list[str
         "data.micro_batch_size": "1",
         "data.num_workers": "0",
         "trainer.max_steps": settings.size(20, 5),
-        "trainer.accelerator": _plugin("NPUAccelerator"),
+        "trainer.accelerator": "npu",
         "trainer.devices": "1",
-        "trainer.strategy": _plugin("SingleNPUStrategy"),
+        "trainer.strategy": "npu_single",
         "trainer.enable_model_summary": "false",
         "trainer.logger": '[{"class_path": "lrsa_lightning.callbacks.MetricsFile"}]',
         "trainer.callbacks": "[]",
-        **_EXACT,
+        # Sums in a fixed order where an operator supports it, a warning where it does not.
+        "trainer.precision": "32-true",
+        "trainer.deterministic": "warn",
         **options,
     }
-    return [
-        sys.executable,
-        "-m",
-        "lrsa_lightning.cli",
-        "fit",
-        *(f"--{key}={value}" for key, value in arguments.items()),
-    ]
+    fit = [sys.executable, "-m", "lrsa_lightning.cli", "fit"]
+    return fit + [f"--{key}={value}" for key, value in arguments.items()]
 
 
 def _fit(settings: Settings, name: str, options: dict[str, str], **environment: str) -> Path:
@@ -168,5 +159,4 @@ def _environment() -> dict[str, str]:
 
 
 def _curve(run: Path, metric: str = "train/loss") -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[metric] for row in rows if metric in row}
+    return dict(zip(*points(read_rows(run / METRICS), metric), strict=True))

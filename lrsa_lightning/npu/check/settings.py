@@ -50,6 +50,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
 
 
+def on_npu(*tensors: Tensor) -> list[Tensor]:
+    return [z.to("npu", torch.bfloat16) for z in tensors]
+
+
 def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """The output of a function and the gradients of its inputs, under a fixed random gradient of the output."""
     inputs = [z.detach().requires_grad_() for z in inputs]

@@ -46,11 +46,7 @@ class Ulysses(ShardedAttention):
             # The attention would round queries anyway. Keys and values stay exact, since LRSA scores them.
             q_BHnD = q_BHnD.to(torch.get_autocast_dtype(device_type))
         q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
-        layer = copy.copy(module)
-        layer.num_key_value_groups = q.shape[1] // k.shape[1]
-        # transformers looks up here which flash attention to call.
-        layer.config = copy.copy(module.config)
-        layer.config._attn_implementation = self.mode.registry_key()
+        layer = LayerOfHeads(module, q.shape[1] // k.shape[1], self.mode)
         out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **kwargs)
         return self._heads_for_tokens(out_BNhD)
 
@@ -78,6 +74,27 @@ class Ulysses(ShardedAttention):
         to_ranks = padded.unflatten(1, (size, num_local)).transpose(0, 1).contiguous()
         from_ranks = self.group.all_to_all(to_ranks)
         return from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+class LayerOfHeads:
+    """An attention layer as the mode's function sees it, with the rank's ratio of query to KV heads.
+
+    Not a copy of the module: torch cannot copy one that FSDP2 has sharded.
+    """
+
+    def __init__(self, module, num_key_value_groups: int, mode: AttentionMode):
+        self._module, self._mode = module, mode
+        self.num_key_value_groups = num_key_value_groups
+
+    @property
+    def config(self):
+        """The model's, with the mode's own implementation: transformers looks up which flash attention to call."""
+        config = copy.copy(self._module.config)
+        config._attn_implementation = self._mode.registry_key()
+        return config
+
+    def __getattr__(self, name: str):
+        return getattr(self._module, name)
 
 
 def legal_degrees(heads: int, kv_heads: int) -> list[int]:

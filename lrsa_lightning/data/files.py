@@ -59,7 +59,8 @@ def _placed_rows(file: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
         return _numbered(_parquet_rows(path), path, "row")
     if suffix not in _SUFFIXES:
         raise InputError(f"data file {file}: expected {', '.join(_SUFFIXES)} or one of them with .gz")
-    return _numbered(_array(path), path, "item") if _begins_array(path) else _json_lines(path, skipped)
+    first = next(filter(None, map(bytes.lstrip, _lines(path))), b"")
+    return _numbered(_array(path), path, "item") if first.startswith(b"[") else _json_lines(path, skipped)
 
 
 def _numbered(rows: Iterable[Any], file: str | Path, unit: str) -> Iterator[PlacedRow]:
@@ -128,11 +129,6 @@ def _json_lines(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
                 skipped.append(f"{where}: {error}")
             else:
                 yield where, number, row
-
-
-def _begins_array(path: Path) -> bool:
-    first = next(filter(None, map(bytes.lstrip, _lines(path))), b"")
-    return first.startswith(b"[")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,18 +1,28 @@
-"""After the first optimizer step, what a command has added to a run directory stays."""
+"""What begins with the first micro-batch, and with the first optimizer step."""
 
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.library_errors import set_computing
 from lrsa_lightning.run_start import RunStart
 
 
+class FirstStep(Callback):
+    """Notes that computing has begun. Before the first micro-batch, an error is usually about what the user gave."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        set_computing(True)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        set_computing(True)
+
+
 class RunBegins(Callback):
-    """Marks the start of a run as successful. The command adds it before all callbacks that save or may fail."""
+    """Marks the start of a run as successful: what the command has added to the run directory stays.
+
+    The command adds it in the process that writes, before all callbacks that save or may fail.
+    """
 
     def __init__(self, start: RunStart):
-        """
-        Args:
-            start: the start, in the process that writes.
-        """
         self.start = start
         self._from_step = 0
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dt
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
-from lrsa_lightning.flops import DecoderFlops, StepFlops
+from lrsa_lightning.flops import DecoderFlops
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, checked
 
 log = logging.getLogger(__name__)
@@ -82,16 +82,14 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         sharding = getattr(trainer.strategy, "sharding", None)
-        if sharding is None:
-            self._lengths.update(lengths_of(batch))
-        else:
-            self._lengths.update([sharding.seq_len] * len(batch["input_ids"]))
+        rows = len(batch["input_ids"])
+        self._lengths.update(lengths_of(batch) if sharding is None else [sharding.seq_len] * rows)
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
         seconds = self._clock.lap()
         self.log_dict({f"throughput/seconds/{part}": value for part, value in seconds.items()})
-        sharing = sharding.group.size if sharding is not None else 1
+        sharing = 1 if sharding is None else sharding.group.size
         self._add_step(pl_module, sum(seconds.values()) - seconds["evaluation"], trainer.world_size, sharing)
         if self._steps:
             self.log_dict({f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()})
@@ -103,34 +101,31 @@ class Throughput(Callback):
     def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int, sharing: int) -> None:
         """Each of the ``sharing`` devices that hold segments of a row does its part of the row's operations."""
         tokens, label_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
-        of_rows = self._decoder.training(self._lengths, label_tokens * sharing // num_devices, pl_module.attention)
-        flops = StepFlops(of_rows.real // sharing, of_rows.dense // sharing)
+        flops = self._decoder.training(self._lengths, label_tokens * sharing // num_devices, pl_module.attention)
         self._last_seen = pl_module.seen_tokens
         self._lengths.clear()
         if not self._is_first:
-            self._steps.append(_Step(seconds, tokens, flops))
+            self._steps.append(_Step(seconds, tokens, flops.real // sharing, flops.dense // sharing))
         self._is_first = False
 
     def _speed(self, num_devices: int) -> dict[str, float]:
-        seconds = sum(step.seconds for step in self._steps)
-        tokens = sum(step.tokens for step in self._steps) / seconds
+        total = _Step(*map(sum, zip(*self._steps, strict=True)))
+        tokens = total.tokens / total.seconds
         speed = {"tokens_per_second": tokens, "tokens_per_second_per_device": tokens / num_devices}
-        for suffix, flops in (
-            ("", sum(step.flops.real for step in self._steps) / seconds),
-            ("_dense", sum(step.flops.dense for step in self._steps) / seconds),
-        ):
-            speed[f"tflops_per_device{suffix}"] = flops / 1e12
+        for suffix, flops in (("", total.flops), ("_dense", total.dense_flops)):
+            speed[f"tflops_per_device{suffix}"] = flops / total.seconds / 1e12
             if self._peak is not None:
-                speed[f"mfu{suffix}"] = flops / self._peak
+                speed[f"mfu{suffix}"] = flops / total.seconds / self._peak
         return speed
 
 
 class _Step(NamedTuple):
-    """An optimizer step: its seconds, the tokens of the global batch, the operations of this device."""
+    """An optimizer step, or several: seconds, tokens of the global batches, operations of this device."""
 
     seconds: float
     tokens: int
-    flops: StepFlops
+    flops: int
+    dense_flops: int
 
 
 class StepProfiler(Profiler):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,29 @@ from lrsa_lightning.trained_model import read_state
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class FinishedRun:
-    """Makes up for checks after the last step that were interrupted. Lightning itself would do nothing."""
+    """Makes up for checks after the last step that were interrupted. Lightning itself would do nothing.
 
-    def __init__(self, checkpoint: Mapping[str, Any], limit: str, trainer: Trainer):
-        """
-        Args:
-            checkpoint: the checkpoint of the last step.
-            limit: the setting that makes it the last, for example "trainer.max_steps 100".
-            trainer: the command's trainer.
-        """
-        self._step = checkpoint["global_step"]
-        self._progress = SavedProgress(checkpoint)
-        self._states = checkpoint.get("callbacks", {})
-        self._limit = limit
-        self._trainer = trainer
+    Attributes:
+        checkpoint: the checkpoint of the last step.
+        limit: the setting that makes it the last, for example "trainer.max_steps 100".
+        trainer: the command's trainer.
+    """
+
+    checkpoint: Mapping[str, Any]
+    limit: str
+    trainer: Trainer
 
     @classmethod
     def of_checkpoint(cls, path: Path | None, trainer: Trainer) -> "FinishedRun | None":
         """The run of a checkpoint, or None if the trainer has steps left."""
-        checkpoint = _read(path, trainer) if path is not None else None
-        if checkpoint is None or "loops" not in checkpoint:
+        if path is None:
+            return None
+        if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
+            return None  # the strategy will refuse the folder, or read it itself
+        checkpoint = read_state(path)
+        if "loops" not in checkpoint:
             return None
         for name, limit, done in (
             ("max_steps", trainer.max_steps, checkpoint["global_step"]),
@@ -50,38 +53,39 @@ class FinishedRun:
 
     def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
         """Runs the missing RULER check and validation, then says that the run is finished."""
-        trainer = self._trainer
-        self._log_last_step()
+        trainer, step = self.trainer, self.checkpoint["global_step"]
+        self._log_last_step(step)
         checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
-        lacking = [callback for callback in checks if not callback.records_path(trainer, self._step).exists()]
-        validates = self._lacks_validation(datamodule)
+        lacking = [callback for callback in checks if not callback.records_path(trainer, step).exists()]
+        validates = self._lacks_validation(datamodule, step)
         if lacking or validates:
-            log.warning("the last step, %d, is trained: its missing checks run now", self._step)
+            log.warning("the last step, %d, is trained: its missing checks run now", step)
             trainer.callbacks = [each for each in trainer.callbacks if each not in checks or each in lacking]
             if validates:
-                trainer.callbacks.insert(0, _OfStep(self._step))
+                trainer.callbacks.insert(0, _OfStep(step))
             else:
                 datamodule.val_files = []
             trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         log.warning(
             "%s is finished: step %d is its last by %s; to train on, raise this limit",
-            *(trainer.default_root_dir, self._step, self._limit),
+            *(trainer.default_root_dir, step, self.limit),
         )
 
-    def _log_last_step(self) -> None:
+    def _log_last_step(self, step: int) -> None:
         """For a run that was interrupted after its last checkpoint and before the loggers wrote."""
-        for callback in self._trainer.callbacks:
-            if isinstance(callback, Checkpoints) and callback.state_key in self._states:
-                callback.load_state_dict(self._states[callback.state_key])
-                callback.log_unlogged(self._trainer, self._step)
+        states = self.checkpoint.get("callbacks", {})
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Checkpoints) and callback.state_key in states:
+                callback.load_state_dict(states[callback.state_key])
+                callback.log_unlogged(self.trainer, step)
 
-    def _lacks_validation(self, datamodule: LongContextDataModule) -> bool:
+    def _lacks_validation(self, datamodule: LongContextDataModule, step: int) -> bool:
         """Whether a validation was due after the last step and the metrics file does not have it."""
-        files = metrics_files(self._trainer.loggers)
-        if not files or not datamodule.val_files or not self._progress.is_validation_due(self._trainer):
+        files = metrics_files(self.trainer.loggers)
+        is_due = datamodule.val_files and SavedProgress(self.checkpoint).is_validation_due(self.trainer)
+        if not files or not is_due:
             return False
-        rows = [row for row in files[0].rows() if row["step"] == self._step - 1]
-        return not any(name.startswith("val/") for row in rows for name in row)
+        return not any(name.startswith("val/") for row in files[0].rows() if row["step"] == step - 1 for name in row)
 
 
 class _OfStep(Callback):
@@ -92,10 +96,3 @@ class _OfStep(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.log("step", float(self._step - 1), sync_dist=True)
-
-
-def _read(path: Path, trainer: Trainer) -> Mapping[str, Any] | None:
-    """What a checkpoint holds; None for a folder that the strategy will refuse or read itself."""
-    if path.is_dir() and (not isinstance(trainer.strategy, ZeroStrategy) or read_written(path) is None):
-        return None
-    return read_state(path)

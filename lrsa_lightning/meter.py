@@ -32,9 +32,7 @@ class StepMeter:
     def __init__(self):
         self._sums: list[Tensor] | None = None
         self._max_labels = 0
-        self._seen: Tensor | None = None
-        self._seen_before: Tensor | None = None
-        self._loaded: Sequence[int] = (0, 0)
+        self._seen = self._seen_before = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     @property
     def is_between_steps(self) -> bool:
@@ -49,12 +47,12 @@ class StepMeter:
     @property
     def seen_tokens(self) -> tuple[int, int]:
         """Tokens of all steps on all ranks, without padding, and the label tokens among them."""
-        tokens, labels = self._loaded if self._seen is None else self._seen.tolist()
+        tokens, labels = self._seen.tolist()
         return tokens, labels
 
     def load(self, seen_tokens: Sequence[int]) -> None:
         """Continues from the `seen_tokens` of a checkpoint."""
-        self._loaded = seen_tokens
+        self._seen = torch.tensor(seen_tokens)
 
     def add(self, batch: dict[str, Tensor], loss: Tensor, label_loss_sum: Tensor | None) -> None:
         """Adds a micro-batch to the current step.
@@ -78,7 +76,7 @@ class StepMeter:
         (loss, counts, *label_loss_sum), self._sums, self._max_labels = self._sums, None, 0
         counts = sum_over_ranks(counts)
         self._seen_before = self._seen
-        self._seen = counts + (counts.new_tensor(self._loaded) if self._seen is None else self._seen)
+        self._seen = counts + self._seen.to(counts.device)
         label_loss = label_loss_sum[0] / counts[1] if label_loss_sum else loss
         return StepTotals(loss, label_loss, self._seen)
 

@@ -157,7 +157,8 @@ class LongContextModule(lightning.LightningModule):
             InputError: no sample of the optimizer step has label tokens.
         """
         hidden_BND = self._hidden(batch)
-        loss = self._part_of_loss(hidden_BND, batch)
+        # This micro-batch's part of the global batch's loss, a mean over label tokens or over samples.
+        loss = self._loss_sum(hidden_BND, batch, batch["weights"]) / batch["num_tokens"]
         self.meter.add(batch, loss, self._label_loss_sum(hidden_BND, batch))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._end_step()
@@ -168,15 +169,17 @@ class LongContextModule(lightning.LightningModule):
         # Without validation files the batch is empty, so that callbacks run. A batch may have no label tokens.
         if not batch or batch["max_labels_per_rank"] == 0:
             return
-        loss = self._part_of_loss(self._hidden(batch), batch) * self.trainer.world_size
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=int(batch["num_tokens"]))
+        loss = self._loss_sum(self._hidden(batch), batch, batch["weights"]) / batch["num_tokens"]
+        self.log(
+            "val/loss",
+            loss * self.trainer.world_size,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=int(batch["num_tokens"]),
+        )
 
     def _hidden(self, batch: dict[str, Any]) -> Tensor:
         return self(batch["input_ids"], batch["position_ids"], batch.get("cu_seqlens"))
-
-    def _part_of_loss(self, hidden_BND: Tensor, batch: dict[str, Any]) -> Tensor:
-        """What this micro-batch adds to the global batch's loss, a mean over label tokens or over samples."""
-        return self._loss_sum(hidden_BND, batch, batch["weights"]) / batch["num_tokens"]
 
     @torch.no_grad()
     def _label_loss_sum(self, hidden_BND: Tensor, batch: dict[str, Any]) -> Tensor | None:

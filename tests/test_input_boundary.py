@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lrsa_lightning import input_boundary
 from lrsa_lightning.callbacks import EndTogether
-from lrsa_lightning.callbacks.first_step import FirstStep
+from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import report_input_errors

@@ -18,7 +18,7 @@ from lrsa_lightning.callbacks import (
     StepProgress,
     StopOnSignal,
 )
-from lrsa_lightning.callbacks.first_step import FirstStep
+from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.commands import SUBCOMMANDS
 from lrsa_lightning.configs import CONFIG_DIR

@@ -26,7 +26,9 @@ class Extender:
             delimiter: the word that opens a section, followed by its number.
             seed: seed of the draws.
         """
-        self._groups = {language: _Group(pool, language) for language in {sample.language for sample in pool}}
+        self._paragraphs: dict[str, list[tuple[Sample, str]]] = {}
+        for sample in sorted(pool, key=lambda sample: (len(sample.document), sample.id)):
+            self._paragraphs.setdefault(sample.language, []).extend((sample, text) for text in sample.paragraphs())
         self._delimiter = delimiter
         self._seed = seed
 
@@ -40,12 +42,9 @@ class Extender:
             budget: tokens to fill.
             tokenize: text -> token ids.
         """
-        group = self._groups.get(sample.language)
-        if group is None:
-            return []
         ids: list[int] = []
         end = tokenize("\n\n")
-        for number, paragraph in enumerate(group.draw(sample, Random(f"{self._seed}:{sample.id}")), start=1):
+        for number, paragraph in enumerate(self._draw(sample), start=1):
             opening = tokenize(f"{self._delimiter} {number}:\n")
             room = budget - len(ids)
             if room < len(opening) + _SHORTEST + len(end):
@@ -55,23 +54,16 @@ class Extender:
             ids += opening + tokenize.first(paragraph, room - len(opening) - len(end)) + end
         return ids
 
-
-class _Group:
-    """The paragraphs of one language, in the order of their documents' lengths."""
-
-    def __init__(self, pool: Sequence[Sample], language: str):
-        samples = sorted((s for s in pool if s.language == language), key=lambda s: (len(s.document), s.id))
-        self._paragraphs = [(sample, paragraph) for sample in samples for paragraph in sample.paragraphs()]
-        self._lengths = [len(sample.document) for sample, _ in self._paragraphs]
-
-    def draw(self, sample: Sample, rng: Random) -> Iterator[str]:
+    def _draw(self, sample: Sample) -> Iterator[str]:
         """Paragraphs of longer samples, each at most once; when they are used up, paragraphs of any other sample."""
+        rng = Random(f"{self._seed}:{sample.id}")
+        paragraphs = self._paragraphs.get(sample.language, [])
         taken: set[int] = set()
-        for start in (bisect_right(self._lengths, len(sample.document)), 0):
+        for start in (bisect_right(paragraphs, len(sample.document), key=lambda pair: len(pair[0].document)), 0):
             misses = 0
-            while start < len(self._paragraphs) and misses < _MAX_MISSES:
-                index = rng.randrange(start, len(self._paragraphs))
-                source, paragraph = self._paragraphs[index]
+            while start < len(paragraphs) and misses < _MAX_MISSES:
+                index = rng.randrange(start, len(paragraphs))
+                source, paragraph = paragraphs[index]
                 if index in taken or source.document == sample.document:
                     misses += 1
                     continue

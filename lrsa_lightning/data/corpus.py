@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -17,32 +17,18 @@ from lrsa_lightning.errors import InputError
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Corpus:
-    """Reads the samples of the training and of the validation.
+    """Reads the samples of the training and of the validation; `LongContextDataModule` describes the attributes."""
 
-    Attributes:
-        train_files: names of local files and hub data sets.
-        val_files: the same, for the validation.
-    """
-
-    def __init__(
-        self,
-        train_files: Sequence[str],
-        val_files: Sequence[str],
-        source: SourceName,
-        fields: Mapping[str, str],
-        mixture: Mapping[str, float],
-        bad_rows: Literal["error", "skip"],
-        seed: int,
-    ):
-        """Takes arguments of `LongContextDataModule`."""
-        self.train_files, self.val_files = [*train_files], [*val_files]
-        self._source = source
-        self._fields = fields
-        self._mixture = mixture
-        self._bad_rows = bad_rows
-        self._seed = seed
-        self._hashes: dict[str, str] = {}
+    train_files: list[str]
+    val_files: list[str]
+    source: SourceName
+    fields: Mapping[str, str]
+    mixture: Mapping[str, float]
+    bad_rows: Literal["error", "skip"]
+    seed: int
+    _hashes: dict[str, str] = field(default_factory=dict, init=False)
 
     def check(self) -> None:
         """Checks the names, and each file up to its first sample.
@@ -53,13 +39,16 @@ class Corpus:
         """
         if not self.train_files:
             raise InputError("data.train_files is empty: name at least one .json, .jsonl or .parquet file or hub id")
+        files = self.train_files + self.val_files
         for file in self.train_files:
-            weight_of(file, self.train_files, self._mixture)
-        for file in self.train_files + self.val_files:
+            weight_of(file, self.train_files, self.mixture)
+        for file in files:
             next(self._read(file), None)
-        for option, files in (("data.train_files", self.train_files), ("data.val_files", self.val_files)):
-            _check_different(option, files)
-        self._check_fields()
+        _check_different("data.train_files", self.train_files)
+        _check_different("data.val_files", self.val_files)
+        if self.fields and not any(has_fields(file, self.fields) for file in files):
+            columns = ", ".join(map(repr, self.fields.values()))
+            raise InputError(f"data.fields fits no file: none of {', '.join(files)} has the columns {columns}")
         trained = {_identity(file) for file in self.train_files}
         for file in self.val_files:
             if _identity(file) in trained:
@@ -77,7 +66,7 @@ class Corpus:
             return [sample for file in self.val_files for sample in self._read(file)]
         samples = []
         for file in self.train_files:
-            samples += mix(self._read(file), weight_of(file, self.train_files, self._mixture), self._seed)
+            samples += mix(self._read(file), weight_of(file, self.train_files, self.mixture), self.seed)
         if not samples:
             raise InputError("data.mixture leaves no sample of data.train_files: raise a weight")
         return samples
@@ -86,15 +75,19 @@ class Corpus:
         """What the samples, and those they may be extended with, depend on besides the files' content."""
         return {
             "names": [Path(file).name for file in self._files(what)],
-            "source": self._source,
-            "fields": self._fields,
-            "mixture": [weight_of(file, self.train_files, self._mixture) for file in self.train_files],
-            "bad_rows": self._bad_rows,
+            "source": self.source,
+            "fields": self.fields,
+            "mixture": [weight_of(file, self.train_files, self.mixture) for file in self.train_files],
+            "bad_rows": self.bad_rows,
         }
 
     def contents(self, what: Literal["train", "val"]) -> list[str]:
         """A hash of each file's bytes, or a hub data set's name; for the validation, the train files come first."""
-        return [self._content(file) for file in self._files(what)]
+        for file in self._files(what):
+            if file not in self._hashes:
+                path = files_of(file)
+                self._hashes[file] = file if path is None else hash_of(path)
+        return [self._hashes[file] for file in self._files(what)]
 
     def train_content(self) -> list[list[str]]:
         """Name and content of each train file, in order."""
@@ -104,24 +97,12 @@ class Corpus:
     def _files(self, what: str) -> list[str]:
         return self.train_files + (self.val_files if what == "val" else [])
 
-    def _content(self, file: str) -> str:
-        if file not in self._hashes:
-            path = files_of(file)
-            self._hashes[file] = file if path is None else hash_of(path)
-        return self._hashes[file]
-
     def _read(self, file: str) -> Iterator[Sample]:
-        skipped: list[str] | None = [] if self._bad_rows == "skip" else None
-        source = "auto" if self._source == "demo" else self._source
-        yield from read_samples(file, source, self._fields, skipped)
+        skipped: list[str] | None = [] if self.bad_rows == "skip" else None
+        source = "auto" if self.source == "demo" else self.source
+        yield from read_samples(file, source, self.fields, skipped)
         if skipped:
             log.warning("%d malformed rows of %s are skipped; the first: %s", len(skipped), file, skipped[0])
-
-    def _check_fields(self) -> None:
-        files = self.train_files + self.val_files
-        if self._fields and not any(has_fields(file, self._fields) for file in files):
-            columns = ", ".join(map(repr, self._fields.values()))
-            raise InputError(f"data.fields fits no file: none of {', '.join(files)} has the columns {columns}")
 
 
 def names_of(option: str, files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:

@@ -112,7 +112,6 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.extend = extend
         self.delimiter = delimiter
         self.too_long = too_long
-        self.bad_rows = bad_rows
         self.corpus = Corpus(self.train_files, self.val_files, source, fields or {}, mixture or {}, bad_rows, seed)
         self.loss_weighting = loss_weighting
         self.packing = packing
@@ -147,7 +146,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.corpus.check()
         if self.trained_on is not None and not self.allow_changed_files:
             check_files(self.trained_on, self.corpus.train_content())
-        for what in self._parts():
+        for what in ("train", "val") if self.val_files else ("train",):
             # A corrupt folder goes now: other processes of this node open it as soon as they see it.
             with alone(folder := self._folder(what)):
                 if find_complete(folder):
@@ -182,7 +181,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             template = make_template(self.template, self.tokenizer)
             extender = Extender(train, self.delimiter, self.seed) if self.extend else None
             encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long)
-            skip = self.bad_rows == "skip"
+            skip = self.corpus.bad_rows == "skip"
             prepared = prepare(folder, samples, encode, self.prepare_workers, f"{what} samples", skip)
             return checked_counts(prepared, what, self.seq_len)
 
@@ -199,9 +198,6 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self.trainer.state.fn == "fit" and not self.allow_changed_files:
             check_files(state_dict, self.corpus.train_content())
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
-
-    def _parts(self) -> list[Literal["train", "val"]]:
-        return ["train", "val"] if self.val_files else ["train"]
 
     def _folder(self, what: str) -> Path:
         return self.cache_dir / "prepared" / f"{what}-{self._key(what)}"

@@ -20,7 +20,7 @@ LossWeighting: TypeAlias = Literal["token", "sample"]
 
 
 class LongContextDataset(Dataset):
-    """Tokenised samples, indexed by `MicroBatch`: an item is a whole micro-batch.
+    """Tokenised samples, indexed by `MicroBatch`: an item is a complete micro-batch.
 
     Attributes:
         samples: the tokenised samples.

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,18 @@ def _placed_rows(file: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
     if not is_file:
         if suffix in _SUFFIXES or not _HUB_ID.fullmatch(file):
             raise InputError(f"data file {file} does not exist. Set data.train_files to a file or to a hub id.")
-        return _hub_rows(file)
+        return _numbered(_hub_rows(file), file, "row")
     if suffix == ".parquet":
-        return _parquet_rows(path)
+        return _numbered(_parquet_rows(path), path, "row")
     if suffix not in _SUFFIXES:
         raise InputError(f"data file {file}: expected {', '.join(_SUFFIXES)} or one of them with .gz")
-    return _json_rows(path, skipped)
+    first = next(filter(None, map(bytes.lstrip, _lines(path))), b"")
+    return _numbered(_array(path), path, "item") if first.startswith(b"[") else _json_lines(path, skipped)
+
+
+def _numbered(rows: Iterable[Any], file: str | Path, unit: str) -> Iterator[PlacedRow]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{file}, {unit} {number}", number, row
 
 
 @contextmanager
@@ -77,12 +83,12 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _hub_rows(name: str) -> Iterator[PlacedRow]:
+def _hub_rows(name: str) -> Iterable[Any]:
     import datasets
 
     before_loading(name)
     try:
-        rows = datasets.load_dataset(name, split="train")
+        return datasets.load_dataset(name, split="train")
     except Exception as error:  # datasets raises whatever its network and file layers raise
         raise InputError(
             f"hub data set {name} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
@@ -90,25 +96,16 @@ def _hub_rows(name: str) -> Iterator[PlacedRow]:
             "and name the .json, .jsonl or .parquet file in DIR in data.train_files. If a file was meant: it does not "
             "exist."
         ) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}, row {number}", number, row
 
 
-def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
-    number = 0
-    for batch in _parquet_batches(path):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", number, row
-
-
-def _parquet_batches(path: Path) -> Iterator:
+def _parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     with _named(path), _opened(path) as content:
         seekable = io.BytesIO(content.read()) if path.suffix == ".gz" else content
         try:
-            yield from pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=64)
+            for batch in pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=64):
+                yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk fails, not the format
@@ -120,10 +117,7 @@ def _opened(path: Path):
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def _json_rows(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
-    if _begins_array(path):
-        yield from _array_rows(path)
-        return
+def _json_lines(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             where = f"{path}, line {number}"
@@ -137,14 +131,6 @@ def _json_rows(path: Path, skipped: list[str] | None) -> Iterator[PlacedRow]:
                 yield where, number, row
 
 
-def _begins_array(path: Path) -> bool:
-    with _named(path), _opened(path) as content:
-        first = content.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8).lstrip()
-        while not first and (byte := content.read(1)):
-            first = byte.lstrip()
-        return first.startswith(b"[")
-
-
 def _lines(path: Path) -> Iterator[bytes]:
     """The file's lines, without the byte order mark that some editors write."""
     with _named(path), _opened(path) as content:
@@ -152,15 +138,13 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line if number else line.removeprefix(codecs.BOM_UTF8)
 
 
-def _array_rows(path: Path) -> Iterator[PlacedRow]:
+def _array(path: Path) -> list[Any]:
     with _named(path), _opened(path) as content:
         text = content.read().removeprefix(codecs.BOM_UTF8)
     try:
-        rows = _json(text)
+        return _json(text)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, item {number}", number, row
 
 
 def _json(text: bytes) -> Any:

@@ -35,11 +35,9 @@ def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> N
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    after = prepared.num_ids
-    bins = 60
-    edges = [max([*own, *after]) * i / bins for i in range(bins + 1)]
-    axes.hist(own, bins=edges, alpha=0.6, label=f"as read ({len(own)})")
-    axes.hist(after, bins=edges, alpha=0.6, label=f"prepared ({len(after)})")
+    bins = {"bins": 60, "range": (0, max([*own, *prepared.num_ids]))}
+    axes.hist(own, **bins, alpha=0.6, label=f"as read ({len(own)})")
+    axes.hist(prepared.num_ids, **bins, alpha=0.6, label=f"prepared ({len(prepared)})")
     axes.set(xlabel="tokens", ylabel="samples", yscale="log")
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def prepare(
     """Tokenises samples into ``folder``. If the process is killed, nobody reads what it left; the next call clears it.
 
     Args:
-        folder: made by this call, named by the data's key; used as it is when it exists and is complete.
+        folder: named by the data's key; used as it is when it exists and is complete.
         samples: the samples, in order.
         encode: sample -> token ids, or None for a sample to leave out.
         num_workers: processes that tokenise.
@@ -131,21 +132,17 @@ def _write(
     from datasets.arrow_writer import ArrowWriter
     from rich.progress import track
 
-    features = datasets.Features(
-        {
-            "ids": datasets.Sequence(datasets.Value("int32")),
-            "num_ids": datasets.Value("int32"),
-            _NUM_LABELS: datasets.Value("int32"),
-        }
-    )
-    counts, content = {"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}, hashlib.sha256()
+    number = datasets.Value("int32")
+    features = datasets.Features({"ids": datasets.Sequence(number), "num_ids": number, _NUM_LABELS: number})
+    counts, content = Counter({"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}), hashlib.sha256()
     with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
         rows = encoded(samples, encode, num_workers)
+        # No variable holds the progress bar: an error then closes it at once, and not later from a thread of its own.
         for row in track(rows, f"Preparing {what}", total=len(samples), transient=True):
             if isinstance(row, NothingToLearn):
                 if not skip_malformed:
                     raise row
-                counts["malformed"] = counts.get("malformed", 0) + 1
+                counts["malformed"] += 1
             elif row is None:
                 counts["left out"] += 1
             else:

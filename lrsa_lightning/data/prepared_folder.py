@@ -58,14 +58,12 @@ def _lock_of(folder: Path) -> FileLock:
 @contextmanager
 def _held(lock: FileLock, folder: Path) -> Iterator[None]:
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.warning("another process prepares %s: waiting for it", folder)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

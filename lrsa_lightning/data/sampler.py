@@ -46,9 +46,7 @@ class GlobalBatchSampler(DistributedSampler):
     would replace any other sampler.
 
     Attributes:
-        global_batch_size: samples of an optimizer step.
-        seed: seed of the order.
-        epoch: epoch of the order.
+        epoch: epoch of the order. Lightning sets it at the start of each epoch, and after a resume.
         start: samples of the epoch, over all ranks, that the next iteration leaves out.
     """
 
@@ -89,10 +87,6 @@ class GlobalBatchSampler(DistributedSampler):
         self.global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self.start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it at the start of each epoch, and after a resume."""
-        self.epoch = epoch
 
     @property
     def samples_at_a_time(self) -> int:

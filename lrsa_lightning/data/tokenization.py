@@ -2,7 +2,8 @@
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
@@ -66,7 +67,7 @@ class LongTokenizer:
         self._of_huge: dict[str, array] = {}
 
     def __call__(self, text: str) -> list[int]:
-        return [token for ids in self._ids([*self._pieces(text)]) for token in ids]
+        return [token for ids in self._ids(self._pieces(text)) for token in ids]
 
     def first(self, text: str, count: int) -> list[int]:
         """The first ``count`` ids of a text. It tokenises no more of the text than they need."""
@@ -74,19 +75,18 @@ class LongTokenizer:
         for piece in self._pieces(text):
             if len(ids) >= count:
                 break
-            ids += self._first_of_piece(piece, count - len(ids))
-        return ids[: max(count, 0)]
+            ids += self._ids_of_piece(piece)[: count - len(ids)]
+        return ids
 
-    def _first_of_piece(self, piece: str, count: int) -> Sequence[int]:
+    def _ids_of_piece(self, piece: str) -> Sequence[int]:
         if len(piece) <= _HUGE:
             return self._ids([piece])[0]
         if piece not in self._of_huge:
             self._of_huge[piece] = array("i", self._ids([piece])[0])
-        return self._of_huge[piece][:count]
+        return self._of_huge[piece]
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        is_one_piece = len(text) <= _PIECE or self.safe_places is None
-        return iter([text]) if is_one_piece else _pieces(text, self.safe_places)
+    def _pieces(self, text: str) -> list[str]:
+        return [text] if self.safe_places is None else cut(text, self.safe_places)
 
     def _holds(self, places: re.Pattern) -> bool:
         """Whether the tokenizer's words end at these places, and pieces give the same ids as the text in one piece."""
@@ -104,12 +104,7 @@ class LongTokenizer:
 
 def cut(text: str, places: re.Pattern) -> list[str]:
     """The text, cut at such places into pieces of at least `_PIECE` characters; the last may be shorter."""
-    return [*_pieces(text, places)]
-
-
-def _pieces(text: str, places: re.Pattern) -> Iterator[str]:
-    start = 0
-    while match := places.search(text, start + _PIECE):
-        yield text[start : match.start()]
-        start = match.start()
-    yield text[start:]
+    starts = [0]
+    while match := places.search(text, starts[-1] + _PIECE):
+        starts.append(match.start())
+    return [text[start:end] for start, end in pairwise([*starts, None])]

@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> str:
 
 def corpus(train, val=(), **options):
     defaults = {"source": "auto", "fields": {}, "mixture": {}, "bad_rows": "error", "seed": 0}
-    return Corpus(train, val, **{**defaults, **options})
+    return Corpus(train, [*val], **{**defaults, **options})
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from lrsa_lightning.data import formats
 from lrsa_lightning.data.sample import Sample
-from lrsa_lightning.data.sources import longalign, read_samples
+from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.errors import InputError
 from tests.conftest import longalign_row, write_jsonl
 
@@ -26,7 +27,7 @@ FORMATS = {
 
 
 def as_longalign(row):
-    return Sample("a:1", *longalign.parse(row))
+    return Sample("a:1", *formats.FORMATS["longalign"].parse(row))
 
 
 def parts(sample):

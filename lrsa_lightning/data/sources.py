@@ -1,25 +1,16 @@
-"""Public data-set formats. Each module has COLUMNS, EXPECTED and parse(row); a file's first row tells its format."""
+"""The samples of a file: its format, the user's names of its columns, and what is wrong with a row."""
 
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 from lrsa_lightning.data.files import rows_of
+from lrsa_lightning.data.formats import FORMATS, Format, Row
 from lrsa_lightning.data.sample import Sample
-from lrsa_lightning.data.sources import anti_haystack, longalign, longalpaca, refgpt, sharegpt
 from lrsa_lightning.errors import InputError
 
-FORMATS: dict[str, ModuleType] = {
-    "longalign": longalign,
-    "sharegpt": sharegpt,
-    "longalpaca": longalpaca,
-    "anti_haystack": anti_haystack,
-    "refgpt": refgpt,
-}
 SourceName: TypeAlias = Literal["auto", "longalign", "sharegpt", "longalpaca", "anti_haystack", "refgpt", "demo"]
-Row: TypeAlias = Mapping[str, Any]
 # How to read the rows of a file: its format, and the user's names of its columns.
-_Layout: TypeAlias = tuple[ModuleType, Mapping[str, str]]
+_Layout: TypeAlias = tuple[Format, Mapping[str, str]]
 
 
 def read_samples(
@@ -41,6 +32,8 @@ def read_samples(
     read = 0
     for where, number, row in rows_of(file, skipped):
         try:
+            if not isinstance(row, Mapping):
+                raise ValueError("expected an object, with a field for each part of the sample")
             layout = layout or _layout(row, source, fields or {})
             sample = _sample(layout, row, f"{file.rsplit('/', 1)[-1]}:{number}")
         except ValueError as error:
@@ -61,39 +54,35 @@ def has_fields(file: str, fields: Mapping[str, str]) -> bool:
 
 
 def _layout(row: Row, source: SourceName, fields: Mapping[str, str]) -> _Layout:
-    _check_object(row)
-    parsers = [*FORMATS.values()] if source == "auto" else [FORMATS[source]]
+    formats = [*FORMATS.values()] if source == "auto" else [FORMATS[source]]
     missing = [column for column in fields.values() if column not in row]
     columns = list(row if missing or not fields else fields)
-    fitting = (parser for parser in parsers if set(parser.COLUMNS) <= set(columns))
-    parser = next(fitting, parsers[0] if source != "auto" and not missing else None)
-    if parser is not None:
-        return parser, {} if missing else fields
-    if missing:
-        raise ValueError(f"data.fields names the column {missing[0]!r}, the row has {', '.join(map(repr, row))}")
-    known = "; ".join(parser.EXPECTED for parser in FORMATS.values())
+    fitting = (form for form in formats if set(form.columns) <= set(columns))
+    form = next(fitting, formats[0] if source != "auto" and not missing else None)
+    if form is not None:
+        return form, {} if missing else fields
+    _check_columns(row, fields)
+    known = "; ".join(form.expected for form in FORMATS.values())
     raise ValueError(
         f"no known format has the columns {', '.join(map(repr, columns))}. Expected one of: {known}. For columns of "
         'other names set data.fields, such as {"document": "context", "question": "query", "answer": "response"}'
     )
 
 
-def _check_object(row: Any) -> None:
-    if not isinstance(row, Mapping):
-        raise ValueError("expected an object, with a field for each part of the sample")
+def _check_columns(row: Row, fields: Mapping[str, str]) -> None:
+    if missing := [column for column in fields.values() if column not in row]:
+        raise ValueError(f"data.fields names the column {missing[0]!r}, the row has {', '.join(map(repr, row))}")
 
 
 def _sample(layout: _Layout, row: Row, sample_id: str) -> Sample:
-    parser, fields = layout
-    _check_object(row)
-    if missing := [column for column in fields.values() if column not in row]:
-        raise ValueError(f"data.fields names the column {missing[0]!r}, the row has {', '.join(map(repr, row))}")
+    form, fields = layout
+    _check_columns(row, fields)
     try:
-        texts = parser.parse({part: row[column] for part, column in fields.items()} if fields else row)
+        texts = form.parse({part: row[column] for part, column in fields.items()} if fields else row)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"expected {parser.EXPECTED}") from None
+        raise ValueError(f"expected {form.expected}") from None
     for name, text in zip(("document", "question", "answer"), texts, strict=True):
-        _check_text(name, text, parser.EXPECTED)
+        _check_text(name, text, form.expected)
     return Sample(sample_id, *texts)
 
 

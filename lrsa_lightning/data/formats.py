@@ -1,0 +1,101 @@
+"""Public data-set formats, told apart by the columns of a file's first row."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+Row: TypeAlias = Mapping[str, Any]
+Texts: TypeAlias = tuple[str, str, str]
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_TURN = re.compile(r"<(user|assistant)(?:[ _]?\d+)?>\s*[:：]?\s*", re.IGNORECASE)
+
+
+class Format(NamedTuple):
+    """How a data set writes its samples.
+
+    Attributes:
+        columns: columns that tell the format.
+        expected: a row, for error messages.
+        parse: row -> document, question and answer; raises KeyError, TypeError or AttributeError for another row.
+    """
+
+    columns: tuple[str, ...]
+    expected: str
+    parse: Callable[[Row], Texts]
+
+
+def _longalign(row: Row) -> Texts:
+    """THUDM/LongAlign-10k (now zai-org/LongAlign-10k), and any chat in OpenAI's `messages`."""
+    return _last_exchange([(turn["role"], turn["content"]) for turn in row["messages"]])
+
+
+def _sharegpt(row: Row) -> Texts:
+    """ShareGPT's `conversations`."""
+    return _last_exchange([(_ROLES.get(turn["from"], turn["from"]), turn["value"]) for turn in row["conversations"]])
+
+
+def _longalpaca(row: Row) -> Texts:
+    """Yukang/LongAlpaca-12k: an instruction that holds the document. In Alpaca's format `input` is the document."""
+    instruction, given = row["instruction"], row.get("input") or ""
+    if given.strip():
+        return given.rstrip() + "\n\n", instruction, row["output"]
+    # LongAlpaca writes the question after the paper or book, on separate lines.
+    text, parting, question = instruction.strip().rpartition("\n")
+    return text + parting, question, row["output"]
+
+
+def _anti_haystack(row: Row) -> Texts:
+    """wenbopan/anti-haystack, and any file of documents with questions (`data.fields` gives other column names)."""
+    return row["document"].rstrip() + "\n\n", row["question"].strip(), row["answer"]
+
+
+def _refgpt(row: Row) -> Texts:
+    """wenbopan/RefGPT-Fact-v2-8x. The dialogue is one text, and belongs to the document up to its last question."""
+    _, *pieces = _TURN.split(row["dialogue"])
+    turns = [(role.lower(), text.strip()) for role, text in zip(pieces[::2], pieces[1::2], strict=True)]
+    document, question, answer = _last_exchange(turns)
+    reference = (row.get("reference") or "").strip()
+    return (reference + "\n\n" if reference else "") + document, question, answer
+
+
+def _last_exchange(turns: Sequence[tuple[str, str]]) -> Texts:
+    """Document, question and answer of a chat; the answer is the assistant's last turn.
+
+    In LongAlign, the last user's turn holds a long document, and the question as its last paragraph. Earlier turns
+    come before it, in order, as part of the document.
+
+    Raises:
+        TypeError: the last two turns are not a user's and an assistant's.
+        ValueError: a turn is not text.
+    """
+    roles = [role for role, _ in turns]
+    if roles[-2:] != ["user", "assistant"] or set(roles) - {"system", "user", "assistant"}:
+        raise TypeError(roles)
+    if other := [type(content).__name__ for _, content in turns if not isinstance(content, str)]:
+        raise ValueError(f"expected text as the content of each turn, not {other[0]}: images and calls cannot be used")
+    *earlier, (_, user), (_, answer) = turns
+    text, parting, question = user.rpartition("\n\n")
+    document = "".join(content.strip() + "\n\n" for _, content in earlier) + text + parting
+    return document, question, answer
+
+
+FORMATS = {
+    "longalign": Format(
+        ("messages",),
+        '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}',
+        _longalign,
+    ),
+    "sharegpt": Format(
+        ("conversations",),
+        '{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
+        _sharegpt,
+    ),
+    "longalpaca": Format(("instruction", "output"), '{"instruction": ..., "output": ...}', _longalpaca),
+    "anti_haystack": Format(
+        ("document", "question", "answer"),
+        '{"document": ..., "question": ..., "answer": ...}',
+        _anti_haystack,
+    ),
+    "refgpt": Format(("dialogue",), '{"reference": ..., "dialogue": "<user 1>: ... <assistant 1>: ..."}', _refgpt),
+}

@@ -19,23 +19,23 @@ class SaveConfig(SaveConfigCallback):
     ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten.
     """
 
-    def __init__(self, parser, config, asked=None, **kwargs):
+    def __init__(self, parser, config, requested=None, **kwargs):
         """
         Args:
             parser: of the command.
             config: of the run, with the paths in the run directory.
-            asked: the configuration to save, without these paths: the run directory may be moved.
+            requested: the configuration to save, without these paths: the run directory may be moved.
             **kwargs: of Lightning's callback.
         """
         super().__init__(parser, config, **kwargs)
-        self.asked = config if asked is None else asked
+        self.requested = config if requested is None else requested
 
     def save_config(self, trainer, pl_module, stage: str) -> None:
         if stage != "fit":
             return
         directory = Path(trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        text = dump(self.parser, self.asked)
+        text = dump(self.parser, self.requested)
         save(directory, text)
         if getattr(trainer.datamodule, "source", None) == "demo":
             trainer.datamodule.tokenizer.save_pretrained(directory / MADE_TOKENIZER)

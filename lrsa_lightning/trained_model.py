@@ -12,7 +12,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.last_checkpoint import fault_of, read_index
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.pretrained_weights import check_finite
-from lrsa_lightning.resume_guard import newest_config
+from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
 from lrsa_lightning.yaml_text import read_mapping
 

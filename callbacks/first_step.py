@@ -2,14 +2,14 @@
 
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.library_errors import set_computing
+from lrsa_lightning.library_errors import computing_has_begun
 
 
 class FirstStep(Callback):
     """Notes the first micro-batch of training or validation."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        set_computing(True)
+        computing_has_begun.set(True)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        set_computing(True)
+        computing_has_begun.set(True)

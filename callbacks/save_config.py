@@ -16,17 +16,11 @@ from lrsa_lightning.versions import versions
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` and ``versions.yaml``; a resumed run writes ``config-1.yaml`` and so on.
 
-    ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten.
+    ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten. It saves
+    the requested configuration, without the paths in the run directory: that may be moved.
     """
 
     def __init__(self, parser, config, requested=None, **kwargs):
-        """
-        Args:
-            parser: of the command.
-            config: of the run, with the paths in the run directory.
-            requested: the configuration to save, without these paths: the run directory may be moved.
-            **kwargs: of Lightning's callback.
-        """
         super().__init__(parser, config, **kwargs)
         self.requested = config if requested is None else requested
 

@@ -18,17 +18,14 @@ _EXPECTED = {
 
 
 class ConfigFiles:
-    """The keys that the files of a command line give, and their places."""
+    """The keys that the files of a command line give, and their places.
+
+    Raises:
+        InputError: a file is missing, unreadable, empty, malformed or not a mapping, repeats a key, or names itself;
+            says which file.
+    """
 
     def __init__(self, arguments: Sequence[str]):
-        """
-        Args:
-            arguments: of the command.
-
-        Raises:
-            InputError: a file is missing, unreadable, empty, malformed or not a mapping, repeats a key, or names
-                itself; says which file.
-        """
         self._places: dict[str, str] = {}
         for key, value in _options(arguments):
             if _kind(key) == _CONFIG:
@@ -40,9 +37,9 @@ class ConfigFiles:
                 self._forget(key)
                 self._follow(key, value, Path(), f"--{key}", ())
 
-    def keys(self, levels: int) -> list[str]:
-        """The dotted keys of at most this many levels that the files give."""
-        return [key for key in self._places if key.count(".") < levels]
+    def outer_keys(self) -> list[str]:
+        """The dotted keys of one or two levels that the files give."""
+        return [key for key in self._places if key.count(".") < 2]
 
     def place_of(self, key: str, *inner: str) -> str | None:
         """File and line of a key in the last file that gives it; None if the command line gave it.

@@ -8,7 +8,7 @@ import torch.distributed
 import yaml
 from lightning.pytorch.strategies import Strategy
 
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, listed
 from lrsa_lightning.run_config import RunConfig, differing, short
 
 _MOST_NAMED = 8
@@ -28,12 +28,8 @@ def once_connected(strategy: Strategy, action: Callable[[], None]) -> None:
 def compare_ranks(strategy: Strategy, requested: str, checkpoint: Path | None) -> None:
     """Compares the configurations of all processes before any of them reads data or weights.
 
-    Processes with different configurations would average the gradients of different runs.
-
-    Args:
-        strategy: compares once its processes can communicate.
-        requested: this process's configuration as YAML.
-        checkpoint: the one that this process found to resume from.
+    Processes with different configurations would average the gradients of different runs. The checkpoint that each
+    found to resume from must also be the same. The strategy compares once its processes can communicate.
 
     Raises:
         InputError: later, in every process, if their values differ.
@@ -64,6 +60,4 @@ def _describe(values: Sequence[Any]) -> str:
 
 def name_ranks(ranks: Sequence[int]) -> str:
     """The first of some ranks, and how many more there are."""
-    named = ", ".join(map(str, ranks[:_MOST_NAMED]))
-    more = f" and {len(ranks) - _MOST_NAMED} more" if len(ranks) > _MOST_NAMED else ""
-    return f"rank{'s' if len(ranks) > 1 else ''} {named}{more}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed([*map(str, ranks)], _MOST_NAMED)}"

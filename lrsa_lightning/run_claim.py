@@ -46,12 +46,7 @@ def run_name_for_processes(run_name: str, strategy: Strategy, hide: Callable[[st
     """Puts the run's name into the environment while Lightning starts the processes of further devices.
 
     Lightning starts them with this process's command line and environment. Once they run, the environment is restored.
-    Loggers save the command line, so its secrets are then hidden until the command ends.
-
-    Args:
-        run_name: of this run.
-        strategy: starts the processes.
-        hide: takes the secrets out of a text.
+    Loggers save the command line, so ``hide`` then takes out its secrets until the command ends.
     """
     named, words = os.environ.get(RUN_NAME), list(sys.argv)
 

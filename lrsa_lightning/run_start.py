@@ -18,17 +18,14 @@ SET_ASIDE = ".set_aside"
 class RunStart:
     """Marks a run directory until the command has taken its first optimizer step, so that a failed start can be undone.
 
-    The marker lists what was there before. That is never touched, and without the marker nothing is.
+    The marker lists what was there before. That is never touched, and without the marker nothing is. The process holds
+    the lock of the directory, which need not exist yet.
 
     Attributes:
         is_pending: the directory is marked, and no step has been taken.
     """
 
     def __init__(self, folder: Path):
-        """
-        Args:
-            folder: the run directory, whose lock this process holds; it need not exist yet.
-        """
         self._folder = folder
         self._marker = folder / MARKER
         self.is_pending = False

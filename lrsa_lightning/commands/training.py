@@ -215,9 +215,5 @@ class LRSACLI(LightningCLI):
 
 @report_input_errors
 def run(args: list[str] | None = None) -> None:
-    """Runs a subcommand.
-
-    Args:
-        args: command line; that of the process when None.
-    """
+    """Runs a subcommand; by default the one on the command line of the process."""
     LRSACLI(args)

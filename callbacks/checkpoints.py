@@ -142,10 +142,7 @@ class Checkpoints(Checkpoint):
             self._monitor.look(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """
-        Raises:
-            InputError: the last step could not be saved; names the newest saved one.
-        """
+        """Raises an InputError if the last step could not be saved; it names the newest saved one."""
         self._monitor.sum_up(trainer)
         if self._given_up:
             saved = self._path(self._saved_step)

@@ -26,7 +26,7 @@ _QUOTED = re.compile(r"'([\w.]+)'")
 def _load(text: str) -> Any:
     """Reads a value as jsonargparse does, but refuses repeated keys and endless aliases in braces.
 
-    jsonargparse takes text that is not YAML as a plain string. `ConfigFiles` has checked whole files before.
+    jsonargparse takes text that is not YAML as a plain string. `ConfigFiles` has checked the files before.
     """
     if text.lstrip().startswith(("{", "[")):
         try:
@@ -46,10 +46,7 @@ class Parser(LightningArgumentParser):
     _files: ConfigFiles | None = None
 
     def parse_args(self, args: Sequence[str] | None = None, *further, **keys):
-        """
-        Raises:
-            InputError: a YAML file among the arguments is malformed, or refers to something that does not exist.
-        """
+        """Raises an InputError if a YAML file is malformed, or refers to something that does not exist."""
         if not hasattr(self, "parent_parser"):  # the command's parser has read a subcommand's arguments
             self._files = ConfigFiles(sys.argv[1:] if args is None else args)
         with reading("the command line and its configs"):

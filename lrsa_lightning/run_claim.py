@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def claimed(folder: Path) -> Iterator[RunStart]:
         try:
             yield start
         except BaseException as error:
-            _finish_wandb(logged_before, _status(error))
+            has_status = isinstance(error, SystemExit) and isinstance(error.code, int)
+            _finish_wandb(logged_before, error.code if has_status else 1)
             if start.is_pending:
                 start.undo()
             raise
@@ -50,23 +51,19 @@ def run_name_for_processes(run_name: str, strategy: Strategy, hide: Callable[[st
     """
     named, words = os.environ.get(RUN_NAME), list(sys.argv)
 
-    def restore_name() -> None:
+    def restore(shown: Iterable[str]) -> None:
         if named is None:
             os.environ.pop(RUN_NAME, None)
         else:
             os.environ[RUN_NAME] = named
+        sys.argv[:] = shown
 
-    def restore_name_and_hide() -> None:
-        restore_name()
-        sys.argv[:] = map(hide, words)
-
-    once_connected(strategy, restore_name_and_hide)
+    once_connected(strategy, lambda: restore(map(hide, words)))
     os.environ[RUN_NAME] = run_name
     try:
         yield
     finally:
-        restore_name()
-        sys.argv[:] = words
+        restore(words)
 
 
 def _wandb_run():
@@ -77,7 +74,3 @@ def _finish_wandb(earlier, status: int) -> None:
     """Ends the command's W&B run, unless it is an earlier one; the process's next command would continue it."""
     if (run := _wandb_run()) is not None and run is not earlier:
         run.finish(exit_code=status)
-
-
-def _status(error: BaseException) -> int:
-    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1

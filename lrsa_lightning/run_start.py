@@ -48,9 +48,9 @@ class RunStart:
         if not self._marker.exists():
             return
         there_before = _there_before(self._folder)
-        earlier = (*(there_before or []), MARKER, LOCK, HOLDER)
-        added = [path for path in self._folder.iterdir() if path.name not in earlier]
-        if not any(checkpoint for path in added if path.is_dir() for checkpoint in path.glob("*.ckpt")):
+        kept = (*(there_before or []), MARKER, LOCK, HOLDER)
+        added = [path for path in self._folder.iterdir() if path.name not in kept]
+        if not any(path.is_dir() and any(path.glob("*.ckpt")) for path in added):
             self._clear(added)
         self._marker.unlink()
         if there_before is None and not any(self._folder.iterdir()):

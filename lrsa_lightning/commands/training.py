@@ -103,10 +103,7 @@ class LRSACLI(LightningCLI):
         return {name: commands[name] for name in SUBCOMMANDS}
 
     def parse_arguments(self, parser, args) -> None:
-        """
-        Raises:
-            InputError: random, NumPy and torch do not all accept the seed.
-        """
+        """Raises an InputError if random, NumPy and torch do not all accept the seed."""
         super().parse_arguments(parser, args)
         seed = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).seed_everything
         if not 0 <= seed < 2**32:
@@ -151,10 +148,7 @@ class LRSACLI(LightningCLI):
             self._start.begin()
 
     def _find_checkpoint(self, config, directory: RunDirectory, requires: bool, warns: bool) -> None:
-        """
-        Raises:
-            InputError: no checkpoint was found, but one is required or there is nothing to validate.
-        """
+        """Raises an InputError if no checkpoint is found, but one is required or there is nothing to validate."""
         self._checkpoint = directory.checkpoint(config.ckpt_path, warns)
         if self._checkpoint is not None:
             return

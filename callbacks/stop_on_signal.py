@@ -109,8 +109,9 @@ def raise_if_signalled(trainer: Trainer) -> None:
     Raises:
         Stopped: a signal has come.
     """
-    for callback in _of(trainer):
-        callback.raise_if_signalled(trainer)
+    for callback in trainer.callbacks:
+        if isinstance(callback, StopOnSignal):
+            callback.raise_if_signalled(trainer)
 
 
 @contextmanager
@@ -121,13 +122,10 @@ def writing(trainer: Trainer) -> Iterator[None]:
         Stopped: at the end, if a signal came inside.
     """
     with ExitStack() as stack:
-        for callback in _of(trainer):
-            stack.enter_context(callback.writing())
+        for callback in trainer.callbacks:
+            if isinstance(callback, StopOnSignal):
+                stack.enter_context(callback.writing())
         yield
-
-
-def _of(trainer: Trainer) -> list[StopOnSignal]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal)]
 
 
 def _stopped_by(trainer: Trainer, number: int) -> Stopped:

@@ -53,9 +53,7 @@ class Last:
         return self.path is None and any(fault != CORRUPT for fault in self.faults.values())
 
     def warning(self) -> str:
-        """What was skipped and why; empty if nothing was."""
-        if not self.skipped:
-            return ""
+        """What was skipped and why."""
         taken = self.path.name if self.path else "none, for there is no other"
         reasons = [f"\n  {name} {fault}" for name, fault in self.faults.items() if fault != CORRUPT]
         return f"skipped, training cannot resume from: {', '.join(self.skipped)}; last is {taken}{''.join(reasons)}"

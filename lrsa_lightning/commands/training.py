@@ -75,9 +75,8 @@ class LRSACLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser) -> None:
-        parser.add_argument(
-            "--run_name", type=str | None, default=None, help="Name of the run; mode and time when not given."
-        )
+        name_help = "Name of the run; mode and time when not given."
+        parser.add_argument("--run_name", type=str | None, default=None, help=name_help)
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--require_checkpoint",

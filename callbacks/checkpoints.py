@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.callbacks.metrics_file import MetricsFile, metrics_files
+from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
 from lrsa_lightning.callbacks.stop_on_signal import writing
 from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, AtomicFiles, link, remove
@@ -142,10 +142,7 @@ class Checkpoints(Checkpoint):
             self._monitor.look(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """
-        Raises:
-            InputError: the last step could not be saved; names the newest saved one.
-        """
+        """Raises an InputError if the last step could not be saved; it names the newest saved one."""
         self._monitor.sum_up(trainer)
         if self._given_up:
             saved = self._path(self._saved_step)
@@ -168,12 +165,11 @@ class Checkpoints(Checkpoint):
     def log_unlogged(self, trainer: Trainer, step: int) -> None:
         """Logs the step of a checkpoint if the run was killed before it could: Lightning writes the checkpoint first.
 
-        Args:
-            trainer: its loggers get the row.
-            step: optimizer steps of the checkpoint that this callback's state comes from.
+        This callback's state comes from that checkpoint.
         """
-        files = metrics_files(trainer.loggers)
-        if self._unlogged and files and not any(_has_row(file, step - 1, self._unlogged) for file in files):
+        files = metrics_files(trainer.loggers) if self._unlogged else []
+        rows = [row for file in files for row in file.rows() if row["step"] == step - 1]
+        if files and not any(self._unlogged.keys() <= row.keys() for row in rows):
             for logger in trainer.loggers:
                 logger.log_metrics(self._unlogged, step=step - 1)
 
@@ -182,14 +178,14 @@ class Checkpoints(Checkpoint):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        path, self._unlogged, refused = self._path(trainer.global_step), _metrics_to_log(trainer), None
+        path, self._unlogged, refused = self._path(trainer.global_step), _metrics_to_log(trainer), ""
         try:
             trainer.save_checkpoint(path, weights_only=False)
         except InputError as error:
-            refused = error
+            refused = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the ranks that do not write wait there
         full = str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or "")
-        full, refused = trainer.strategy.broadcast((full, str(refused or "")))
+        full, refused = trainer.strategy.broadcast((full, refused))
         if full:
             self._given_up, self._given_up_step = full, trainer.global_step
             self._give_up(path, full)
@@ -233,8 +229,8 @@ class Checkpoints(Checkpoint):
         """Removes the checkpoints that no rule keeps. Those of later steps stay: the run resumed from before them."""
         if self.keep_last is None:
             return
-        names = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in self._folder.glob("step=*.ckpt")}
-        found = {int(name[1]): path for path, name in names.items() if name}
+        files = self._folder.glob("step=*.ckpt")
+        found = {int(name[1]): path for path in files if (name := re.fullmatch(r"step=(\d+)\.ckpt", path.name))}
         steps = sorted(step for step in found if step <= self._saved_step)
         kept = {*steps[-self.keep_last :], *self._best()}
         kept |= {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
@@ -265,7 +261,3 @@ def _metrics_to_log(trainer: Trainer) -> dict[str, float]:
     if not ends_step(trainer) or not connector.should_update_logs:
         return {}
     return {name: float(value) for name, value in connector.metrics["log"].items()}
-
-
-def _has_row(file: MetricsFile, step: int, metrics: dict[str, float]) -> bool:
-    return any(row["step"] == step and metrics.keys() <= row.keys() for row in file.rows())

@@ -25,7 +25,7 @@ class EndTogether(Callback):
         for process in launcher.procs:
             try:
                 # All processes have most errors in common. After the first step each saves and reports its own.
-                process.wait(_GRACE_S if computing_has_begun() else 0)
+                process.wait(_GRACE_S if computing_has_begun.get() else 0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -13,38 +13,29 @@ _BY_CHECKS = ("val/", "ruler")  # not measured at every step
 
 
 class Monitor:
-    """Reports as early as possible that no metric has the given name: no checkpoint would ever be the best."""
+    """Reports as early as possible that no metric has the given name: no checkpoint would ever be the best.
+
+    Without a name it checks nothing.
+    """
 
     def __init__(self, name: str | None):
-        """
-        Args:
-            name: of the metric; None checks nothing.
-        """
         self._name = name
         self._was_logged = self._has_warned = False
 
     def check_data(self, trainer: Trainer) -> None:
-        """
-        Raises:
-            InputError: it is a validation metric, and there are no validation files.
-        """
+        """Raises an InputError if it is a validation metric, and there are no validation files."""
         if self._name == "val/loss" and not getattr(trainer.datamodule, "val_files", True):
             raise InputError("Checkpoints.monitor val/loss will not be logged, for data.val_files is empty: give some")
 
     def check_start(self, trainer: Trainer) -> None:
-        """
-        Raises:
-            InputError: a check before the first step measured other metrics of its family (`ruler/...`), but not this.
-        """
+        """Raises an InputError if a check before the first step measured other metrics of its family, but not this."""
         if self._is_missing(trainer) and (family := self._family(trainer)):
             raise InputError(f"{self._message(family)}: give one of them")
 
     def look(self, trainer: Trainer, is_due: bool = False) -> None:
-        """Warns once if other metrics of its family were logged, but not this one.
+        """Warns once if other metrics of its family (`ruler/...`) were logged, but not this one.
 
-        Args:
-            trainer: has the logged metrics.
-            is_due: whether a metric that is logged at every step must exist by now.
+        With ``is_due`` a metric that is logged at every step must exist by now, whatever its family.
         """
         if not self._is_missing(trainer) or self._has_warned:
             return

@@ -2,7 +2,7 @@
 
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.library_errors import set_computing
+from lrsa_lightning.library_errors import computing_has_begun
 from lrsa_lightning.run_start import RunStart
 
 
@@ -10,10 +10,10 @@ class FirstStep(Callback):
     """Notes that computing has begun. Before the first micro-batch, an error is usually about what the user gave."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        set_computing(True)
+        computing_has_begun.set(True)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        set_computing(True)
+        computing_has_begun.set(True)
 
 
 class RunBegins(Callback):

@@ -16,26 +16,20 @@ from lrsa_lightning.versions import versions
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` and ``versions.yaml``; a resumed run writes ``config-1.yaml`` and so on.
 
-    ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten.
+    ``config-1.diff`` lists what changed since the earlier configuration. Earlier files are never overwritten. It saves
+    the requested configuration, without the paths in the run directory: that may be moved.
     """
 
-    def __init__(self, parser, config, asked=None, **kwargs):
-        """
-        Args:
-            parser: of the command.
-            config: of the run, with the paths in the run directory.
-            asked: the configuration to save, without these paths: the run directory may be moved.
-            **kwargs: of Lightning's callback.
-        """
+    def __init__(self, parser, config, requested=None, **kwargs):
         super().__init__(parser, config, **kwargs)
-        self.asked = config if asked is None else asked
+        self.requested = config if requested is None else requested
 
     def save_config(self, trainer, pl_module, stage: str) -> None:
         if stage != "fit":
             return
         directory = Path(trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        text = dump(self.parser, self.asked)
+        text = dump(self.parser, self.requested)
         save(directory, text)
         if getattr(trainer.datamodule, "source", None) == "demo":
             trainer.datamodule.tokenizer.save_pretrained(directory / MADE_TOKENIZER)

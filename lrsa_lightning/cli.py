@@ -17,11 +17,7 @@ def __getattr__(name: str):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the console script.
-
-    Args:
-        args: command line; that of the process when None.
-    """
+    """Entry point of the console script; takes the command line of the process by default."""
     given = sys.argv[1:] if args is None else args
     if not given:
         print(f"lrsa: error: give a subcommand, one of {_CHOICE}: see `lrsa --help`", file=sys.stderr)

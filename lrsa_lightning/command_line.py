@@ -26,7 +26,7 @@ _QUOTED = re.compile(r"'([\w.]+)'")
 def _load(text: str) -> Any:
     """Reads a value as jsonargparse does, but refuses repeated keys and endless aliases in braces.
 
-    jsonargparse takes text that is not YAML as a plain string. `ConfigFiles` has checked whole files before.
+    jsonargparse takes text that is not YAML as a plain string. `ConfigFiles` has checked the files before.
     """
     if text.lstrip().startswith(("{", "[")):
         try:
@@ -46,10 +46,7 @@ class Parser(LightningArgumentParser):
     _files: ConfigFiles | None = None
 
     def parse_args(self, args: Sequence[str] | None = None, *further, **keys):
-        """
-        Raises:
-            InputError: a YAML file among the arguments is malformed, or refers to something that does not exist.
-        """
+        """Raises an InputError if a YAML file is malformed, or refers to something that does not exist."""
         if not hasattr(self, "parent_parser"):  # the command's parser has read a subcommand's arguments
             self._files = ConfigFiles(sys.argv[1:] if args is None else args)
         with reading("the command line and its configs"):
@@ -67,22 +64,21 @@ class Parser(LightningArgumentParser):
     def _check_names(self, parsed: Namespace) -> None:
         """Refuses an unknown key whose value is an empty mapping: jsonargparse does not look at its name."""
         known = parsed[parsed.subcommand] if "subcommand" in parsed else parsed
-        for key in self._files.keys(levels=2):
+        for key in self._files.outer_keys():
             if key not in known:
                 self.error(f"Key '{key}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser tries several ways to read a value and compares the errors
             super().error(message, ex)
-        mistake = input_error(ex)
-        if mistake is not None:
+        if (mistake := input_error(ex)) is not None:
             refuse(str(mistake), ex)
         if "Config file loop detected" in message:
             message = _before_the_loop(message, ex)
         complaint = read_error(message)
-        place = self._place(complaint)
+        place = f" ({found})" if (found := self._place(complaint)) else ""
         modes = _MODES if "model.attention" in message else ""
-        refuse(f"{complaint}{f' ({place})' if place else ''}{self._way_out(complaint)}{modes}", ex)
+        refuse(f"{complaint}{place}{self._way_out(complaint)}{modes}", ex)
 
     def _place(self, complaint: Complaint) -> str | None:
         """File and line of the key, if a file gave it."""
@@ -91,8 +87,7 @@ class Parser(LightningArgumentParser):
         inner = [*reversed(complaint.keys[1:]), *named]
         for key in complaint.keys[:1] or named:
             for name in (key, key.partition(".")[2]):  # the parser may put the subcommand before the key
-                place = files.place_of(name, *inner) if files is not None else None
-                if place is not None:
+                if files is not None and (place := files.place_of(name, *inner)):
                     return place
         return None
 
@@ -113,13 +108,12 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a script, with errors of one line. Options may have the types of `ranges`."""
+    """argparse's parser for a script, with errors of one line. Options may have the types of `ranges`.
+
+    The description is the script's docstring, shown as it is.
+    """
 
     def __init__(self, description: str):
-        """
-        Args:
-            description: the script's docstring, shown as it is.
-        """
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,41 +8,36 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.yaml_text import check_yaml, read_mapping, read_text
 
 _SUFFIXES = (".yaml", ".yml")
-_ATTENTION = "attention"
-_CONFIG = "config"
 _PARTS = ("model", "data", "trainer")
 _EXPECTED = {
-    _CONFIG: "a configuration, as configs/experiment/*.yaml",
-    _ATTENTION: "an attention mode, as configs/attention/*.yaml",
+    "config": "a configuration, as configs/experiment/*.yaml",
+    "attention": "an attention mode, as configs/attention/*.yaml",
 }
 
 
 class ConfigFiles:
-    """The keys that the files of a command line give, and their places."""
+    """The keys that the files of a command line give, and their places.
+
+    Raises:
+        InputError: a file is missing, unreadable, empty, malformed or not a mapping, repeats a key, or names itself;
+            says which file.
+    """
 
     def __init__(self, arguments: Sequence[str]):
-        """
-        Args:
-            arguments: of the command.
-
-        Raises:
-            InputError: a file is missing, unreadable, empty, malformed or not a mapping, repeats a key, or names
-                itself; says which file.
-        """
         self._places: dict[str, str] = {}
         for key, value in _options(arguments):
-            if _kind(key) == _CONFIG:
+            if _kind(key) == "config":
                 if _is_text(value):
                     check_yaml(value, f"--{key}")
                 elif value:
-                    self._read(Path(value), "", _CONFIG, f"--{key}", ())
+                    self._read(Path(value), "", "config", f"--{key}", ())
             else:
                 self._forget(key)
                 self._follow(key, value, Path(), f"--{key}", ())
 
-    def keys(self, levels: int) -> list[str]:
-        """The dotted keys of at most this many levels that the files give."""
-        return [key for key in self._places if key.count(".") < levels]
+    def outer_keys(self) -> list[str]:
+        """The dotted keys of one or two levels that the files give."""
+        return [key for key in self._places if key.count(".") < 2]
 
     def place_of(self, key: str, *inner: str) -> str | None:
         """File and line of a key in the last file that gives it; None if the command line gave it.
@@ -61,7 +56,7 @@ class ConfigFiles:
         if path.resolve() in outer:
             raise InputError(f"{path} ({named_by}) names itself: remove the name, files must not form a circle")
         content = read_mapping(path, _EXPECTED[kind])
-        for key in _PARTS if kind == _CONFIG and not prefix else ():
+        for key in _PARTS if kind == "config" and not prefix else ():
             if not isinstance(content.get(key, {}), dict | str):
                 raise InputError(f"{path} ({named_by}): {key} holds no keys and values: expected {_EXPECTED[kind]}")
         for key, line in check_yaml(read_text(path), str(path)).items():
@@ -73,12 +68,12 @@ class ConfigFiles:
         """Reads the file that a value names, if the parser would read it too."""
         kind = None if _is_text(value) else _kind(key)
         names_yaml, path = value.endswith(_SUFFIXES), folder / value
-        if kind == _ATTENTION and (names_yaml or "/" in value or path.is_file()):
+        if kind == "attention" and (names_yaml or "/" in value or path.is_file()):
             self._read(path, f"{key}.", kind, named_by, outer)
             self._places[key] = str(path)
         elif kind == "part" and names_yaml and path.is_file():
-            self._read(path, f"{key}.", _CONFIG, named_by, outer)
-        elif kind == _CONFIG and path.is_file():
+            self._read(path, f"{key}.", "config", named_by, outer)
+        elif kind == "config" and path.is_file():
             self._read(path, "", kind, named_by, outer)
 
     def _forget(self, key: str) -> None:
@@ -93,19 +88,17 @@ def _is_text(value: str) -> bool:
 
 def _check_file(path: Path, kind: str, named_by: str) -> None:
     try:
-        is_folder, exists = path.is_dir(), path.exists()
+        fault = "is a folder" if path.is_dir() else None if path.exists() else "does not exist"
     except OSError as error:
         raise InputError(f"{path} ({named_by}) cannot be read ({error.strerror})") from error
-    if is_folder:
-        raise InputError(f"{path} ({named_by}) is a folder: expected {_EXPECTED[kind]}")
-    if not exists:
-        raise InputError(f"{path} ({named_by}) does not exist: expected {_EXPECTED[kind]}")
+    if fault:
+        raise InputError(f"{path} ({named_by}) {fault}: expected {_EXPECTED[kind]}")
 
 
 def _kind(key: str) -> str | None:
     """What the file under this key holds: `config`, `attention` or `part` (of a config); None for other keys."""
     name = key.rpartition(".")[2]
-    if name == _ATTENTION or key == _CONFIG:
+    if name == "attention" or key == "config":
         return name
     return "part" if key in _PARTS else None
 

@@ -37,11 +37,7 @@ def sync(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Tries to write into a folder, or into its nearest parent that exists; leaves nothing there.
-
-    Raises:
-        InputError: that fails.
-    """
+    """Raises an InputError if nothing can be written into a folder or, where it does not exist, its nearest parent."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
@@ -54,13 +50,12 @@ def check_writable(folder: Path) -> None:
 
 
 class BestEffort:
-    """Writes that training can do without. It warns of the first one that fails, and counts the others."""
+    """Writes that training can do without. It warns of the first one that fails, and counts the others.
+
+    The messages name ``what``, the files.
+    """
 
     def __init__(self, what: str):
-        """
-        Args:
-            what: the files, for the messages.
-        """
         self._what = what
         self._failures = 0
 

@@ -1,5 +1,7 @@
-"""The exceptions that the commands print without a traceback."""
+"""The exceptions that the commands print without a traceback, and how their messages name things."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ class InputError(ValueError):
 class Stopped(SystemExit):
     """Ends training between two optimizer steps; `Checkpoints` saves the state to resume from.
 
+    The trainer stops in all of its processes alike, and the command ends with the exit status.
+
     Attributes:
         reason: in one line.
         advice: what to do about it; empty if resuming is all there is to do.
@@ -20,13 +24,6 @@ class Stopped(SystemExit):
     """
 
     def __init__(self, trainer: "Trainer", status: int, reason: str, advice: str = ""):
-        """
-        Args:
-            trainer: is stopped, in all of its processes alike.
-            status: exit status of the command.
-            reason: in one line.
-            advice: what to do about it.
-        """
         # Only the first process of a node reports the status. If another one's were not 0, Lightning's launcher and
         # torchrun would kill the first one, which may still be writing its logs.
         super().__init__(status if trainer.local_rank == 0 else 0)
@@ -37,3 +34,15 @@ class Stopped(SystemExit):
     def __str__(self) -> str:
         saved = f"saved in {self.saved}: go on with --ckpt_path last" if self.saved else "nothing to save yet"
         return f"{self.reason}; {saved}{self.advice}"
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    first = ", ".join([*names][:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """What a misspelt name probably means, as the end of a sentence; empty if no known name resembles it."""
+    near = get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""

@@ -1,6 +1,7 @@
 """Makes a Hugging Face folder of a run's checkpoint."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -76,7 +77,5 @@ def _take_generation_config(model, name_or_path: str | None) -> None:
     from transformers import GenerationConfig
 
     if name_or_path is not None:
-        try:
+        with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
-        except OSError:
-            return

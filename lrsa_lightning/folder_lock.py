@@ -21,15 +21,14 @@ class FolderLock:
     """Held from before the folder's first file until it is released or the process ends, however it ends.
 
     It is the operating system's lock (``flock``) on a hidden file in the folder. A second hidden file names the holder.
+
+    Args:
+        folder: it need not exist yet.
+        what: the folder holds, for the error: "run", "evaluation".
+        way_out: what the user can do, for the error.
     """
 
     def __init__(self, folder: Path, what: str, way_out: str):
-        """
-        Args:
-            folder: it need not exist yet.
-            what: the folder holds, for the error: "run", "evaluation".
-            way_out: what the user can do, for the error.
-        """
         self._what = f"{what} {folder}"
         self._way_out = way_out
         self._folder = folder.resolve()

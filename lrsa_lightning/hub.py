@@ -13,13 +13,11 @@ _TIMEOUT_S = 5
 
 
 def before_loading(name: str) -> None:
-    """Must be called before a library loads what may be a hub id.
+    """Prepares for a library that loads what may be a hub id.
 
     If the hub cannot be reached, transformers, datasets and huggingface_hub then look only in their caches, as with
-    HF_HUB_OFFLINE=1. Otherwise each would try each file six times, over 23 seconds, and print a line each time.
-
-    Args:
-        name: a hub id, a folder or a file; only an id makes it contact the hub.
+    HF_HUB_OFFLINE=1. Otherwise each would try each file six times, over 23 seconds, and print a line each time. The
+    name of an existing folder or file does not contact the hub.
     """
     if _ID.fullmatch(name) and not Path(name).exists():
         _settle()

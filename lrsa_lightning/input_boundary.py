@@ -13,14 +13,7 @@ from typing import NoReturn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.errors import InputError, Stopped
-from lrsa_lightning.library_errors import (
-    DEBUG,
-    computing_has_begun,
-    describe,
-    input_error,
-    is_users_mistake,
-    set_computing,
-)
+from lrsa_lightning.library_errors import DEBUG, computing_has_begun, describe, input_error, is_users_mistake
 
 _GRACE_S = 2
 # Deprecations in the newest releases, a datamodule without validation files, and advice on loaders and summaries. None
@@ -46,7 +39,7 @@ def report_input_errors(command: Callable) -> Callable:
     @wraps(command)
     def reporting(*args, **kwargs):
         _quieten()
-        set_computing(False)
+        computing_has_begun.set(False)
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
@@ -55,7 +48,7 @@ def report_input_errors(command: Callable) -> Callable:
             raise
         except Exception as error:
             mistake = input_error(error)
-            if mistake is None and not computing_has_begun() and is_users_mistake(error):
+            if mistake is None and not computing_has_begun.get() and is_users_mistake(error):
                 mistake = InputError(f"{describe(error)} ({DEBUG}=1 shows where)")
             if mistake is None:
                 raise
@@ -68,11 +61,7 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
     """Ends the command with one line and exit status 2.
 
     A launcher ends all processes when one fails. The processes of a node that are not its first wait for that, so the
-    line is printed once.
-
-    Args:
-        message: what is wrong, where, and what to do; further lines are indented.
-        error: its cause; LRSA_DEBUG=1 prints its traceback.
+    line is printed once. LRSA_DEBUG=1 also prints the traceback of the error that caused the refusal.
     """
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     if rank > 0:

@@ -11,9 +11,7 @@ from lrsa_lightning.errors import InputError
 def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file with their line numbers, from 1.
 
-    Args:
-        path: of the file.
-        cut_short: skip a last line without its end, which a kill can leave.
+    With ``cut_short`` it skips a last line without its end, which a kill can leave.
 
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.

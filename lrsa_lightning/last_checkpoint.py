@@ -38,11 +38,7 @@ class Last:
     faults: dict[str, str] = field(default_factory=dict, compare=False)
 
     def check(self, folder: Path) -> "Last":
-        """Returns itself if training can resume from it, or start.
-
-        Raises:
-            InputError: the folder holds checkpoints, but training can resume from none of them.
-        """
+        """Itself; raises an InputError if the folder holds checkpoints, but training can resume from none of them."""
         if self.path is None and self.faults:
             faults = "\n".join(f"  {name} {fault}" for name, fault in self.faults.items())
             raise InputError(
@@ -57,13 +53,10 @@ class Last:
         return self.path is None and any(fault != CORRUPT for fault in self.faults.values())
 
     def warning(self) -> str:
-        """What was skipped and why; empty if nothing was."""
-        if not self.skipped:
-            return ""
+        """What was skipped and why."""
         taken = self.path.name if self.path else "none, for there is no other"
-        text = f"skipped, training cannot resume from: {', '.join(self.skipped)}; last is {taken}"
         reasons = [f"\n  {name} {fault}" for name, fault in self.faults.items() if fault != CORRUPT]
-        return text + "".join(reasons)
+        return f"skipped, training cannot resume from: {', '.join(self.skipped)}; last is {taken}{''.join(reasons)}"
 
 
 def find_last(folder: Path) -> Last:
@@ -71,7 +64,7 @@ def find_last(folder: Path) -> Last:
 
     Time alone does not decide, because copying a run can give its files any order.
     """
-    steps = {path: step_of(path) for path in checkpoints_in(folder)}
+    steps = {path: step_of(path) for path in _checkpoints_in(folder)}
     unusable = sorted(path for path, step in steps.items() if step is None)
     interrupted = sorted(path.name for path in folder.glob(f".*.ckpt{PARTIAL}") if not path.is_symlink())
     usable = {path: (path.stat().st_mtime_ns, step) for path, step in steps.items() if step is not None}
@@ -86,7 +79,7 @@ def find_last(folder: Path) -> Last:
     return Last(newest, [*faults, *interrupted], faults)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def _checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints of a folder, complete or corrupt, without interrupted writes."""
     files = [path for pattern in ("*.ckpt", "*.universal") for path in folder.glob(pattern)]
     links = [path for path in files if path.name in (LAST, BEST) and path.is_symlink()]

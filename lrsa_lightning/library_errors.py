@@ -25,43 +25,19 @@ _LIBRARY = re.compile(
 # These parts compute with what we hand them.
 _COMPUTING = re.compile(r"transformers\.(models|generation)\.")
 # The standard library's errors about a file: missing, unreadable, truncated, of another kind.
-_OF_FILES = (
-    OSError,
-    EOFError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
+_OF_FILES = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError)
+_OF_FILES += (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _LONGEST = 600
-_has_begun: ContextVar[bool] = ContextVar("computing_has_begun", default=False)
-
-
-def set_computing(begun: bool) -> None:
-    """Notes that the running command has reached its first micro-batch; False when a command starts.
-
-    Before that, an error is usually about what the user gave.
-    """
-    _has_begun.set(begun)
-
-
-def computing_has_begun() -> bool:
-    """Whether the running command has reached its first micro-batch."""
-    return _has_begun.get()
+# Whether the running command has reached its first micro-batch. Until then an error is usually about the user's input.
+computing_has_begun: ContextVar[bool] = ContextVar("computing_has_begun", default=False)
 
 
 @contextmanager
 def reading(what: str, way_out: str = f"{DEBUG}=1 shows where") -> Iterator[None]:
     """Goes around a library's work on what the user gave: any error that the library raises is the user's mistake.
 
-    Args:
-        what: the key and its value, or the file.
-        way_out: what to do about it.
-
     Raises:
-        InputError: in its place; says what was being read.
+        InputError: in its place; says what was being read (a key and its value, or a file) and what to do about it.
     """
     try:
         yield

@@ -16,11 +16,7 @@ log = logging.getLogger(__name__)
 def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trainer) -> None:
     """Checks the parts against each other before any data or weight is read; logs the attention's remark.
 
-    Args:
-        config: the model's.
-        attention: for sequences of this length.
-        seq_len: tokens of a row.
-        trainer: has the strategy and the datamodule.
+    The trainer has the strategy and the datamodule; a row has seq_len tokens.
 
     Raises:
         InputError: two parts do not fit together.

@@ -16,14 +16,10 @@ _EXPECTED = (
 
 
 def checked_name(name: str, what: str) -> str:
-    """The name itself, if it is one safe part of a path.
-
-    Args:
-        name: given by a user, on the command line or in the environment.
-        what: the option or variable, for the error.
+    """The name that a user gave, if it is one safe part of a path.
 
     Raises:
-        InputError: it is not safe.
+        InputError: it is not safe; names ``what``, the option or the environment variable.
     """
     if not _is_safe(name):
         raise InputError(f"{what} is {name!r}: {_EXPECTED}")

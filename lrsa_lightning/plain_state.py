@@ -8,6 +8,8 @@ from dataclasses import is_dataclass
 from datetime import date, time, timedelta
 from enum import Enum
 from functools import cache
+from itertools import chain
+from operator import is_
 from pathlib import PurePath
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 LEFT_OUT = "left_out"  # the key of a checkpoint that names what could not be kept in it
@@ -23,7 +25,6 @@ LEFT_OUT = "left_out"  # the key of a checkpoint that names what could not be ke
 _ESSENTIAL = ("epoch", "global_step", "state_dict", "loops", "optimizer_states", "lr_schedulers")
 _KEPT_CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set, torch.Size)
 _BASES = (int, float, str, bytes)
-_MOST_NAMED = 3
 _WIDEST = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}  # bytes of torch's widest number, by numpy's kind
 _FORMS = (
     (Enum, "its .value"),
@@ -44,7 +45,7 @@ def to_plain(value: Any, name: str) -> Any:
         return _dict(value, name)
     if isinstance(value, list | tuple | set | frozenset):
         items = [to_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
-        if type(value) in _KEPT_CONTAINERS and all(new is old for new, old in zip(items, value, strict=True)):
+        if type(value) in _KEPT_CONTAINERS and all(map(is_, items, value)):
             return value
         kind = list if isinstance(value, list) else tuple if isinstance(value, tuple) else set
         return _made(kind, items, value)
@@ -53,14 +54,13 @@ def to_plain(value: Any, name: str) -> Any:
 
 def _dict(value: dict, name: str) -> dict:
     pairs = [(to_plain(key, f"a key of {name}"), to_plain(item, f"{name}[{key!r}]")) for key, item in value.items()]
-    pairs_before = zip(pairs, value.items(), strict=True)
-    is_same = all(new is old for after, before in pairs_before for new, old in zip(after, before, strict=True))
-    kind = type(value) if type(value) in _KEPT_CONTAINERS else dict
-    if is_same and kind is type(value):
+    is_kept = type(value) in _KEPT_CONTAINERS
+    if is_kept and all(map(is_, chain(*pairs), chain(*value.items()))):
         return value
     made = _made(dict, pairs, value)
-    # If two keys have become one, the value stays and is refused later.
-    return kind(made) if len(made) == len(value) else value
+    if len(made) < len(value):
+        return value  # two keys have become one: the value is refused later
+    return type(value)(made) if is_kept else dict(made)
 
 
 def _made(kind: type, items: list, value: Any) -> Any:
@@ -92,12 +92,9 @@ def _say_once(text: str) -> None:
 
 
 def check_plain(value: Any, name: str) -> None:
-    """
-    Raises:
-        InputError: a part has no plain form; names the part and what to keep instead.
-    """
-    if found := [*unloadable(to_plain(value, name), name)]:
-        raise InputError(f"{describe(found)}: a checkpoint with it could not be loaded again")
+    """Raises an InputError if a part has no plain form; it names the part and what to keep instead."""
+    if found := [*_unloadable(to_plain(value, name), name)]:
+        raise InputError(f"{_describe(found)}: a checkpoint with it could not be loaded again")
 
 
 def plain_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -119,20 +116,20 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
         places += [(callbacks, key, f"callbacks[{key!r}]") for key in callbacks]
     found, left_out = [], []
     for owner, key, name in places:
-        if culprits := [*unloadable(owner[key], name)]:
+        if culprits := [*_unloadable(owner[key], name)]:
             if owner is plain and key in _ESSENTIAL:
-                raise InputError(f"{describe(culprits)}: a checkpoint with it could not be loaded again")
+                raise InputError(f"{_describe(culprits)}: a checkpoint with it could not be loaded again")
             found += culprits
             left_out.append(name)
             del owner[key]
-    return (plain | {LEFT_OUT: left_out}, describe(found)) if found else (plain, "")
+    return (plain | {LEFT_OUT: left_out}, _describe(found)) if found else (plain, "")
 
 
-def unloadable(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _unloadable(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Finds the parts of a value that ``torch.load(weights_only=True)`` refuses, by trying; yields names and parts."""
     if _loads(_without_tensors(value)):
         return
-    within = [culprit for part, part_name in _parts(value, name) for culprit in unloadable(part, part_name)]
+    within = [culprit for part, part_name in _parts(value, name) for culprit in _unloadable(part, part_name)]
     yield from within or [(name, value)]
 
 
@@ -168,11 +165,9 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-def describe(found: list[tuple[str, Any]]) -> str:
+def _describe(found: list[tuple[str, Any]]) -> str:
     """Names some parts, and what to keep instead."""
-    named = [f"{name} is a {type(value).__name__} (keep {_form(value)} instead)" for name, value in found]
-    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return ", ".join(named[:_MOST_NAMED]) + more
+    return listed([f"{name} is a {type(value).__name__} (keep {_form(value)} instead)" for name, value in found])
 
 
 def _form(value: Any) -> str:

@@ -5,14 +5,9 @@ from math import isfinite
 
 
 def limits(lines: Iterable, margin: float) -> tuple[float, float] | None:
-    """Limits of the y axis that show these curves large; outliers of other curves are cut off.
+    """Limits of the y axis that show these lines of matplotlib large; outliers of other lines are cut off.
 
-    Args:
-        lines: matplotlib's lines of the curves.
-        margin: above and below, relative to the range of the values.
-
-    Returns:
-        None where the values have no range: matplotlib chooses.
+    The margin above and below is relative to the range of the values. Where they have none, matplotlib chooses (None).
     """
     values = [value for line in lines for value in line.get_ydata() if isfinite(value)]
     if len(set(values)) < 2:

@@ -2,14 +2,13 @@
 
 import copy
 import logging
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lrsa_lightning import rope
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.pretrained_weights import read_pretrained
@@ -64,8 +63,7 @@ def _config_from_keys(keys: dict[str, Any]):
 
     model_type = keys.pop("model_type", "qwen2")
     if model_type not in CONFIG_MAPPING:
-        near = get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1)
-        hint = f": did you mean {near[0]}?" if near else ""
+        hint = suggestion(str(model_type), CONFIG_MAPPING.keys())
         raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'{hint}")
     config_class = CONFIG_MAPPING[model_type]
     default = config_class().to_dict()
@@ -74,8 +72,7 @@ def _config_from_keys(keys: dict[str, Any]):
     if own_rope is not None:
         known |= _OLD_ROPE_NAMES
     if unknown := sorted(keys.keys() - known):
-        near = get_close_matches(unknown[0], known, n=1)
-        hint = f": did you mean {near[0]}?" if near else ""
+        hint = suggestion(unknown[0], known)
         raise InputError(f"model.from_config: {', '.join(unknown)} not in {config_class.__name__}{hint}")
     if keys.get("use_mrope"):
         raise InputError("model.from_config: use_mrope is true, but transformers does not read it: leave it out")
@@ -108,15 +105,10 @@ def _check_sizes(config) -> None:
 
 
 def check_length(config, length: int, option: str = "data.seq_len") -> None:
-    """Refuses texts longer than the model's positions, its RoPE scaling included.
-
-    Args:
-        config: the model's.
-        length: tokens.
-        option: what the user calls the length, for the error.
+    """Refuses texts of more tokens than the model has positions, its RoPE scaling included.
 
     Raises:
-        InputError: the length is beyond the positions.
+        InputError: the length is beyond the positions; names the option that gave it.
     """
     text = config.get_text_config(decoder=True)
     known = getattr(text, "max_position_embeddings", None)
@@ -151,17 +143,15 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
     from transformers import AutoModelForCausalLM
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
-    if device.type == "meta":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    else:
-        with torch.device("cpu"):
-            if name_or_path is None:
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-            else:
-                with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
-                    model = read_pretrained(config, name_or_path, dtype)
-                model.train()  # transformers returns it in evaluation mode, in which gradient checkpointing is off
-        model = model.to(device)
+    has_weights = device.type != "meta"
+    with torch.device("cpu" if has_weights else device):
+        if name_or_path is None or not has_weights:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        else:
+            with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
+                model = read_pretrained(config, name_or_path, dtype)
+            model.train()  # transformers returns it in evaluation mode, in which gradient checkpointing is off
+    model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
             module.__class__ = type(type(module).__name__, (_Float32Buffers, type(module)), {})

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lrsa_lightning.errors import InputError
+from lrsa_lightning.errors import InputError, listed
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -37,18 +37,20 @@ def check_folder(name_or_path: str) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or index.exists():
-        names = [single.name] if single.exists() else {*_weight_map(index).values()}
+        names = {single.name} if single.exists() else _names_in(index)
         files = [folder / name for name in sorted(names)]
     else:
         files = [*folder.glob("pytorch_model*.bin")] or [single]
     if missing := [file.name for file in files if not file.exists()]:
-        raise InputError(f"model.name_or_path {folder} lacks the weights of {_listed(missing)}: copy the folder again")
+        raise InputError(
+            f"model.name_or_path {folder} lacks the weights of {listed(sorted(missing))}: copy the folder again"
+        )
     return files
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _names_in(index: Path) -> set[str]:
     try:
-        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index} is not an index of weights ({error!r}): copy the folder again") from error
 
@@ -67,10 +69,7 @@ def _check_file(file: Path) -> None:
 
 
 def check_quantisation(config, name_or_path: str) -> None:
-    """
-    Raises:
-        InputError: the weights of this configuration are quantised.
-    """
+    """Raises an InputError if the weights of this configuration are quantised."""
     if (given := getattr(config, "quantization_config", None)) is not None:
         method = given.get("quant_method") if isinstance(given, dict) else type(given).__name__
         raise InputError(
@@ -112,10 +111,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
 
 
 def check_finite(model, whose: str, way_out: str) -> None:
-    """
-    Raises:
-        InputError: a weight is NaN or infinite in the model's dtype, for example one beyond 65504 in float16.
-    """
+    """Raises an InputError if a weight is NaN or infinite in the model's dtype, as one beyond 65504 in float16 is."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"{whose}: {name} is NaN or infinite in {str(parameter.dtype)[6:]}; {way_out}")
@@ -124,9 +120,9 @@ def check_finite(model, whose: str, way_out: str) -> None:
 def _check_complete(info: dict[str, Collection], name_or_path: str) -> None:
     faults = []
     if missing := info["missing_keys"]:
-        faults.append(f"lack {_listed(missing)}")
+        faults.append(f"lack {listed(sorted(missing))}")
     if unexpected := info["unexpected_keys"]:
-        faults.append(f"have {_listed(unexpected)}, which the model does not have")
+        faults.append(f"have {listed(sorted(unexpected))}, which the model does not have")
     for name, saved, wanted in info["mismatched_keys"]:
         faults.append(f"have {name} in shape {[*saved]}, not {[*wanted]}")
     if faults:
@@ -147,11 +143,6 @@ def _tie(model, name_or_path: str) -> None:
             "set tie_word_embeddings to false in config.json"
         )
     head.weight = embedding.weight
-
-
-def _listed(names: Collection[str]) -> str:
-    first = ", ".join(sorted(names)[:3])
-    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
 @contextmanager

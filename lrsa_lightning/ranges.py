@@ -45,10 +45,14 @@ class CountOrFraction:
     least = 0
 
     def __new__(cls, value: Any) -> int | float:
-        number = _read_number(value) if isinstance(value, str) else value
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{value} does not conform")
-        if not (0 <= number <= 1 and (number or not cls.least) if isinstance(number, float) else number >= cls.least):
+        number = value
+        if isinstance(value, str):
+            number = int(value) if value.lstrip("+-").isdigit() else float(value)
+        if isinstance(number, float):
+            conforms = 0 <= number <= 1 and (number or not cls.least)
+        else:
+            conforms = isinstance(number, int) and not isinstance(number, bool) and number >= cls.least
+        if not conforms:
             raise ValueError(f"{value} does not conform")
         return number
 
@@ -57,10 +61,6 @@ class PositiveCountOrFraction(CountOrFraction):
     """The same, but above zero."""
 
     least = 1
-
-
-def _read_number(text: str) -> int | float:
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 for _kind in (CountOrFraction, PositiveCountOrFraction):
@@ -123,11 +123,7 @@ def is_range(kind: Any) -> bool:
 
 
 def option(kind: Any) -> Callable[[str], int | float]:
-    """One of this module's numbers as the `type` of an argparse option; the error names the option and the range.
-
-    Args:
-        kind: the type.
-    """
+    """One of this module's numbers as the `type` of an argparse option; the error names the option and the range."""
 
     def convert(text: str) -> int | float:
         try:

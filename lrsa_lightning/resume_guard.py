@@ -11,8 +11,8 @@ from lrsa_lightning.run_config import RunConfig, describe, is_guarded, newest_co
 from lrsa_lightning.saved_config import with_absolute_paths
 
 
-class ResumeGuard:
-    """Compares a requested configuration with the newest one of the run that is resumed.
+def check_resume(directory: Path, requested: str, defaults: Mapping[str, Any] | None = None) -> None:
+    """Compares a requested configuration with the newest one of the run that is resumed, if that has one.
 
     Model, attention, data and seed must be those of the run: otherwise the loss curve mixes two runs. Free to change,
     and listed in ``config-<n>.diff``, are:
@@ -22,35 +22,23 @@ class ResumeGuard:
       those that only trade memory for time
     - of `data`, the keys that change neither samples nor order
     - of an attention, `backend` and `chunks_per_fill`, which only change its speed
+
+    Args:
+        directory: of the run that the checkpoint belongs to.
+        requested: the configuration as YAML.
+        defaults: of the command, as nested mappings. They stand for keys that an older version did not save.
+
+    Raises:
+        InputError: a guarded key differs; names each key with its saved and its requested value.
     """
-
-    def __init__(self, directory: Path):
-        """
-        Args:
-            directory: of the run that the checkpoint belongs to.
-        """
-        self._directory = directory
-
-    def check(self, requested: str, allow: bool, defaults: Mapping[str, Any] | None = None) -> None:
-        """Compares, if the run has a configuration.
-
-        Args:
-            requested: the configuration as YAML.
-            allow: whether the user allows any difference.
-            defaults: of the command, as nested mappings. They stand for keys that an older version did not save.
-
-        Raises:
-            InputError: a guarded key differs; names each key with its saved and its requested value.
-        """
-        path = newest_config(self._directory)
-        if path is None or allow:
-            return
-        saved = RunConfig(with_absolute_paths(RunConfig.of_directory(self._directory).values))
-        now = RunConfig(yaml.safe_load(requested))
-        changes = saved.changes(now, RunConfig(defaults).keys | now.attention_defaults)
-        guarded = {key: change for key, change in changes.items() if is_guarded(key)}
-        if guarded:
-            raise InputError(
-                f"this is not the run of {path}; key: saved -> requested\n{describe(guarded)}"
-                "\n  resume with the saved values, or give --allow_mismatch true"
-            )
+    path = newest_config(directory)
+    if path is None:
+        return
+    saved = RunConfig(with_absolute_paths(RunConfig.of_directory(directory).values))
+    now = RunConfig(yaml.safe_load(requested))
+    changes = saved.changes(now, RunConfig(defaults).keys | now.attention_defaults)
+    if guarded := {key: change for key, change in changes.items() if is_guarded(key)}:
+        raise InputError(
+            f"this is not the run of {path}; key: saved -> requested\n{describe(guarded)}"
+            "\n  resume with the saved values, or give --allow_mismatch true"
+        )

@@ -3,46 +3,32 @@
 transformers ignores a misspelt key, and at most logs it.
 """
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
 from lrsa_lightning.errors import InputError
 
+# The keys of every rope_type.
 _ANY_TYPE = {"rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    needs: frozenset[str] = frozenset()
-    takes: frozenset[str] = frozenset()
 
 
 _ORIGINAL = "original_max_position_embeddings"
 _YARN = {_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+# The keys that each rope_type needs, and those that it may have.
 _SCALINGS = {
-    "default": _Scaling(),
-    "linear": _Scaling(frozenset({"factor"})),
-    "dynamic": _Scaling(frozenset({"factor"}), frozenset({_ORIGINAL, "alpha"})),
-    "yarn": _Scaling(frozenset({"factor"}), frozenset(_YARN)),
-    "longrope": _Scaling(
-        frozenset({"short_factor", "long_factor"}), frozenset({_ORIGINAL, "factor", "attention_factor"})
-    ),
-    "llama3": _Scaling(frozenset({"factor", "low_freq_factor", "high_freq_factor"}), frozenset({_ORIGINAL})),
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, {_ORIGINAL, "alpha"}),
+    "yarn": ({"factor"}, _YARN),
+    "longrope": ({"short_factor", "long_factor"}, {_ORIGINAL, "factor", "attention_factor"}),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, {_ORIGINAL}),
 }
-_KNOWN = _ANY_TYPE.union(*(scaling.needs | scaling.takes for scaling in _SCALINGS.values()))
-# Lower limit, and whether the limit itself is allowed.
-_LOWEST = {
-    "factor": (1, True),
-    "rope_theta": (0, False),
-    "partial_rotary_factor": (0, False),
-    _ORIGINAL: (1, True),
-    "attention_factor": (0, False),
-    "beta_fast": (0, False),
-    "beta_slow": (0, False),
-    "low_freq_factor": (0, False),
-    "high_freq_factor": (0, False),
+_KNOWN = _ANY_TYPE.union(*(needed | possible for needed, possible in _SCALINGS.values()))
+_AT_LEAST_ONE = {"factor", _ORIGINAL}
+_POSITIVE = {
+    *("rope_theta", "partial_rotary_factor", "attention_factor"),
+    *("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"),
 }
 
 
@@ -75,15 +61,15 @@ def check_rope(rope: dict[str, Any], where: str, more_keys: set[str] = frozenset
 def _check_type(rope: dict[str, Any], kind: str, where: str, strict: bool) -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = _SCALINGS.get(kind)
-    if scaling is None:
+    if kind not in _SCALINGS:
         of_few_models = kind in ROPE_INIT_FUNCTIONS or kind == "mrope"
         if of_few_models or not (strict or get_close_matches(str(kind), _SCALINGS, n=1)):
             return  # those models check their own
         raise InputError(f"{where}: unknown rope_type {kind!r}: there are {', '.join(_SCALINGS)}")
-    if missing := sorted(scaling.needs - rope.keys()):
+    needed, possible = _SCALINGS[kind]
+    if missing := sorted(needed - rope.keys()):
         raise InputError(f"{where}: rope_type {kind!r} needs {', '.join(missing)}")
-    of_others = _KNOWN - _ANY_TYPE - scaling.needs - scaling.takes
+    of_others = _KNOWN - _ANY_TYPE - needed - possible
     if strict and (useless := sorted(rope.keys() & of_others)):
         raise InputError(
             f"{where}: {', '.join(useless)} means nothing for rope_type {kind!r}: set rope_type, or leave it out"
@@ -91,22 +77,15 @@ def _check_type(rope: dict[str, Any], kind: str, where: str, strict: bool) -> No
 
 
 def _check_range(key: str, value: Any, where: str) -> None:
-    if key not in _LOWEST:
-        return
-    lowest, included = _LOWEST[key]
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not is_number or value < lowest or (value == lowest and not included):
-        raise InputError(
-            f"{where}: {key} is {value!r}, but must be a number {'of at least' if included else 'above'} {lowest}"
-        )
+    if key in _AT_LEAST_ONE and not (is_number and value >= 1):
+        raise InputError(f"{where}: {key} is {value!r}, but must be a number of at least 1")
+    if key in _POSITIVE and not (is_number and value > 0):
+        raise InputError(f"{where}: {key} is {value!r}, but must be a number above 0")
 
 
 def check_config_rope(config, where: str) -> None:
-    """Runs `check_rope` on a model's configuration, in which unknown keys may have a meaning.
-
-    Raises:
-        InputError: as `check_rope`.
-    """
+    """Runs `check_rope` on a model's configuration, in which unknown keys may have a meaning."""
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     of_kinds = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
     for kind, part in of_kinds.items() or [("", rope)]:
@@ -115,11 +94,6 @@ def check_config_rope(config, where: str) -> None:
 
 def check_given(keys: dict[str, Any], where: str, more_keys: set[str]) -> None:
     """Checks the RoPE parameters in configuration keys: rope_parameters, rope_scaling and single keys must agree.
-
-    Args:
-        keys: of a configuration.
-        where: what the user calls it.
-        more_keys: further RoPE keys that this model has.
 
     Raises:
         InputError: as `check_rope`, or two places contradict each other.

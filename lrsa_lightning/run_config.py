@@ -104,9 +104,7 @@ class RunConfig:
     def changes(self, later: "RunConfig", defaults: Mapping[str, Any] | None = None) -> Changes:
         """The keys whose values differ, with the earlier and the later value.
 
-        Args:
-            later: the configuration to compare with.
-            defaults: values of keys that the earlier configuration may lack, by dotted key.
+        The defaults, by dotted key, stand for keys that the earlier configuration lacks.
         """
         before, after = dict(self.keys), later.keys
         keys = dict.fromkeys((*before, *after))
@@ -119,8 +117,8 @@ class RunConfig:
 
 def newest_config(directory: Path) -> Path | None:
     """The newest configuration file of a run directory; None where there is none."""
-    found = [(path, CONFIG_NAME.fullmatch(path.name)) for path in directory.glob("config*.yaml")]
-    numbers = {path: int(match[1] or 0) for path, match in found if match}
+    files = directory.glob("config*.yaml")
+    numbers = {path: int(name[1] or 0) for path in files if (name := CONFIG_NAME.fullmatch(path.name))}
     return max(numbers, key=numbers.get, default=None)
 
 

@@ -5,6 +5,7 @@ import netrc
 import os
 import secrets
 import time
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ class RunDirectory:
         Raises:
             InputError: the name is not one part of a path, or is missing although torchrun or SLURM start each process.
         """
-        if (own := own_config(config.get("config"))) is not None and (found := cls._that_holds(own, config)):
+        if (own := own_config(config.get("config"))) is not None and (found := cls._that_contains(own, config)):
             return found
         if config.run_name is None:
             named = os.environ.get(RUN_NAME)
@@ -48,7 +49,7 @@ class RunDirectory:
         return cls(Path(config.runs_dir) / checked_name(config.run_name, "--run_name"))
 
     @classmethod
-    def _that_holds(cls, own: Path, config) -> "RunDirectory | None":
+    def _that_contains(cls, own: Path, config) -> "RunDirectory | None":
         """The directory of a saved configuration, unless the command line gives another one."""
         saved = read_mapping(own, "the configuration of a run")
         runs_dir, run_name = saved.get("runs_dir"), saved.get("run_name")
@@ -64,10 +65,7 @@ class RunDirectory:
         return found
 
     def check_free(self) -> None:
-        """
-        Raises:
-            InputError: the directory already holds a run.
-        """
+        """Raises an InputError if the directory already holds a run."""
         if _is_first_of_node() and (self.path / "config.yaml").exists() and not is_start(self.path):
             raise InputError(
                 f"{self.path} holds a run already: give another --run_name, or resume it with "
@@ -75,20 +73,15 @@ class RunDirectory:
             )
 
     def check_writable(self) -> None:
-        """
-        Raises:
-            InputError: the run's files or checkpoints cannot be written.
-        """
+        """Raises an InputError if the run's files or checkpoints cannot be written."""
         if _is_first_of_node():
-            for folder in (self.path, self.checkpoints):
-                check_writable(folder)
+            check_writable(self.path)
+            check_writable(self.checkpoints)
 
     def checkpoint(self, ckpt_path: str | None, warns: bool = True) -> Path | None:
-        """The checkpoint that --ckpt_path means; None for `last` if there is none yet.
+        """The checkpoint that --ckpt_path means: a path, `best`, or `last`, which is None if there is none yet.
 
-        Args:
-            ckpt_path: a path, `last`, `best` or None.
-            warns: of the checkpoints that `last` skips.
+        With ``warns`` it names the checkpoints that `last` skips.
 
         Raises:
             InputError: it does not exist or cannot be loaded; for `last`, there are checkpoints but none can be loaded.
@@ -130,11 +123,10 @@ class RunDirectory:
 
     def _undo_fill_in(self, config, before: "RunDirectory") -> None:
         """Undoes `fill_in`: an older version saved the filled-in values, when this directory was `before`."""
+        of_wandb = {"name": before.path.name, "id": self._saved_wandb_id()}
         for entry in (*_entries(config.trainer.logger), *_entries(config.trainer.callbacks)):
-            own = {"dirpath": str(before.checkpoints)}
-            if entry.class_path.endswith("WandbLogger"):
-                own = {"name": before.path.name, "id": self._saved_wandb_id()}
-            for key, value in own.items():
+            is_wandb = entry.class_path.endswith("WandbLogger")
+            for key, value in (of_wandb if is_wandb else {"dirpath": str(before.checkpoints)}).items():
                 if value is not None and entry.init_args.get(key) == value:
                     entry.init_args[key] = None
 
@@ -178,12 +170,9 @@ def _new_name(config) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         raise InputError("give --run_name: processes started by torchrun or SLURM must agree on one directory")
     mode = config.model.attention.class_path.rsplit(".", 1)[-1].lower()
-    first = name = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while Path(config.runs_dir, name).exists():  # another run began in the same second
-        number += 1
-        name = f"{first}-{number}"
-    return name
+    name = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))  # two runs may begin in one second
+    return next(name for name in names if not Path(config.runs_dir, name).exists())
 
 
 def _wandb_login() -> bool:

@@ -3,10 +3,11 @@
 import json
 import logging
 import os
-import shutil
+from itertools import count
 from pathlib import Path
 
 from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.checkpoint_files import remove
 from lrsa_lightning.folder_lock import HOLDER, LOCK
 
 log = logging.getLogger(__name__)
@@ -17,17 +18,14 @@ SET_ASIDE = ".set_aside"
 class RunStart:
     """Marks a run directory until the command has taken its first optimizer step, so that a failed start can be undone.
 
-    The marker lists what was there before. That is never touched, and without the marker nothing is.
+    The marker lists what was there before. That is never touched, and without the marker nothing is. The process holds
+    the lock of the directory, which need not exist yet.
 
     Attributes:
         is_pending: the directory is marked, and no step has been taken.
     """
 
     def __init__(self, folder: Path):
-        """
-        Args:
-            folder: the run directory, whose lock this process holds; it need not exist yet.
-        """
         self._folder = folder
         self._marker = folder / MARKER
         self.is_pending = False
@@ -50,10 +48,9 @@ class RunStart:
         if not self._marker.exists():
             return
         there_before = _there_before(self._folder)
-        added = [
-            path for path in self._folder.iterdir() if path.name not in (*(there_before or []), MARKER, LOCK, HOLDER)
-        ]
-        if not any(map(_holds_checkpoints, added)):
+        kept = (*(there_before or []), MARKER, LOCK, HOLDER)
+        added = [path for path in self._folder.iterdir() if path.name not in kept]
+        if not any(path.is_dir() and any(path.glob("*.ckpt")) for path in added):
             self._clear(added)
         self._marker.unlink()
         if there_before is None and not any(self._folder.iterdir()):
@@ -67,12 +64,9 @@ class RunStart:
             for path in paths:
                 os.replace(path, place / path.name)
             log.warning("%s: no step was taken; what was measured is kept in %s", self._folder, place)
-            return
-        for path in paths:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        else:
+            for path in paths:
+                remove(path)
 
 
 def is_start(folder: Path) -> bool:
@@ -89,19 +83,13 @@ def set_aside(folder: Path) -> Path:
 
 
 def _free_place(folder: Path) -> Path:
-    number = 1
-    while (place := folder.parent / SET_ASIDE / f"{folder.name}-{number}").exists():
-        number += 1
-    return place
+    places = (folder.parent / SET_ASIDE / f"{folder.name}-{number}" for number in count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _there_before(folder: Path) -> list[str] | None:
     """Names of the files before the start; None if there were none."""
     return json.loads((folder / MARKER).read_text(encoding="utf-8"))["there_before"]
-
-
-def _holds_checkpoints(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.ckpt"))
 
 
 def _is_measured(path: Path) -> bool:

@@ -45,7 +45,7 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_config(files: Sequence[Any] | None) -> Path | None:
-    """The last of the --config files that a run saved itself, which lies beside its versions; None without one."""
+    """The last of the --config files that a run saved itself, which is beside its versions; None without one."""
     for file in reversed(files or []):
         path = Path(str(file))
         if CONFIG_NAME.fullmatch(path.name) and path.with_name(path.name.replace("config", "versions")).is_file():
@@ -62,7 +62,6 @@ def _with_absolute(value: Any, key: str) -> Any:
 
 
 def _absolute(path: str, key: str) -> str:
-    is_path = (
-        key in _MADE or (key in _FILES and os.path.isfile(path)) or (key in _FILES_OR_FOLDERS and os.path.exists(path))
-    )
-    return os.path.abspath(path) if is_path else path
+    is_file = key in _FILES and os.path.isfile(path)
+    exists = key in _FILES_OR_FOLDERS and os.path.exists(path)
+    return os.path.abspath(path) if key in _MADE or is_file or exists else path

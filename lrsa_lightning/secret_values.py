@@ -17,7 +17,7 @@ _SHORTEST_PART = 16
 
 
 class Secrets:
-    """The secrets of one configuration.
+    """The secrets of one configuration, as nested mappings.
 
     A value is a secret if its key says so. An argument of a class is one, too, if an environment variable with a
     secret's name holds it. Only ``trainer`` is searched, which holds loggers and callbacks. A path is never a secret.
@@ -28,17 +28,13 @@ class Secrets:
     """
 
     def __init__(self, config: dict[str, Any]):
-        """
-        Args:
-            config: as nested mappings.
-        """
         self.references: dict[str, str] = {}
         self._environment = {
             value: f"${{oc.env:{name}}}" for name, value in sorted(os.environ.items()) if _is_secret(name, value)
         }
-        self.masked = {
-            key: self._mask(value, key, False) if key == "trainer" else value for key, value in config.items()
-        }
+        self.masked = dict(config)
+        if "trainer" in config:
+            self.masked["trainer"] = self._mask(config["trainer"], "trainer", False)
 
     def hide(self, text: str) -> str:
         """The text with references in place of the secrets."""

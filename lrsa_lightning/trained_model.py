@@ -1,6 +1,5 @@
 """What a run's checkpoint holds: the trained model with its configuration, and the state beside the weights."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.last_checkpoint import fault_of, read_index
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.pretrained_weights import check_finite
-from lrsa_lightning.resume_guard import newest_config
+from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
 from lrsa_lightning.yaml_text import read_mapping
 
@@ -58,8 +57,7 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
     from transformers import AutoModelForCausalLM
 
     run = _configuration(checkpoint)
-    keys = ("name_or_path", "from_config", "rope_parameters")
-    config = load_config(*(run["model"][key] for key in keys))
+    config = load_config(*(run["model"][key] for key in ("name_or_path", "from_config", "rope_parameters")))
     state = _weights(checkpoint)
     dtype = dtype or next(iter(state.values())).dtype
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -73,13 +71,9 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The dictionary that Lightning saved: progress, and the states of callbacks and of the datamodule.
+    """What Lightning saved in a file or a ZeRO folder: progress, and the states of callbacks and of the datamodule.
 
-    Args:
-        checkpoint: a file, or a folder of ZeRO's ranks. Tensors stay on the disk.
-
-    Returns:
-        An empty dictionary if it is not a checkpoint.
+    Tensors stay on the disk. It is empty if the path is not a checkpoint.
     """
     if checkpoint.is_file():
         return read_index(checkpoint) or {}
@@ -95,7 +89,7 @@ def _configuration(checkpoint: Path) -> dict[str, Any]:
     directory = checkpoint.absolute().parent.parent
     path = newest_config(directory)
     if path is None or not checkpoint.exists():
-        missing = checkpoint if not checkpoint.exists() else directory / "config.yaml"
+        missing = directory / "config.yaml" if checkpoint.exists() else checkpoint
         raise InputError(f"{missing} does not exist: give a checkpoint of runs/<name>/checkpoints/")
     run = read_mapping(path, "the configuration of a run")
     try:
@@ -115,9 +109,7 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         except ModuleNotFoundError as error:
             raise InputError(f"{checkpoint} needs DeepSpeed: pip install 'lrsa-lightning[deepspeed]'") from error
         return read_weights(checkpoint)
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except (pickle.UnpicklingError, KeyError) as error:
-        raise InputError(
-            f"{checkpoint} is not a checkpoint of a run: it has no weights, or more than plain data"
-        ) from error
+    state = (read_index(checkpoint) or {}).get("state_dict")
+    if state is None:
+        raise InputError(f"{checkpoint} is not a checkpoint of a run: it has no weights, or more than plain data")
+    return state

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,15 +21,13 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "lrsa_lightning": __version__}
     found["torch"] = str(torch.__version__)  # the package's metadata does not name the CUDA version
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     commits = {"lrsa_lightning_commit": Path(__file__).parent, "working_directory_commit": Path.cwd()}
-    return found | {name: commit for name, folder in commits.items() if (commit := git_commit(folder))}
+    return found | {name: commit for name, folder in commits.items() if (commit := _git_commit(folder))}
 
 
-def git_commit(folder: Path) -> str | None:
+def _git_commit(folder: Path) -> str | None:
     """The commit of a folder, marked if files have changed; None if it is not in a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:

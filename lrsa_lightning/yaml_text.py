@@ -17,12 +17,8 @@ _MOST_LEVELS = 100
 def read_mapping(path: Path, expected: str) -> dict[str, Any]:
     """The keys and values of a file.
 
-    Args:
-        path: of the file.
-        expected: what it should be, for the error.
-
     Raises:
-        InputError: the file cannot be read, is not a mapping, or `load_yaml` refuses it; names the file.
+        InputError: the file cannot be read, is not a mapping, or `load_yaml` refuses it; says what was expected.
     """
     try:
         content = load_yaml(read_text(path), str(path))
@@ -34,30 +30,21 @@ def read_mapping(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A YAML file as text, without its byte order mark.
-
-    Raises:
-        InputError: the file cannot be read, or is not UTF-8; names the file.
-    """
+    """A YAML file as text, without its byte order mark; raises an InputError if it cannot be read or is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise InputError(f"{path} is not UTF-8 text ({reason}): save it as UTF-8") from error
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The plain values of a text; tags that could make anything else are refused.
-
-    Args:
-        text: YAML.
-        where: what the user calls it, for the error.
+    """The plain values of a YAML text; tags that could make anything else are refused.
 
     Raises:
-        InputError: the text is malformed, or `check_yaml` refuses it.
+        InputError: the text is malformed, or `check_yaml` refuses it; names ``where`` the text is from.
     """
     check_yaml(text, where)
     try:
@@ -68,10 +55,6 @@ def load_yaml(text: str, where: str) -> Any:
 
 def check_yaml(text: str, where: str) -> dict[str, int]:
     """Refuses what YAML readers silently accept or cannot handle.
-
-    Args:
-        text: YAML.
-        where: what the user calls it, for the error.
 
     Returns:
         The line of each dotted key, without the keys inside lists.
@@ -114,16 +97,9 @@ class _Walk:
         self._expanded = 0
 
     def take(self, event: yaml.NodeEvent, prefix: str, lines: dict[str, int], outer: tuple[str | None, ...]) -> int:
-        """Follows one value to its end.
+        """Follows one value from its first event to its end, and counts the values in it, aliases expanded.
 
-        Args:
-            event: its first event.
-            prefix: the dotted keys that lead to it, with a last dot.
-            lines: line of each dotted key so far; gets the keys inside this value.
-            outer: anchors of the collections around it.
-
-        Returns:
-            The number of values in it, aliases expanded.
+        It adds the lines of the dotted keys inside the value; `outer` are the anchors of the collections around it.
         """
         if isinstance(event, yaml.AliasEvent):
             return self._expand(event, outer)

@@ -18,7 +18,7 @@ from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.library_errors import reading, set_computing
+from lrsa_lightning.library_errors import computing_has_begun, reading
 from tests.conftest import make_model
 from tests.runs import callback, command
 
@@ -157,12 +157,12 @@ def test_before_the_first_step_a_runs_processes_are_killed_at_once(monkeypatch, 
     launcher.procs = [process]
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
     monkeypatch.setattr("lrsa_lightning.callbacks.end_together._GRACE_S", 0.5)
-    set_computing(False)
+    computing_has_begun.set(False)
     if has_begun:
         FirstStep().on_train_batch_start(trainer, None)
     started = time.monotonic()
     EndTogether().on_exception(trainer, None, InputError("x"))
-    set_computing(False)
+    computing_has_begun.set(False)
     assert process.returncode == -9
     assert (time.monotonic() - started >= 0.5) == has_begun
 

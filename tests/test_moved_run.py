@@ -10,7 +10,7 @@ import yaml
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
-from lrsa_lightning.resume_guard import ResumeGuard
+from lrsa_lightning.resume_guard import check_resume
 from tests.runs import EACH_STEP, callback, command, losses, refusal
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -114,9 +114,9 @@ def test_a_new_argument_of_an_attention_has_the_default_of_its_class(tmp_path):
         return yaml.safe_dump({"model": {"attention": attention, "lr": 1.0}})
 
     (tmp_path / "config.yaml").write_text(vanilla())
-    ResumeGuard(tmp_path).check(vanilla(implementation="sdpa"), allow=False)
+    check_resume(tmp_path, vanilla(implementation="sdpa"))
     with pytest.raises(InputError, match="implementation: sdpa -> eager"):
-        ResumeGuard(tmp_path).check(vanilla(implementation="eager"), allow=False)
+        check_resume(tmp_path, vanilla(implementation="eager"))
 
 
 def test_an_older_runs_folders_move_with_it(two_steps, tmp_path, monkeypatch):

@@ -30,10 +30,11 @@ from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
-from lrsa_lightning.rank_guard import RankGuard
-from lrsa_lightning.resume_guard import ResumeGuard
-from lrsa_lightning.run_claim import RunClaim, run_name_for_processes
+from lrsa_lightning.rank_guard import compare_ranks
+from lrsa_lightning.resume_guard import check_resume
+from lrsa_lightning.run_claim import claimed, run_name_for_processes
 from lrsa_lightning.run_directory import RunDirectory, is_global_first
+from lrsa_lightning.run_start import RunStart
 from lrsa_lightning.saved_config import contents, dump
 from lrsa_lightning.secret_values import Secrets
 from lrsa_lightning.trained_model import read_state
@@ -46,7 +47,7 @@ class LRSACLI(LightningCLI):
     """`lrsa {fit,validate} --config FILE ...`; see configs/ for files and README for examples."""
 
     _checkpoint: Path | None = None
-    _claim: RunClaim | None = None
+    _start: RunStart | None = None  # in the process that writes the run's files
     _allows_mismatch = False
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
@@ -74,9 +75,8 @@ class LRSACLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser) -> None:
-        parser.add_argument(
-            "--run_name", type=str | None, default=None, help="Name of the run; mode and time when not given."
-        )
+        name_help = "Name of the run; mode and time when not given."
+        parser.add_argument("--run_name", type=str | None, default=None, help=name_help)
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--require_checkpoint",
@@ -102,10 +102,7 @@ class LRSACLI(LightningCLI):
         return {name: commands[name] for name in SUBCOMMANDS}
 
     def parse_arguments(self, parser, args) -> None:
-        """
-        Raises:
-            InputError: random, NumPy and torch do not all accept the seed.
-        """
+        """Raises an InputError if random, NumPy and torch do not all accept the seed."""
         super().parse_arguments(parser, args)
         seed = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).seed_everything
         if not 0 <= seed < 2**32:
@@ -123,38 +120,34 @@ class LRSACLI(LightningCLI):
         config.allow_mismatch = config.require_checkpoint = False
         directory = RunDirectory.of(config)
         # The saved configuration omits what fill_in adds: it follows from the directory or belongs to one process.
-        self._given = self.save_config_kwargs["asked"] = config.clone()
+        self._given = self.save_config_kwargs["requested"] = config.clone()
         directory.fill_in(config)
         if not self.subcommand:
             return
         self._find_checkpoint(config, directory, requires, warns=self.subcommand != "fit")
         directory.check_writable()
         if is_global_first():
-            self._claim = self._until_the_end.enter_context(RunClaim(directory.path))
+            self._start = self._until_the_end.enter_context(claimed(directory.path))
         if self.subcommand == "fit":
             self._begin(config, directory, requires)
 
     def _begin(self, config, directory: RunDirectory, requires: bool) -> None:
         """Checks what a fit finds in its directory, now that no other process writes there."""
-        if self._claim is not None:
-            self._claim.start.undo()  # a start that was killed
+        if self._start is not None:
+            self._start.undo()  # an earlier start that was killed
         self._find_checkpoint(config, directory, requires, warns=True)
         if config.ckpt_path is None:
             directory.check_free()
-        if self._checkpoint is not None:
-            # A checkpoint of another run is compared with the configuration of that run.
-            guard = ResumeGuard(directory.of_checkpoint(self._checkpoint))
+        if self._checkpoint is not None and not self._allows_mismatch:
             parser = self._parser("fit")
             defaults = contents(parser, parser.get_defaults())
-            guard.check(dump(parser, self._given), self._allows_mismatch, defaults)
-        if self._claim is not None:
-            self._claim.start.begin()
+            # A checkpoint of another run is compared with the configuration of that run.
+            check_resume(directory.of_checkpoint(self._checkpoint), dump(parser, self._given), defaults)
+        if self._start is not None:
+            self._start.begin()
 
     def _find_checkpoint(self, config, directory: RunDirectory, requires: bool, warns: bool) -> None:
-        """
-        Raises:
-            InputError: no checkpoint was found, but one is required or there is nothing to validate.
-        """
+        """Raises an InputError if no checkpoint is found, but one is required or there is nothing to validate."""
         self._checkpoint = directory.checkpoint(config.ckpt_path, warns)
         if self._checkpoint is not None:
             return
@@ -178,12 +171,12 @@ class LRSACLI(LightningCLI):
             self.datamodule.trained_on = state.get(type(self.datamodule).__qualname__)
             self.datamodule.allow_changed_files = self._allows_mismatch
         trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
-        if self._claim is not None:
-            trainer.callbacks.insert(0, RunBegins(self._claim.start))
+        if self._start is not None:
+            trainer.callbacks.insert(0, RunBegins(self._start))
         trainer.callbacks.append(EndTogether())
         if self.subcommand and trainer.world_size > 1:
             given = dump(self._parser(self.subcommand), self._given)
-            RankGuard(given, self._checkpoint).watch(trainer.strategy)
+            compare_ranks(trainer.strategy, given, self._checkpoint)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -215,9 +208,5 @@ class LRSACLI(LightningCLI):
 
 @report_input_errors
 def run(args: list[str] | None = None) -> None:
-    """Runs a subcommand.
-
-    Args:
-        args: command line; that of the process when None.
-    """
+    """Runs a subcommand; by default the one on the command line of the process."""
     LRSACLI(args)

@@ -115,13 +115,7 @@ class Speed:
         self._first = self._last = (time.monotonic(), step, tokens)
 
     def at(self, step: int, tokens: int, total_steps: int | None) -> tuple[float, str]:
-        """Tokens per second since the last call, and the time left as h:mm:ss, or ? where the end is unknown.
-
-        Args:
-            step: number of optimizer steps so far.
-            tokens: number of tokens so far.
-            total_steps: of the training; None where it is unknown.
-        """
+        """Tokens per second since the last call, and the time left as h:mm:ss, or ? where the end is unknown."""
         now = (time.monotonic(), step, tokens)
         (start, first_step, _), (before, _, fewer) = self._first, self._last
         self._last = now

@@ -107,12 +107,7 @@ class LossCurve(Callback):
 
 
 def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) -> bool:
-    """Draws the metrics of a run, and of a reference where there is one.
-
-    Args:
-        runs: rows of the metrics files by name; the first one is the run itself.
-        path: of the PNG.
-        smoothing: of the losses.
+    """Draws the metrics of a run, the first one, and of a reference where there is one.
 
     Returns:
         False where no run has a training loss: nothing was drawn.

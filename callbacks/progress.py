@@ -81,17 +81,16 @@ class StepProgress(ProgressBar):
     @contextmanager
     def part(self, description: str, total: int) -> Iterator[Callable[[], None]]:
         """A second bar in a terminal, for the length of a `with` block; yields a function that advances it by one."""
-        own = None if self._bar is not None else _make_bar(Console())
-        bar = self._bar or own
-        if own is not None and self._enabled and own.console.is_terminal:
-            own.start()
+        bar, is_own = self._bar or _make_bar(Console()), self._bar is None
+        if is_own and self._enabled and bar.console.is_terminal:
+            bar.start()
         task = bar.add_task(description, total=total, figures="")
         try:
             yield lambda: bar.advance(task)
         finally:
             bar.remove_task(task)
-            if own is not None:
-                own.stop()
+            if is_own:
+                bar.stop()
 
     def _close(self) -> None:
         if self._bar is not None:

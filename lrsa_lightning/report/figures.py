@@ -45,11 +45,7 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
 def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[str]) -> None:
     """Draws means over tasks against length: a colour for each run, a line style for each budget, standard errors.
 
-    Args:
-        comparison: the means.
-        path: of the PNG.
-        title: above the axes.
-        labels: of all runs of the report: a run has the same colour in all figures.
+    The labels of all runs of the report decide on the colours: a run has the same one in all figures.
     """
     from matplotlib.lines import Line2D
 

@@ -24,7 +24,7 @@ def notes(runs: Sequence[Run], comparison: Comparison | None, qa: Comparison | N
     Args:
         runs: of the report.
         comparison: their means; None where nothing was scored.
-        qa: the means over the question answering tasks.
+        qa: the means over the question answering tasks; None where the runs share none.
     """
     found = [*_missing_parts(runs), *_losses_not_finite(runs), *_earlier_steps(runs)]
     if comparison is None:

@@ -1,7 +1,6 @@
 """The loss curve, with gradient norm, learning rate and tokens, as a picture in the run directory and in W&B."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -94,29 +93,21 @@ class LossCurve(Callback):
             return
         started = monotonic()
         with self._effort.attempt():
-            self._draw_rows(trainer, files[0].rows())
+            folder = Path(trainer.default_root_dir)
+            runs = {folder.resolve().name: files[0].rows()}
+            if self.reference is not None:
+                path = _metrics_path(self.reference).resolve()
+                runs[f"{path.parent.name} (reference)"] = read_rows(path)
+            if draw_curves(runs, folder / self.filename, self.smoothing):
+                for logger in trainer.loggers:
+                    if hasattr(logger, "log_image"):
+                        logger.log_image("loss_curve", [str(folder / self.filename)], step=trainer.global_step - 1)
         self._longest = monotonic() - started
         self._drawing_seconds += self._longest
 
-    def _draw_rows(self, trainer: Trainer, rows: list[Row]) -> None:
-        folder = Path(trainer.default_root_dir)
-        runs = {folder.resolve().name: rows}
-        if self.reference is not None:
-            path = _metrics_path(self.reference).resolve()
-            runs[f"{path.parent.name} (reference)"] = read_rows(path)
-        if draw_curves(runs, folder / self.filename, self.smoothing):
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("loss_curve", [str(folder / self.filename)], step=trainer.global_step - 1)
-
 
 def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) -> bool:
-    """Draws the metrics of a run, and of a reference where there is one.
-
-    Args:
-        runs: rows of the metrics files by name; the first one is the run itself.
-        path: of the PNG.
-        smoothing: of the losses.
+    """Draws the metrics of a run, the first one, and of a reference where there is one.
 
     Returns:
         False where no run has a training loss: nothing was drawn.
@@ -134,7 +125,8 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
         _draw_losses(axes["loss"], rows, smoothing, literal(name), colour)
         for panel, key in (("norm", "train/grad_norm"), ("rate", "train/lr"), ("tokens", "train/tokens")):
             axes[panel].plot(*points(rows, key), color=colour, linewidth=1)
-    axes["loss"].set(xlabel="optimizer step", ylabel="training loss", ylim=limits(_labelled(axes["loss"]), 0.1))
+    smoothed = axes["loss"].get_legend_handles_labels()[0]  # raw losses have no label
+    axes["loss"].set(xlabel="optimizer step", ylabel="training loss", ylim=limits(smoothed, 0.1))
     axes["loss"].set_title(f"raw, and smoothed ({smoothing:g})", fontsize=9, loc="left")
     axes["loss"].legend(frameon=False, fontsize=9)
     _style(axes)
@@ -166,27 +158,20 @@ def _save(figure, path: Path) -> None:
     try:
         figure.savefig(beside, dpi=120, format="png")
         beside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour: str) -> None:
     steps, losses = points(rows, "train/loss")
     by_token = points(rows, "train/answer_loss")
+    weighs_samples = by_token[1] not in ([], losses)
     axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-    if by_token[1] in ([], losses):
-        axes.plot(steps, smooth(losses, smoothing), color=colour, label=f"{name}: per label tokens")
-        return
-    axes.plot(steps, smooth(losses, smoothing), color=colour, label=f"{name}: per sample")
-    label = f"{name}: per label tokens"
-    axes.plot(by_token[0], smooth(by_token[1], smoothing), color=colour, linestyle="--", label=label)
-
-
-def _labelled(axes) -> list:
-    """The smoothed curves; raw losses have no label."""
-    return [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    label = f"{name}: per {'sample' if weighs_samples else 'label tokens'}"
+    axes.plot(steps, smooth(losses, smoothing), color=colour, label=label)
+    if weighs_samples:
+        smoothed = smooth(by_token[1], smoothing)
+        axes.plot(by_token[0], smoothed, color=colour, linestyle="--", label=f"{name}: per label tokens")
 
 
 def _metrics_path(reference: str) -> Path:

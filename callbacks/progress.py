@@ -81,17 +81,16 @@ class StepProgress(ProgressBar):
     @contextmanager
     def part(self, description: str, total: int) -> Iterator[Callable[[], None]]:
         """A second bar in a terminal, for the length of a `with` block; yields a function that advances it by one."""
-        own = None if self._bar is not None else _make_bar(Console())
-        bar = self._bar or own
-        if own is not None and self._enabled and own.console.is_terminal:
-            own.start()
+        bar, is_own = self._bar or _make_bar(Console()), self._bar is None
+        if is_own and self._enabled and bar.console.is_terminal:
+            bar.start()
         task = bar.add_task(description, total=total, figures="")
         try:
             yield lambda: bar.advance(task)
         finally:
             bar.remove_task(task)
-            if own is not None:
-                own.stop()
+            if is_own:
+                bar.stop()
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -115,13 +114,7 @@ class Speed:
         self._first = self._last = (time.monotonic(), step, tokens)
 
     def at(self, step: int, tokens: int, total_steps: int | None) -> tuple[float, str]:
-        """Tokens per second since the last call, and the time left as h:mm:ss, or ? where the end is unknown.
-
-        Args:
-            step: number of optimizer steps so far.
-            tokens: number of tokens so far.
-            total_steps: of the training; None where it is unknown.
-        """
+        """Tokens per second since the last call, and the time left as h:mm:ss, or ? where the end is unknown."""
         now = (time.monotonic(), step, tokens)
         (start, first_step, _), (before, _, fewer) = self._first, self._last
         self._last = now

@@ -4,7 +4,6 @@ Makes a tokenizer and a small long-document QA set in LongAlign's format. Needs 
 Usage: python scripts/demo.py [--runs_dir DIR] [further arguments of `lrsa fit`]
 """
 
-import json
 import os
 import sys
 import time
@@ -13,30 +12,24 @@ from pathlib import Path
 from lrsa_lightning.cli import main as lrsa
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.metrics import METRICS, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("configs") / "demo.yaml"
 
 
-def ruler_scores(metrics: Path) -> list[dict[str, float]]:
-    """The RULER scores in a metrics file: one dict for each check, in order."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    checks = [{key: value for key, value in row.items() if key.startswith("ruler/niah")} for row in rows]
-    return [check for check in checks if check]
-
-
 def report(run: Path) -> str:
     """The scores of a run, its files, and the command for full attention."""
-    checks = ruler_scores(run / "metrics.jsonl")
-    scores = [
-        f"{name.removeprefix('ruler/'):<32}{checks[0][name]:>8g}{after:>8g}" for name, after in checks[-1].items()
-    ]
+    rows = read_rows(run / METRICS)
+    checks = [{key: value for key, value in row.items() if key.startswith("ruler/niah")} for row in rows]
+    checks = [check for check in checks if check]
+    scores = [f"{key.removeprefix('ruler/'):<32}{checks[0][key]:>8g}{last:>8g}" for key, last in checks[-1].items()]
     return f"""
 {"RULER score (0..100)":<32}{"before":>8}{"after":>8}
 {chr(10).join(scores)}
 
 loss curve:  {run / "loss_curve.png"}
-all metrics: {run / "metrics.jsonl"}
+all metrics: {run / METRICS}
 checkpoint:  {run / "checkpoints" / "last.ckpt"}
 config:      {run / "config.yaml"}
 

@@ -31,22 +31,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(cells: list, number: int | None) -> list:
-    """All cells, or only the one with this number."""
-    if number is None:
-        return cells
-    if not 1 <= number <= len(cells):
-        raise InputError(f"--cell {number}: the sweep has cells 1 to {len(cells)}")
-    return [cells[number - 1]]
-
-
 @report_input_errors
 def main(arguments: list[str] | None = None) -> None:
     """Runs the cells; prints the table, notes and files of the report. Exit status 1 where a cell failed."""
     options = parse(arguments)
     sweep = read_sweep(options.sweep)
     runs_dir = options.runs_dir or Path("runs") / sweep.name
-    cells = chosen(make_cells(sweep, options.count), options.cell)
+    cells = make_cells(sweep, options.count)
+    if options.cell is not None:
+        if options.cell > len(cells):
+            raise InputError(f"--cell {options.cell}: the sweep has cells 1 to {len(cells)}")
+        cells = [cells[options.cell - 1]]
     runner = SweepRunner(sweep, runs_dir, [] if options.list else make_slots(options.jobs))
     if options.list:
         for cell in cells:

@@ -1,21 +1,24 @@
-"""Writes all files of a report into a folder."""
+"""Writes all files of a report into a folder: tables, figures, and one HTML page made from ``page.html``."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.comparison import Comparison, compare
 from lrsa_lightning.report.figures import draw_losses, draw_means
 from lrsa_lightning.report.notes import QA_TASKS, notes
-from lrsa_lightning.report.page import Picture, to_html
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.report.tables import task_table, to_csv, to_markdown
+from lrsa_lightning.report.tables import run_table, task_table, text_table, to_csv, to_markdown
 from lrsa_lightning.ruler.heat_map import draw_depths
 
 _TABLES = ("table1.md", "table1.csv", "table_tasks.csv")
 _FIGURES = ("fig2_loss.png", "fig3_qa.png", "fig4_mean.png")
 _PAGE = "report.html"
+_Picture = tuple[str, Path]  # caption and PNG
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,11 @@ def write_report(runs: Sequence[Run], folder: Path) -> Report:
     _clear(folder)
     markdown = _write_tables(runs, comparison, folder)
     figures = _draw_figures(runs, comparison, questions, folder)
-    maps = [(run.label, path) for run in runs if (path := draw_depths(run.records, folder / _map_name(run)))]
-    (folder / _PAGE).write_text(to_html(runs, comparison, found, figures, maps), encoding="utf-8")
+    places = {run.label: folder / f"depths_{run.file_stem}.png" for run in runs}
+    maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label])]
+    (folder / _PAGE).write_text(_page(runs, comparison, found, figures, maps), encoding="utf-8")
     tables = [folder / name for name in _TABLES if (folder / name).exists()]
-    pictures = [path for _, path in (*figures, *maps)]
-    return Report(markdown, found, [*tables, *pictures, folder / _PAGE])
-
-
-def _map_name(run: Run) -> str:
-    return f"depths_{run.file_stem}.png"
+    return Report(markdown, found, [*tables, *(path for _, path in (*figures, *maps)), folder / _PAGE])
 
 
 def _compare_questions(runs: Sequence[Run]) -> Comparison | None:
@@ -89,10 +88,10 @@ def _write_tables(runs: Sequence[Run], comparison: Comparison | None, folder: Pa
 
 def _draw_figures(
     runs: Sequence[Run], comparison: Comparison | None, questions: Comparison | None, folder: Path
-) -> list[Picture]:
+) -> list[_Picture]:
     loss, qa, mean = (folder / name for name in _FIGURES)
     labels, figures = [run.label for run in runs], []
-    if draw_losses(runs, loss) is not None:
+    if draw_losses(runs, loss):
         figures.append(("Figure 2: training loss, smoothed over raw", loss))
     if questions is not None:
         draw_means(questions, qa, title := f"QA mean over {questions.of_tasks}", labels)
@@ -101,3 +100,32 @@ def _draw_figures(
         draw_means(comparison, mean, title := comparison.caption, labels)
         figures.append((f"Figure 4: {title}, with standard errors", mean))
     return figures
+
+
+def _page(
+    runs: Sequence[Run],
+    comparison: Comparison | None,
+    found: Sequence[str],
+    figures: Sequence[_Picture],
+    maps: Sequence[_Picture],
+) -> str:
+    scores, best = (None, None) if comparison is None else text_table(comparison)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # labels and folders may hold any text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda path: b64encode(path.read_bytes()).decode("ascii")
+    return environment.get_template("page.html").render(
+        names=", ".join(run.label for run in runs),
+        notes=found,
+        comparison=comparison,
+        scores=scores,
+        best=best,
+        figures=figures,
+        maps=maps,
+        runs=run_table(runs),
+        tasks=task_table(runs),
+    )

@@ -1,5 +1,6 @@
 """Runs side by side: means over the tasks that all of them were scored on, by length and cache budget."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,7 +9,7 @@ import pandas as pd
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.ruler.records import Record, are_of_same_samples, ratio_of
+from lrsa_lightning.ruler.records import are_of_same_samples, ratio_of
 from lrsa_lightning.ruler.results import mean_names
 from lrsa_lightning.ruler.tasks import TASKS
 
@@ -80,7 +81,11 @@ def compare(runs: Sequence[Run], only: Collection[str] = tuple(TASKS)) -> Compar
     places = zip(scores["length"], scores["task"], strict=True)
     common = scores[[task in tasks.get(length, ()) for length, task in places]]
     if not (common.groupby("length")["model"].nunique() == len(labels)).any():
-        raise InputError(f"nothing to compare, no task at any length was scored by all: {_what_each_has(runs, only)}")
+        names = scores["task"] + "/" + scores["length"].map(length_name)
+        has = [f"{label} has {', '.join(own.unique())}" for label, own in names.groupby(scores["model"], sort=False)]
+        raise InputError(
+            f"nothing to compare, no task at any length was scored by all: {'; '.join(has)}. Report them one by one"
+        )
     return Comparison(labels, tasks, left_out, *_means(common, labels))
 
 
@@ -113,23 +118,13 @@ def _stderr_of_mean(errors: Collection[float]) -> float:
     return sum(error**2 for error in errors) ** 0.5 / len(errors)
 
 
-def _what_each_has(runs: Iterable[Run], only: Collection[str]) -> str:
-    names = {
-        run.label: ", ".join(dict.fromkeys(f"{task}/{length_name(length)}" for task, length, _ in run.scored))
-        for run in runs
-        if any(task in only for task, _, _ in run.scored)
-    }
-    return "; ".join(f"{label} has {own}" for label, own in names.items()) + ". Report them one by one"
-
-
 def other_samples(runs: Iterable[Run]) -> dict[tuple[int, str], list[int]]:
     """Lengths and tasks whose samples differ between runs or budgets, with the number of samples of each."""
-    records: dict[tuple[int, str], dict[tuple[str, str], list[Record]]] = {}
+    records = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for record in run.records:
             if record.score is not None:
-                own = records.setdefault((record.length, record.task), {})
-                own.setdefault((run.label, record.budget), []).append(record)
+                records[record.length, record.task][run.label, record.budget].append(record)
     return {
         place: [*map(len, own.values())]
         for place, own in sorted(records.items())

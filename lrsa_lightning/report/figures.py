@@ -1,6 +1,7 @@
 """The report's pictures: the loss curves of all runs, and means against length for each run and cache budget."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 
@@ -41,46 +42,33 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
     return path
 
 
-def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[str] | None = None) -> Path:
+def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[str]) -> None:
     """Draws means over tasks against length: a colour for each run, a line style for each budget, standard errors.
 
-    Args:
-        comparison: the means.
-        path: of the PNG.
-        title: above the axes.
-        labels: of all runs of the report: a run has the same colour in all figures.
+    The labels of all runs of the report decide on the colours: a run has the same one in all figures.
     """
     from matplotlib.lines import Line2D
 
     figure, axes = _axes()
     means, errors = (frame.drop(columns=AVERAGE) for frame in (comparison.means, comparison.errors.fillna(0)))
-    colours, budgets = _colours(labels or comparison.labels), dict.fromkeys(budget for _, budget in means.index)
-    styles = {budget: (_LINES[i % 6], _MARKERS[i % 6]) for i, budget in enumerate(budgets)}
+    colours, budgets = _colours(labels), dict.fromkeys(budget for _, budget in means.index)
+    looks = cycle({"linestyle": line, "marker": mark} for line, mark in zip(_LINES, _MARKERS, strict=True))
+    styles = {budget: {"markersize": 5, **look} for budget, look in zip(budgets, looks, strict=False)}
     for number, (label, budget) in enumerate(means.index):
-        line, marker = styles[budget]
+        scored = means.iloc[number].dropna()
         # Side by side: the error bars of equal scores stay visible.
-        shift = 0.02 * (number - (len(means) - 1) / 2)
-        style = {"color": colours[label], "linestyle": line, "marker": marker}
-        _draw_line(axes, means.iloc[number], errors.iloc[number], shift, **style)
+        at = means.columns.get_indexer(scored.index) + 0.02 * (number - (len(means) - 1) / 2)
+        spread = {"yerr": errors.iloc[number][scored.index], "elinewidth": 0.8, "capsize": 2.5}
+        axes.errorbar(at, scored, color=colours[label], **spread, **styles[budget])
     axes.set_xticks(range(means.shape[1]), means.columns)
     axes.set(xlabel="length, tokens", ylabel="score, 0..100", ylim=_score_limits(means, errors))
     axes.set_title(fill(title, 85), fontsize=10, loc="left")
     axes.set_xlim(-0.4, means.shape[1] - 0.6)
     runs = [Line2D([], [], color=colours[label], linewidth=4, label=literal(label)) for label in comparison.labels]
-    grey = {"color": "grey", "markersize": 5}
-    kept = [
-        Line2D([], [], linestyle=line, marker=marker, label=literal(budget_name(budget)), **grey)
-        for budget, (line, marker) in styles.items()
-    ]
-    _legend(figure, [*runs, Line2D([], [], linestyle="", label=" "), *kept], "run and cache budget")
+    space = Line2D([], [], linestyle="", label=" ")
+    kept = [Line2D([], [], color="grey", label=literal(budget_name(b)), **style) for b, style in styles.items()]
+    _legend(figure, [*runs, space, *kept], "run and cache budget")
     figure.savefig(path, dpi=_DPI)
-    return path
-
-
-def _draw_line(axes, means, errors, shift: float, **style) -> None:
-    places = [place for place, is_scored in enumerate(means.notna()) if is_scored]
-    at = [place + shift for place in places]
-    axes.errorbar(at, means.iloc[places], yerr=errors.iloc[places], markersize=5, elinewidth=0.8, capsize=2.5, **style)
 
 
 def _score_limits(means, errors) -> tuple[float, float]:

@@ -24,18 +24,15 @@ def notes(runs: Sequence[Run], comparison: Comparison | None, qa: Comparison | N
     Args:
         runs: of the report.
         comparison: their means; None where nothing was scored.
-        qa: the means over the question answering tasks.
+        qa: the means over the question answering tasks; None where the runs share none.
     """
-    of_means = () if comparison is None else (_left_out, _gaps, _other_samples)
-    return [
-        *_missing_parts(runs),
-        *_losses_not_finite(runs),
-        *_earlier_steps(runs),
-        *(note for notes_of in of_means for note in notes_of(comparison, runs)),
-        *(() if comparison is None else _other_caches(runs)),
-        *_missing_questions(comparison, qa),
-        *_other_data(runs),
-    ]
+    found = [*_missing_parts(runs), *_losses_not_finite(runs), *_earlier_steps(runs)]
+    if comparison is None:
+        found.append("No run has RULER scores: there is no Table 1 and no Figure 3 and 4.")
+    else:
+        found += [*_left_out(comparison), *_gaps(comparison), *_other_samples(comparison, runs), *_other_caches(runs)]
+        found += _missing_questions(comparison, qa)
+    return found + _other_data(runs)
 
 
 def _missing_parts(runs: Sequence[Run]) -> list[str]:
@@ -50,11 +47,10 @@ def _missing_parts(runs: Sequence[Run]) -> list[str]:
 
 
 def _losses_not_finite(runs: Sequence[Run]) -> list[str]:
-    counts = {run.label: (sum(not isfinite(loss) for loss in run.losses[1]), len(run.losses[1])) for run in runs}
     return [
-        f"{count} of the {total} training losses of {label} are no finite numbers."
-        for label, (count, total) in counts.items()
-        if count
+        f"{count} of the {len(run.losses[1])} training losses of {run.label} are no finite numbers."
+        for run in runs
+        if (count := sum(not isfinite(loss) for loss in run.losses[1]))
     ]
 
 
@@ -66,7 +62,7 @@ def _earlier_steps(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _left_out(comparison: Comparison, _) -> list[str]:
+def _left_out(comparison: Comparison) -> list[str]:
     lengths: dict[str, list[int]] = {}
     for length, tasks in comparison.left_out.items():
         lengths.setdefault(", ".join(tasks), []).append(length)
@@ -81,7 +77,7 @@ def _left_out(comparison: Comparison, _) -> list[str]:
     return found
 
 
-def _gaps(comparison: Comparison, _) -> list[str]:
+def _gaps(comparison: Comparison) -> list[str]:
     budgets: dict[tuple[str, str], list[str]] = {}
     for (label, budget), missing in comparison.means.drop(columns=AVERAGE).isna().iterrows():
         if missing.any():
@@ -108,9 +104,7 @@ def _other_caches(runs: Sequence[Run]) -> list[str]:
     return [f"The budgets are not the same caches {_side_by_side(runs, found)}."] if found else []
 
 
-def _missing_questions(comparison: Comparison | None, qa: Comparison | None) -> list[str]:
-    if comparison is None:
-        return ["No run has RULER scores: there is no Table 1 and no Figure 3 and 4."]
+def _missing_questions(comparison: Comparison, qa: Comparison | None) -> list[str]:
     if qa is None:
         return [f"No Figure 3: the runs share no question answering task ({', '.join(QA_TASKS)})."]
     found = [f"Figure 3 lacks {label}: no QA task was scored." for label in comparison.labels if label not in qa.labels]

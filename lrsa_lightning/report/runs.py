@@ -117,9 +117,7 @@ def _last_check(path: Path, step: int | None) -> tuple[int | None, list[Record]]
     """Step and records of the given check, else of the last one with scores, else of the last one with any record."""
     files = {int(match[1]): file for file in path.glob("ruler/*.jsonl") if (match := _CHECK.fullmatch(file.name))}
     without_scores = None, []
-    for number in sorted(files, reverse=True):
-        if step not in (None, number):
-            continue
+    for number in sorted(files if step is None else files.keys() & {step}, reverse=True):
         records = read_records(files[number])
         if any(record.score is not None for record in records):
             return number, records

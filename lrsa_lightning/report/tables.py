@@ -6,6 +6,7 @@ import pandas as pd
 
 from lrsa_lightning.report.comparison import Comparison, budget_name, lengths_text, range_text, tasks_text
 from lrsa_lightning.report.runs import Run, printable
+from lrsa_lightning.ruler.results import CellScore
 
 _NOT_SCORED = "–"
 
@@ -49,33 +50,37 @@ def to_csv(comparison: Comparison) -> str:
 
 def task_table(runs: Iterable[Run]) -> pd.DataFrame:
     """All means: a row for each run, task, length and budget."""
-    columns = ["model", "task", "length", "budget", "score", "stderr", "count", "nll", "exact_match"]
-    rows = []
-    for run in runs:
-        for mean in run.means.values():
-            figures = map(_number, (mean.score, mean.stderr, mean.count, mean.nll, mean.exact_match))
-            rows.append([run.label, mean.task, str(mean.length), budget_name(mean.budget), *figures])
-    return pd.DataFrame(rows, columns=columns)
+    figures = ["score", "stderr", "count", "nll", "exact_match"]
+    rows = [
+        [
+            run.label,
+            mean.task,
+            str(mean.length),
+            budget_name(mean.budget),
+            *(_number(getattr(mean, f)) for f in figures),
+        ]
+        for run in runs
+        for mean in run.means.values()
+    ]
+    return pd.DataFrame(rows, columns=["model", "task", "length", "budget", *figures])
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
     """What was compared: a row for each run."""
-    rows = []
-    for run in runs:
-        means = list(run.means.values())
-        rows.append(
-            {
-                "Run": run.label,
-                "Folder": printable(str(run.path)),
-                "Step": "" if run.step is None else str(run.step),
-                "Attention in training": run.config.attention,
-                "Tasks": tasks_text(dict.fromkeys(mean.task for mean in means)) if means else "",
-                "Lengths": lengths_text(sorted({mean.length for mean in means})),
-                "Budgets": ", ".join(map(budget_name, dict.fromkeys(mean.budget for mean in means))),
-                "Samples per score": range_text(mean.count for mean in means) if means else "",
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_run_row(run, [*run.means.values()]) for run in runs])
+
+
+def _run_row(run: Run, means: Sequence[CellScore]) -> dict[str, str]:
+    return {
+        "Run": run.label,
+        "Folder": printable(str(run.path)),
+        "Step": "" if run.step is None else str(run.step),
+        "Attention in training": run.config.attention,
+        "Tasks": tasks_text(dict.fromkeys(mean.task for mean in means)) if means else "",
+        "Lengths": lengths_text(sorted({mean.length for mean in means})),
+        "Budgets": ", ".join(map(budget_name, dict.fromkeys(mean.budget for mean in means))),
+        "Samples per score": range_text(mean.count for mean in means) if means else "",
+    }
 
 
 def _number(value: float | None) -> str:

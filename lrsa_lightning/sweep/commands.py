@@ -42,14 +42,10 @@ def build_command(sweep: Sweep, parameters: Mapping[str, Any]) -> list[str]:
 def check_options(sweep: Sweep, command: Sequence[str]) -> None:
     """Lets `lrsa` parse a cell's options without running it: an error in all cells is reported once, at the start.
 
-    Args:
-        sweep: of `read_sweep`. A sweep over another program than `lrsa` is not checked.
-        command: of a cell.
-
     Raises:
         InputError: `lrsa` refuses an option or a value.
     """
-    if Path(sweep.program).name != "lrsa":
+    if Path(sweep.program).name != "lrsa":  # another program may have no --print_config
         return
     try:
         parsed = subprocess.run(

@@ -1,6 +1,6 @@
 """The outcome of a sweep: the metric of each cell and over the seeds, whether cells are comparable, and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,11 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.metrics import METRICS, read_rows
 from lrsa_lightning.path_names import made_name
-from lrsa_lightning.report import Run, read_runs, write_report
-from lrsa_lightning.sweep.cells import Cell
+from lrsa_lightning.report import Run, other_samples, read_runs, write_report
+from lrsa_lightning.run_config import differing
 from lrsa_lightning.sweep.definition import Sweep
-from lrsa_lightning.sweep.fairness import differences
 from lrsa_lightning.sweep.runner import Result
-from lrsa_lightning.sweep.table import FINISHED, Row, seeds_table, to_text
+from lrsa_lightning.sweep.table import FINISHED, Row, cells_table, seeds_table
 
 
 @dataclass(frozen=True)
@@ -39,24 +38,68 @@ def conclude(sweep: Sweep, runs_dir: Path, results: Sequence[Result]) -> Outcome
         runs_dir: of the `SweepRunner`.
         results: of the `SweepRunner`.
     """
-    runs, notes = {}, []
-    for result in results:
-        path = runs_dir / result.cell.name
+    runs, seeds, notes = {}, {}, []
+    for cell, _ in results:
         try:
-            (runs[result.cell],) = read_runs([f"{result.cell.name}={path}"])
+            (run,) = read_runs([f"{cell.name}={runs_dir / cell.name}"])
         except InputError as error:
-            notes.append(f"{result.cell.name} is not in the report: {error}")
-    unfair = differences(runs)
+            notes.append(f"{cell.name} is not in the report: {error}")
+        else:
+            runs[cell] = run
+            seeds.setdefault(cell.seed, []).append(run)
+    unfair = [*_other_data(seeds), *_other_scores([run for run in runs.values() if run.scored])]
     rows = [_row(sweep, runs_dir, result, runs.get(result.cell)) for result in results]
-    table = to_text(sweep, rows, mark_best=not unfair)
-    if not unfair and len({cell.seed for cell in runs}) > 1:
+    table = cells_table(sweep, rows, mark_best=not unfair)
+    if not unfair and len(seeds) > 1:
         table += "\n\n" + seeds_table(sweep, rows)
     files = []
-    for folder, own in _groups(runs, runs_dir / "report").items():
-        report, further = _report(own, folder)
-        files += report
-        notes += further
-    return Outcome(table, [*_fair(runs, unfair), *_missing_metric(sweep, rows), *dict.fromkeys(notes)], files)
+    for seed, own in seeds.items():
+        folder = runs_dir / "report" / (made_name(f"seed-{seed}") if len(seeds) > 1 else "")
+        try:
+            report = write_report(own, folder)
+        except InputError as error:
+            notes.append(f"no report in {folder}: {error}")
+        else:
+            files += report.files
+            notes += report.notes
+    return Outcome(
+        table, [*_fair([*runs.values()], unfair), *_missing_metric(sweep, rows), *dict.fromkeys(notes)], files
+    )
+
+
+def _other_data(seeds: Mapping[Any, Sequence[Run]]) -> list[str]:
+    """One sentence for each difference in the samples, order and tokens that the cells of a seed trained on."""
+    found = []
+    for seed, runs in seeds.items():
+        trained = [run for run in runs if run.losses[0]]  # a base model that was only scored has no data
+        which = "The cells" if seed is None else f"The cells of seed {seed}"
+        trained_on = [run.config.trained_on | {"the number of tokens": run.tokens} for run in trained]
+        for what, values in differing(trained_on).items():
+            each = ", ".join(f"{run.label} {value}" for run, value in zip(trained, values, strict=True))
+            found.append(f"{which} did not train on the same data: {what} is {each}.")
+    return found
+
+
+def _other_scores(runs: Sequence[Run]) -> list[str]:
+    if len({frozenset(run.scored) for run in runs}) > 1:
+        counts = ", ".join(f"{run.label} {len(run.scored)}" for run in runs)
+        return [
+            f"The cells were not scored on the same RULER tasks, lengths and budgets (their number: {counts}): "
+            "only the report's table, over the tasks of all cells, compares them."
+        ]
+    return ["The cells were not scored on the same RULER samples."] if other_samples(runs) else []
+
+
+def _fair(runs: Sequence[Run], unfair: Sequence[str]) -> list[str]:
+    if unfair:
+        return [*unfair, "So no cell is called the best, and there is no mean over seeds."]
+    trained = [run for run in runs if run.losses[0]]
+    if len(trained) < 2:
+        return []
+    return [
+        "The trained cells of a seed trained on the same samples in the same order, "
+        f"{trained[0].tokens or 'an unknown number of'} tokens each."
+    ]
 
 
 def _row(sweep: Sweep, runs_dir: Path, result: Result, run: Run | None) -> Row:
@@ -70,18 +113,6 @@ def _row(sweep: Sweep, runs_dir: Path, result: Result, run: Run | None) -> Row:
     return Row(result.cell, status, values[-1] if values else None, run.tokens if run else None, names)
 
 
-def _fair(runs: dict[Cell, Run], unfair: list[str]) -> list[str]:
-    if unfair:
-        return [*unfair, "So no cell is called the best, and there is no mean over seeds."]
-    trained = [run for run in runs.values() if run.losses[0]]
-    if len(trained) < 2:
-        return []
-    return [
-        "The trained cells of a seed trained on the same samples in the same order, "
-        f"{trained[0].tokens or 'an unknown number of'} tokens each."
-    ]
-
-
 def _missing_metric(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     """Where the metric is missing, the names of similar metrics that were logged."""
     lacking = [row for row in rows if row.value is None and row.status == FINISHED]
@@ -92,19 +123,3 @@ def _missing_metric(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     names = ", ".join(name for name in similar if name.count("/") == 1) or "none of its kind"
     why = " (RULER's average needs all 13 tasks)" if sweep.metric.startswith("ruler/average") else ""
     return [f"{', '.join(row.cell.name for row in lacking)}: {sweep.metric} was not logged{why}, but {names}."]
-
-
-def _groups(runs: dict[Cell, Run], folder: Path) -> dict[Path, list[Run]]:
-    """The folder of each report, with its runs: a report compares the runs of one seed."""
-    seeds: dict[Any, list[Run]] = {}
-    for cell, run in runs.items():
-        seeds.setdefault(cell.seed, []).append(run)
-    return {folder / made_name(f"seed-{seed}") if len(seeds) > 1 else folder: own for seed, own in seeds.items()}
-
-
-def _report(runs: list[Run], folder: Path) -> tuple[list[Path], list[str]]:
-    try:
-        report = write_report(runs, folder)
-    except InputError as error:
-        return [], [f"no report in {folder}: {error}"]
-    return report.files, report.notes

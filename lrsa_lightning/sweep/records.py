@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.last_checkpoint import find_last
 from lrsa_lightning.run_directory import RunDirectory
 from lrsa_lightning.run_start import set_aside
 
@@ -19,10 +20,9 @@ class CellRecord:
     def __init__(self, runs_dir: Path, name: str, command: list[str]):
         self.command = command
         self.run = runs_dir / name
-        self.folder = runs_dir / "cells"
-        self.log = self.folder / f"{name}.log"
-        self._file = self.folder / f"{name}.json"
-        self._lock = self.folder / f"{name}.lock"
+        self.log = runs_dir / "cells" / f"{name}.log"
+        self._file = self.log.with_name(f"{name}.json")
+        self._lock = self.log.with_name(f"{name}.lock")
 
     def state(self) -> str:
         """FINISHED, BROKEN or NEW: its last process ended with status 0 or otherwise, or there was none.
@@ -30,11 +30,11 @@ class CellRecord:
         Raises:
             InputError: the run directory belongs to another command, or to no cell of a sweep.
         """
-        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else None
-        if known is None and (self.run / "config.yaml").exists():
-            raise InputError(f"{self.run} holds a run that is no cell of this sweep: give another --runs_dir")
-        if known is None:
+        if not self._file.exists():
+            if (self.run / "config.yaml").exists():
+                raise InputError(f"{self.run} holds a run that is no cell of this sweep: give another --runs_dir")
             return NEW
+        known = json.loads(self._file.read_text(encoding="utf-8"))
         if known["command"] != self.command:
             raise InputError(
                 f"{self.run} was started by another command, {' '.join(known['command'])}: give another --runs_dir"
@@ -52,8 +52,6 @@ class CellRecord:
             True where the run directory has checkpoints: the run resumes, or says why it cannot. Otherwise the
             directory is set aside and the run starts from the beginning.
         """
-        from lrsa_lightning.last_checkpoint import find_last
-
         last = find_last(RunDirectory(self.run).checkpoints)
         if last.path is not None or last.is_blocked:
             return True
@@ -67,7 +65,7 @@ class CellRecord:
         The lock lives as long as this process or a child that inherits the descriptor. A cell whose parent was killed
         keeps running and keeps its lock: it is not started a second time.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +75,6 @@ class CellRecord:
         return descriptor
 
     def tail(self, lines: int = 15) -> str:
-        """The end of the log."""
-        if not self.log.exists():
-            return ""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        """The end of the log, indented."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lrsa_lightning.sweep.cells import Cell
 from lrsa_lightning.sweep.commands import build_command, cell_environment, check_options
@@ -17,23 +17,19 @@ from lrsa_lightning.sweep.records import BROKEN, FINISHED, NEW, CellRecord
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How a cell ended.
 
     Attributes:
         cell: the cell.
         status: exit status of its last process; None where another sweep_local.py runs it.
-        seconds: duration of this call's process; 0 where the cell was finished before.
     """
 
     cell: Cell
     status: int | None
-    seconds: float = 0.0
 
 
-@dataclass
-class _Running:
+class _Running(NamedTuple):
     cell: Cell
     record: CellRecord
     process: subprocess.Popen
@@ -67,7 +63,7 @@ class SweepRunner:
         self._grace_seconds = grace_seconds
         self._say = say
         self._running: list[_Running] = []
-        self._results: list[Result] = []
+        self._statuses: dict[Cell, int | None] = {}
 
     def run(self, cells: Sequence[Cell]) -> list[Result]:
         """Runs cells until all have ended; the results are in the order of the cells.
@@ -76,11 +72,11 @@ class SweepRunner:
             InputError: a run directory belongs to another command, or `lrsa` refuses the options of the cells.
             KeyboardInterrupt: after the running cells have saved and ended.
         """
-        records = [CellRecord(self.runs_dir, cell.name, self.command(cell)) for cell in cells]
-        for record in [record for record in records if record.state() == NEW][:1]:
-            check_options(self.sweep, record.command)
+        records = {cell: CellRecord(self.runs_dir, cell.name, self.command(cell)) for cell in cells}
+        if new := [record.command for record in records.values() if record.state() == NEW]:
+            check_options(self.sweep, new[0])
         try:
-            for number, (cell, record) in enumerate(zip(cells, records, strict=True), 1):
+            for number, (cell, record) in enumerate(records.items(), 1):
                 while not self._free:
                     self._reap()
                 self._begin(cell, record, f"[{number}/{len(cells)}] {cell.name}")
@@ -88,8 +84,7 @@ class SweepRunner:
                 self._reap()
         finally:
             self._stop()
-        places = {cell: place for place, cell in enumerate(cells)}
-        return sorted(self._results, key=lambda result: places[result.cell])
+        return [Result(cell, self._statuses[cell]) for cell in cells]
 
     def command(self, cell: Cell) -> list[str]:
         """The command of W&B's agent with the run directory. The same command starts and resumes the cell."""
@@ -100,13 +95,13 @@ class SweepRunner:
         lock = record.lock()
         if lock is None:
             self._say(f"{title}: another process runs it")
-            self._results.append(Result(cell, None))
+            self._statuses[cell] = None
             return
         state = record.state()
         if state == FINISHED:
             os.close(lock)
             self._say(f"{title}: finished already")
-            self._results.append(Result(cell, 0))
+            self._statuses[cell] = 0
             return
         how = "starts" if state != BROKEN else "resumes" if record.clear_start() else "starts over"
         slot = self._free.pop(0)
@@ -139,17 +134,20 @@ class SweepRunner:
             time.sleep(_POLL_SECONDS)
 
     def _end(self, one: _Running) -> None:
-        status, seconds = one.process.returncode, time.monotonic() - one.since
-        one.record.write(status)
-        os.close(one.lock)
-        self._running.remove(one)
+        seconds = time.monotonic() - one.since
+        status = self._statuses[one.cell] = self._close(one)
         self._free.append(one.slot)
-        self._results.append(Result(one.cell, status, seconds))
         if status == 0:
             self._say(f"{one.cell.name}: finished in {seconds:.0f} s")
         else:
-            tail = "\n".join(f"  {line}" for line in one.record.tail().splitlines())
-            self._say(f"{one.cell.name}: failed with exit status {status}, after {seconds:.0f} s:\n{tail}")
+            self._say(f"{one.cell.name}: failed with exit status {status}, after {seconds:.0f} s:\n{one.record.tail()}")
+
+    def _close(self, one: _Running) -> int:
+        """Records the exit status of a cell's process, and unlocks the cell."""
+        one.record.write(one.process.returncode)
+        os.close(one.lock)
+        self._running.remove(one)
+        return one.process.returncode
 
     def _stop(self) -> None:
         """Lets the running cells save and end. After the grace time, or at a second Ctrl-C, they are killed."""
@@ -164,14 +162,7 @@ class SweepRunner:
                 time.sleep(_POLL_SECONDS)
         finally:
             for one in list(self._running):
-                _kill(one.process)
-                one.record.write(one.process.returncode)
-                os.close(one.lock)
-                self._running.remove(one)
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """Kills a cell that still runs, with its own children."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+                if one.process.poll() is None:
+                    os.killpg(one.process.pid, signal.SIGKILL)  # with its own children
+                one.process.wait()
+                self._close(one)

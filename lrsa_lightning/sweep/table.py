@@ -1,9 +1,9 @@
 """The metric of each cell as text, and over the seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isnan
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,8 +13,7 @@ from lrsa_lightning.sweep.definition import Sweep
 FINISHED, _EMPTY = "finished", "–"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One cell in the table.
 
     Attributes:
@@ -31,12 +30,17 @@ class Row:
     tokens: int | None
     logged: set[str]
 
+    @property
+    def final_value(self) -> float | None:
+        """The value of a finished cell."""
+        return self.value if self.status == FINISHED else None
 
-def to_text(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> str:
+
+def cells_table(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> str:
     """One line for each cell, in their order. A star marks the best value of the finished cells."""
-    finished = [row.value for row in rows if row.status == FINISHED and row.value is not None]
-    best = _best(sweep, finished) if mark_best else None
-    stars = ["* " if best is not None and (row.status, row.value) == (FINISHED, best) else "" for row in rows]
+    known = {row.final_value for row in rows if row.final_value is not None and not isnan(row.final_value)}
+    best = (max if sweep.maximize else min)(known) if mark_best and len(known) > 1 else None
+    stars = ["* " if best is not None and row.final_value == best else "" for row in rows]
     columns = {
         sweep.metric or "no metric": [star + _figure(row.value) for star, row in zip(stars, rows, strict=True)],
         "tokens": [_EMPTY if row.tokens is None else f"{row.tokens:,}" for row in rows],
@@ -49,20 +53,15 @@ def seeds_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Mean and sample standard deviation of each setting over the seeds of its finished cells."""
     settings: dict[str, list[float]] = {}
     for row in rows:
-        own = settings.setdefault(row.cell.setting, [])
-        if row.status == FINISHED and row.value is not None:
-            own.append(row.value)
+        settings.setdefault(row.cell.setting, []).extend([] if row.final_value is None else [row.final_value])
     columns = {
         f"{sweep.metric}, mean": [_figure(fmean(values) if values else None) for values in settings.values()],
-        "deviation": [_figure(stdev(values) if len(values) > 1 else None) for values in settings.values()],
+        "deviation": [
+            _figure(pd.Series(values).std(skipna=False) if len(values) > 1 else None) for values in settings.values()
+        ],
         "seeds": [len(values) for values in settings.values()],
     }
     return _aligned("setting", [*settings], columns)
-
-
-def _best(sweep: Sweep, values: Sequence[float]) -> float | None:
-    known = {value for value in values if not isnan(value)}
-    return (max if sweep.maximize else min)(known) if len(known) > 1 else None
 
 
 def _figure(value: float | None) -> str:

@@ -39,7 +39,7 @@ def report(make_run, tmp_path):
     return write_report(read_runs(list(map(str, folders))), tmp_path / "out")
 
 
-def test_the_page_holds_every_picture_and_asks_for_nothing_else(report):
+def test_the_page_holds_every_picture_and_needs_nothing_else(report):
     page = report.files[-1].read_text(encoding="utf-8")
     pictures = [path for path in report.files if path.suffix == ".png"]
     names = ["fig2_loss.png", "fig3_qa.png", "fig4_mean.png", "depths_lrsa.png"]

@@ -1,4 +1,4 @@
-"""As much of W&B's API as `wandb agent` calls, on loopback: it hands out cells, and never sees a run's data.
+"""As much of W&B's API as `wandb agent` calls, on loopback: it gives cells to agents, and never sees a run's data.
 
 wandb 0.31 posts GraphQL to <WANDB_BASE_URL>/graphql: Viewer (the key), SweepWithRuns (for the command), CreateAgent,
 and Heartbeat every five seconds, whose answer holds a list of commands as JSON text.
@@ -68,8 +68,8 @@ class AgentServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                data = server.answer(asked["query"], asked.get("variables") or {})
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                data = server.answer(request["query"], request.get("variables") or {})
                 body = json.dumps({"data": data} if data else {"errors": [{"message": "not here"}]}).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")

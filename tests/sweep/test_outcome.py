@@ -134,6 +134,16 @@ def test_a_value_that_is_no_number_is_never_the_best(outcome, runs, goal):
     assert starred == ["mode-d" if goal == "maximize" else "mode-b"]
 
 
+def test_a_seed_whose_value_is_no_number_leaves_its_setting_without_a_mean(outcome, runs):
+    def change():
+        file = runs / "mode-a_seed-1/metrics.jsonl"
+        file.write_text(file.read_text() + '{"step": 1, "ruler/subset_mean": NaN}\n')
+
+    found = outcome({"mode": {"values": ["a", "b"]}, "seed_everything": {"values": [1, 3]}}, change)
+    lines = [line.split() for line in found.table.splitlines()]
+    assert lines[-2:] == [["mode-a", "nan", "nan", "2"], ["mode-b", "52", "1.414", "2"]]
+
+
 def test_a_damaged_metrics_file_leaves_the_others_their_table(outcome, runs):
     def change():
         file = runs / "mode-b/metrics.jsonl"

@@ -225,7 +225,7 @@ def test_one_cell_and_the_list(make_sweep, runs, main, capsys):
     assert "cells 1 to 3" in capsys.readouterr().err
 
 
-def test_the_status_tells_of_failed_cells(make_sweep, runs, main, capsys):
+def test_the_exit_status_is_1_where_a_cell_failed(make_sweep, runs, main, capsys):
     words = [str(make_sweep(MODES)), "--runs_dir", str(runs)]
     (runs / "fail-b").touch()
     with pytest.raises(SystemExit) as caught:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lrsa_lightning.data.resume_progress import ends_step, leave_out_step
+from lrsa_lightning.data.resume_progress import ends_step, take_back_step
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.rank_guard import name_ranks
@@ -89,7 +89,7 @@ class NonFiniteLoss(Callback):
         return ""
 
     def _stop(self, trainer: Trainer, fault: str) -> None:
-        leave_out_step(trainer)
+        take_back_step(trainer)
         many = f", the last of {self._in_a_row} such steps in a row" if self.policy == "skip" else ""
         self._in_a_row = 0
         advice = (

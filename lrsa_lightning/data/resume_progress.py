@@ -19,7 +19,7 @@ def is_after_micro_batch(trainer: Trainer) -> bool:
     return progress.completed < progress.processed
 
 
-def leave_out_step(trainer: Trainer) -> None:
+def take_back_step(trainer: Trainer) -> None:
     """Makes the next checkpoint one from before the current optimizer step, which is not taken.
 
     To be called at the last micro-batch of the step. The resumed run reads the global batch of the step again.

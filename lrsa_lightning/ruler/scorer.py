@@ -13,10 +13,9 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.generation import Prompt
-from lrsa_lightning.ruler.match import match_all
 from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.rows import Row, digest
-from lrsa_lightning.ruler.tasks import find_task
+from lrsa_lightning.ruler.tasks import find_task, match_all
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -56,15 +55,6 @@ class Sources:
             raise InputError(f"RULER needs the file {name}: {WHERE_TO_GET[name]}")
         path = self.given()[name].resolve()
         return _read(name, path, path.stat().st_mtime_ns)
-
-    def check(self, names: Iterable[str]) -> None:
-        """Checks the format of files before samples are made from them.
-
-        Raises:
-            InputError: a file has another format.
-        """
-        for name in names:
-            self.read(name)
 
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"

@@ -16,10 +16,9 @@ from lrsa_lightning.npu.fabric import make_fabric
 from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.evaluated_model import EvaluatedModel
+from lrsa_lightning.ruler.evaluated_model import EvaluatedModel, fingerprint
 from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
-from lrsa_lightning.ruler.fingerprint import fingerprint
 from lrsa_lightning.ruler.official import OfficialSamples
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.ranks import Ranks

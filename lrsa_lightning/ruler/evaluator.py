@@ -79,13 +79,7 @@ class RulerEvaluator:
         return self._modes[budget] if budget in self._modes else self._budgets.mode(length, budget)
 
     def prompt_bytes(self, cell: CellName, config, dtype: torch.dtype) -> int:
-        """Bytes of the cache of one prompt that has the cell's length, over all layers and heads.
-
-        Args:
-            cell: task, length and budget.
-            config: the model's.
-            dtype: the model's.
-        """
+        """Bytes of the cache of one prompt that has the cell's length, over all layers and heads."""
         _, length, budget = cell
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         mode, layers = self.mode(length, budget), range(config.num_hidden_layers)
@@ -96,9 +90,7 @@ class RulerEvaluator:
     def batch_sizes(self, model, ranks: Ranks) -> dict[CellName, int]:
         """Prompts in a batch of each cell: up to ``batch_size``, whose caches fit in the memory that is free now.
 
-        Args:
-            model: a transformers causal decoder, on its device.
-            ranks: all of them must call it.
+        All ranks must call it, with the model on its device.
         """
         requested = {cell: min(self._batch_size, ranks.most(len(self.samples[cell[:2]]))) for cell in self.cells}
         prompt_bytes = {cell: self.prompt_bytes(cell, model.config, model.dtype) for cell in self.cells}
@@ -134,9 +126,14 @@ class RulerEvaluator:
             batch_sizes: of `batch_sizes`, by cell; ``batch_size`` for others.
         """
         ranks = ranks or Ranks()
-        several, measures = ranks.world_size > 1, (generation, teacher_forcing)
         scorer = BatchScorer(
-            *(self._tokenizer, self._prefill_chunk_size, self._end_tokens, *measures, several, self.stopwatch)
+            self._tokenizer,
+            self._prefill_chunk_size,
+            self._end_tokens,
+            generation,
+            teacher_forcing,
+            fixed_passes=ranks.world_size > 1,
+            stopwatch=self.stopwatch,
         )
         for cell in self.cells:
             task, length, budget = cell

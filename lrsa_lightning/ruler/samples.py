@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.errors import InputError
@@ -89,30 +89,17 @@ class SampleSettings:
     sources: Sources = field(default_factory=Sources)
 
 
-@dataclass(frozen=True)
-class _Prompt:
+class _Prompt(NamedTuple):
     input: str
     text: Text
 
 
 class SampleMaker:
-    """Draws the samples of one task at one length."""
+    """Draws the samples of one task at one length, with the arguments of `make_samples`."""
 
     def __init__(self, task: str, tokenizer, max_length: int, settings: SampleSettings):
-        """
-        Args:
-            task: name in `TASKS`.
-            tokenizer: counts the tokens.
-            max_length: tokens of prompt, template, answer prefix and new tokens together.
-            settings: the rest.
-
-        Raises:
-            InputError: the task is unknown, or a file of it is missing.
-        """
         self._spec = find_task(task)
-        self.task = task
-        self.max_length = max_length
-        self.seed = settings.seed
+        self.task, self.max_length, self.seed = task, max_length, settings.seed
         self._budget = max_length - self._spec.tokens_to_generate
         self._tokenizer = tokenizer
         setting = Setting(max_length, self._budget, settings.sources, self._count_tokens)
@@ -150,16 +137,11 @@ class SampleMaker:
         raise self._refusal(f"only {fitting} of {len(items)} questions fit, with their documents")
 
     def _fit(self, item: int, guess: int) -> Fit[_Prompt]:
-        """The largest prompt of a question or draw that fits the budget.
-
-        Raises:
-            DoesNotFit: even its smallest prompt is too long.
-            NotAtThisLength: the largest prompt there is fills too little of the budget.
-        """
+        """The largest prompt of a question or draw that fits the budget."""
         generator = self._generator
         fit = largest_fit(
-            lambda units: self._prompt(self._draws(item), units),
-            self._count_prompt,
+            lambda units: self._prompt(item, units),
+            lambda prompt: self._count_tokens(prompt.input + prompt.text.answer_prefix),
             self._budget,
             guess,
             generator.min_units,
@@ -170,19 +152,14 @@ class SampleMaker:
             raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
         return fit
 
-    def _draws(self, item: int) -> Draws:
-        return Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)
-
-    def _prompt(self, draws: Draws, units: int) -> _Prompt:
+    def _prompt(self, item: int, units: int) -> _Prompt:
+        draws = Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)
         text = self._generator.generate(draws, units)
         turn = self._template.before + text.user + self._template.after
         if text.example is not None:
             user, answer = text.example
             turn = self._template.before + user + self._template.after + text.answer_prefix + answer + "\n" + turn
         return _Prompt(turn, text)
-
-    def _count_prompt(self, prompt: _Prompt) -> int:
-        return self._count_tokens(prompt.input + prompt.text.answer_prefix)
 
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -57,7 +57,6 @@ class SampleStore:
         """All that a task's samples depend on, besides their length and number."""
         settings = self._settings
         paths = settings.sources.given()
-        files = {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)}
         return {
             "format": _FORMAT,
             "task": task,
@@ -65,7 +64,7 @@ class SampleStore:
             "template": settings.template,
             "official_compat": False,  # an option of earlier versions; without it their samples would be made again
             "tokenizer": self._tokenizer_hash,
-            "files": files,
+            "files": {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)},
         }
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
@@ -126,7 +125,13 @@ class SampleStore:
             )
         if manifest.get("sha256") != _sha256(path.read_bytes()):
             raise InputError(f"{path} is not what {_MANIFEST} beside it says (sha256): remove both to make it again")
-        return [_checked_row(row, f"{path}, line {number}", task, length) for number, row in read_lines(path)]
+        rows = []
+        for number, row in read_lines(path):  # the manifest does not vouch for them: their writer may have written it
+            check_row(row, _FIELDS, f"{path}, line {number}")
+            if (row["task"], row["max_length"]) != (task, length):
+                raise InputError(f"{path}, line {number}: a sample of {row['task']} at length {row['max_length']}")
+            rows.append(row)
+        return rows
 
     def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
         """Writes both files, the samples last: samples on disk have their manifest."""
@@ -151,14 +156,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise InputError(f"{path} does not say what the samples beside it are: remove both")
     return manifest
-
-
-def _checked_row(row: dict[str, Any], where: str, task: str, length: int) -> dict[str, Any]:
-    """The row. The manifest does not vouch for it: its writer may have written the manifest too."""
-    check_row(row, _FIELDS, where)
-    if (row["task"], row["max_length"]) != (task, length):
-        raise InputError(f"{where}: a sample of {row['task']} at length {row['max_length']}")
-    return row
 
 
 def make_in_parallel(

@@ -105,8 +105,7 @@ class RulerEval(Callback):
         self._budgets, self._lengths = CacheBudgets(budgets, lag_divisor, sink_size), lengths
         if lengths is not None:
             check_choice(lengths, "RulerEval.lengths")
-            for length in lengths:
-                self._budgets.check_length(length)
+            self._budgets.check_lengths(lengths)
         if tasks is not None:
             check_tasks(tasks, "RulerEval.tasks")
         sources = sources or Sources()
@@ -154,7 +153,7 @@ class RulerEval(Callback):
         lengths = []
         for length in sorted({min(_CONTROL_LENGTH, seq_len), seq_len}):
             try:
-                self._budgets.check_length(length)
+                self._budgets.check_lengths([length])
                 lengths.append(length)
             except InputError as error:
                 log.warning("RULER is left out at length %d: %s", length, error)

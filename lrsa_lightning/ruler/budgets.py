@@ -1,7 +1,8 @@
 """Cache budgets: retention ratios, and the attention of each at a length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.attention.rule import LagRule, kept_per_chunk
@@ -34,13 +35,13 @@ class CacheBudgets:
         """The labels, in the order of the ratios."""
         return [f"r{ratio:g}" for ratio in self.ratios]
 
-    def check_length(self, length: int) -> None:
-        """Checks that each budget has a meaning at this length.
+    def check_lengths(self, lengths: Iterable[int]) -> None:
+        """Checks that each budget has a meaning at each length.
 
         Raises:
             InputError: the lag has no token, the cache keeps nothing of a chunk, or it never drops a token.
         """
-        for label, ratio in zip(self.labels, self.ratios, strict=True):
+        for length, (label, ratio) in product(lengths, zip(self.labels, self.ratios, strict=True)):
             if ratio < 1 and (reason := self._failing(length, ratio)):
                 raise InputError(
                     f"budgets: {label} at length {length} with lag_divisor {self.lag_divisor} and sink_size "

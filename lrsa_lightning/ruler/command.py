@@ -36,9 +36,7 @@ class Evaluation:
     """One call of the command; its help describes the options."""
 
     def __init__(self, options: Namespace):
-        """
-        Args:
-            options: parsed, with the attention mode instantiated.
+        """The options are parsed, with the attention mode instantiated.
 
         Raises:
             InputError: an option, the model, the samples or the folder is wrong.
@@ -53,8 +51,7 @@ class Evaluation:
             lock_of(Path(options.output)).acquire()  # before the model is loaded; released after the evaluation
         self._evaluated = EvaluatedModel(options.model, options.checkpoint, options.tokenizer, self._dtype)
         check_length(self._evaluated.config, max(self._lengths), "--lengths")
-        for length in self._lengths:
-            self._budgets.check_length(length)
+        self._budgets.check_lengths(self._lengths)
         self._evaluated.model  # noqa: B018  reads the weights before samples are made
         with self._fabric.rank_zero_first():
             samples, settings, sources = self._samples(tasks)
@@ -88,8 +85,7 @@ class Evaluation:
         self._budgets = CacheBudgets(options.budgets, options.lag_divisor, options.sink_size)
         check_choice([*self._budgets.labels, *self._modes], "--budgets")
         if self._official is not None or options.lengths is not None or options.checkpoint is None:
-            for length in self._lengths:
-                self._budgets.check_length(length)
+            self._budgets.check_lengths(self._lengths)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -18,16 +18,9 @@ _ORIGIN = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 
 
 class EvaluatedModel:
-    """Reads each part at its first use."""
+    """The Hugging Face model of that name, or that of a run's checkpoint. It reads each part at its first use."""
 
     def __init__(self, name: str | None, checkpoint: str | None, tokenizer: str | None, dtype: torch.dtype):
-        """
-        Args:
-            name: Hugging Face folder or hub id; None: the checkpoint's.
-            checkpoint: file or folder of a run's checkpoint; None: the model as it is.
-            tokenizer: folder or hub id; the model's own when None.
-            dtype: of the weights.
-        """
         self._name, self._checkpoint, self._tokenizer_name = name, checkpoint, tokenizer
         self.dtype = dtype
 
@@ -70,11 +63,7 @@ class EvaluatedModel:
 
 
 def fingerprint(model) -> str:
-    """A hash of a model's weights, of its configuration and of the tokens that end its answers.
-
-    Args:
-        model: a transformers decoder, on the CPU.
-    """
+    """A hash of a model's weights on the CPU, of its configuration and of the tokens that end its answers."""
     weights = model.state_dict()
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         hashes = dict(zip(weights, pool.map(_sha256, weights.values()), strict=True))

@@ -14,7 +14,7 @@ from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import CellName, Record
-from lrsa_lightning.ruler.rows import Row
+from lrsa_lightning.ruler.samples import Row
 from lrsa_lightning.ruler.scorer import BatchScorer, Stopwatch
 
 
@@ -54,7 +54,7 @@ class RulerEvaluator:
         self._modes = dict(modes or {})
         check_choice([*self._budgets.labels, *self._modes], "budgets, with modes,")
         for task, length in samples:
-            self._budgets.check_length(length)
+            self._budgets.check_lengths([length])
             if not samples[task, length]:
                 raise InputError(f"RulerEvaluator.samples: none of {task} at length {length}")
         self.samples = samples
@@ -96,12 +96,9 @@ class RulerEvaluator:
         prompt_bytes = {cell: self.prompt_bytes(cell, model.config, model.dtype) for cell in self.cells}
         return self._batch_sizes.fit(requested, prompt_bytes, model.device)
 
-    def num_batches(self, ranks: Ranks, batch_sizes: Mapping[CellName, int] = MappingProxyType({})) -> int:
+    def num_batches(self, ranks: Ranks, batch_sizes: Mapping[CellName, int]) -> int:
         """Batches that each rank scores in a full evaluation."""
-        return sum(
-            -(-ranks.most(len(self.samples[cell[:2]])) // batch_sizes.get(cell, self._batch_size))
-            for cell in self.cells
-        )
+        return sum(-(-ranks.most(len(self.samples[cell[:2]])) // size) for cell, size in batch_sizes.items())
 
     @torch.no_grad()
     def evaluate(

@@ -9,7 +9,7 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.rows import check_row
+from lrsa_lightning.ruler.samples import check_row
 from lrsa_lightning.ruler.tasks import TASKS, check_tasks, find_task
 
 # Of a folder without lengths, and of run.sh's folder of all lengths.
@@ -79,10 +79,6 @@ class OfficialSamples:
 
     def read(self, tokenizer, num_samples: int) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """The first samples of each file, as rows of `make_samples`, by task and length.
-
-        Args:
-            tokenizer: the model's.
-            num_samples: of each file at most.
 
         Raises:
             InputError: a file is empty, a line is malformed, or a sample is longer than its length.

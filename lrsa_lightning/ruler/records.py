@@ -35,7 +35,7 @@ class Record:
         kv_bytes: bytes of the cache after the prompt.
         nll: mean negative log-likelihood of the reference's tokens; None without teacher forcing.
         exact_match: whether greedy decoding would write the reference.
-        digest: of the sample's content, `rows.digest`; None in files of earlier versions.
+        digest: of the sample's content, `samples.digest`; None in files of earlier versions.
     """
 
     id: str
@@ -61,6 +61,14 @@ class Record:
     def line(self) -> str:
         """As a line of a results file."""
         return json.dumps(asdict(self)) + "\n"
+
+
+def by_cell(records: Iterable[Record]) -> dict[CellName, list[Record]]:
+    """The records of each cell, in the order of their first records."""
+    cells: dict[CellName, list[Record]] = {}
+    for record in records:
+        cells.setdefault(record.cell, []).append(record)
+    return cells
 
 
 def ratio_of(budget: str) -> float | None:

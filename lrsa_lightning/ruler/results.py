@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lrsa_lightning.ruler.records import CellName, Record
+from lrsa_lightning.ruler.records import Record, by_cell
 from lrsa_lightning.ruler.tasks import TASKS
 
 # Metrics of a cell and their values.
@@ -48,10 +48,7 @@ class CellScore:
 
 def cell_scores(records: Iterable[Record]) -> list[CellScore]:
     """The means of each cell, in the order of their first records."""
-    cells: dict[CellName, list[Record]] = {}
-    for record in records:
-        cells.setdefault(record.cell, []).append(record)
-    return [_mean_of(own) for own in cells.values()]
+    return [_mean_of(own) for own in by_cell(records).values()]
 
 
 def _mean_of(records: list[Record]) -> CellScore:

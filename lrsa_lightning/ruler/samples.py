@@ -1,12 +1,14 @@
 """Samples of a task, fitted to a length."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.errors import InputError
@@ -18,6 +20,9 @@ from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.tasks import Setting, find_task
 
 log = logging.getLogger(__name__)
+
+# A sample with RULER's fields and ours, as files hold it.
+Row: TypeAlias = Mapping[str, Any]
 
 # Of the budget: a fuller prompt is not worth another tokenisation of all of it.
 _ENOUGH = 0.98
@@ -189,3 +194,27 @@ class SampleMaker:
             before = fit.prompt.input[: fit.prompt.input.find(text.outputs[0])]
             row["token_position_answer"] = self._count_tokens(before)
         return row
+
+
+def check_row(row: Row, fields: Mapping[str, type], where: str) -> None:
+    """Checks that a row of a file has the fields an evaluation reads, outputs among them.
+
+    Args:
+        row: of the file.
+        fields: name -> type.
+        where: file and line, for the error.
+
+    Raises:
+        InputError: a field is missing or has another type, or outputs is no list of texts.
+    """
+    for name, expected in fields.items():
+        if not isinstance(row.get(name), expected):
+            raise InputError(f"{where}: {name} is {row.get(name)!r}, expected a {expected.__name__}")
+    if not row["outputs"] or not all(isinstance(output, str) for output in row["outputs"]):
+        raise InputError(f"{where}: outputs are {row['outputs']!r}, expected a list of texts, one at least")
+
+
+def digest(row: Row) -> str:
+    """16 hexadecimal digits that identify a sample's question and its answers, whatever its id."""
+    content = [row[name] for name in ("input", "answer_prefix", "outputs", "answer")]
+    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()[:16]

@@ -4,7 +4,7 @@ import time
 from collections import ChainMap, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +14,16 @@ from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.generation import Prompt
 from lrsa_lightning.ruler.records import Record
-from lrsa_lightning.ruler.rows import Row, digest
+from lrsa_lightning.ruler.samples import Row, digest
 from lrsa_lightning.ruler.tasks import find_task, match_all
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
 
 
-@dataclass
 class Stopwatch:
     """Seconds of each part of an evaluation, including the accelerator's work."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def time(self, part: str, device: torch.device) -> Iterator[None]:
@@ -58,13 +58,9 @@ class BatchScorer:
     stopwatch: Stopwatch
 
     def score(self, model, mode: AttentionMode, budget: str, batch: Sequence[Row]) -> list[Record]:
-        """The records of a batch.
+        """The records of a batch of one task and length, with the mode of the budget of that label.
 
-        Args:
-            model: a transformers causal decoder in evaluation mode.
-            mode: the attention of the budget.
-            budget: its label.
-            batch: samples of one task and length.
+        The model is a transformers causal decoder in evaluation mode.
         """
         prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
         measured = []

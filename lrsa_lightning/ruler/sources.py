@@ -68,13 +68,9 @@ WHERE_TO_GET = {
 
 
 class Essays:
-    """The essays as words and sentences."""
+    """A text of all essays as words and sentences. Any white space separates words."""
 
     def __init__(self, text: str):
-        """
-        Args:
-            text: all essays; any white space separates words.
-        """
         self._words = text.split()
         ends = [i + 1 for i, word in enumerate(self._words) if _SENTENCE_END.search(word)]
         self._ends = ends if ends and ends[-1] == len(self._words) else [*ends, len(self._words)]

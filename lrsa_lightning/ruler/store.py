@@ -12,8 +12,7 @@ from typing import Any
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
-from lrsa_lightning.ruler.rows import check_row
-from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings
+from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings, check_row
 from lrsa_lightning.ruler.tasks import source_files
 
 # Changes when the same settings would give other samples.
@@ -27,12 +26,7 @@ class SampleStore:
     """A folder with ``<length>/<task>/validation.jsonl`` in RULER's format, each file beside its manifest."""
 
     def __init__(self, folder: Path, tokenizer, settings: SampleSettings):
-        """
-        Args:
-            folder: of the samples, which may not exist yet.
-            tokenizer: the model's.
-            settings: of the samples.
-        """
+        """The folder may not exist yet; the tokenizer is the model's."""
         self.folder = folder
         self._tokenizer = tokenizer
         self._settings = settings

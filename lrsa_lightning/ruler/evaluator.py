@@ -153,7 +153,7 @@ def _untouched(model) -> Iterator[None]:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     modes = [(module, module.training) for module in model.modules()]
-    # isolate_rng knows no other devices than CUDA's.
+    # isolate_rng handles CUDA's devices only.
     devices = [] if model.device.type == "cpu" else [model.device]
     with isolate_rng(), torch.random.fork_rng(devices, device_type=model.device.type):
         model.eval()

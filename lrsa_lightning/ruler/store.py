@@ -30,9 +30,8 @@ class SampleStore:
         self.folder = folder
         self._tokenizer = tokenizer
         self._settings = settings
-        self._tokenizer_hash = _sha256(
-            (tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)).encode("utf-8")
-        )
+        described = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+        self._tokenizer_hash = _sha256(described.encode("utf-8"))
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -78,8 +77,7 @@ class SampleStore:
         """
         rows = self._read(task, length)
         if rows is None or len(rows) < num_samples:
-            maker = SampleMaker(task, self._tokenizer, length, self._settings)
-            rows = maker.make(num_samples)
+            rows = SampleMaker(task, self._tokenizer, length, self._settings).make(num_samples)
             self._write(task, length, rows)
         return rows[:num_samples]
 

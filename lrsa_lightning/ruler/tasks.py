@@ -128,11 +128,7 @@ def find_task(name: str) -> Task:
 
 
 def check_tasks(tasks: Sequence[str], name: str) -> None:
-    """Checks that a list names tasks, one at least and each once.
-
-    Args:
-        tasks: by name.
-        name: of the user's option, for the error.
+    """Checks that the list of the option ``name`` names tasks, one at least and each once.
 
     Raises:
         InputError: the list is empty, a task is unknown, or a task is in it twice.

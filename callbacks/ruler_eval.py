@@ -4,15 +4,17 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import product
 from time import monotonic
 from typing import Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.callbacks.ruler_report import RulerReport, records_path
+from lrsa_lightning.callbacks.ruler_report import records_path, report_check
 from lrsa_lightning.callbacks.stop_on_signal import raise_if_signalled
 from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length, load_config
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
@@ -21,14 +23,16 @@ from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.options import refuse_official_compat
-from lrsa_lightning.ruler.plan import Plan
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
+from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks
 
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
+log = logging.getLogger(__name__)
+_warn = rank_zero_only(log.warning)
+_CONTROL_LENGTH = 4096
 _SEQUENCE_PARALLEL_GONE = (
     "is gone and ignored: each rank scores its own samples, in smaller batches where their caches do not fit"
 )
@@ -98,9 +102,16 @@ class RulerEval(Callback):
         if sequence_parallel is not None:
             _warn(f"RulerEval.sequence_parallel {_SEQUENCE_PARALLEL_GONE}")
         check_choice(budgets, "RulerEval.budgets")
-        self._sources, self._seed, self._template = sources or Sources(), seed, template
-        cache = CacheBudgets(budgets, lag_divisor, sink_size)
-        self._plan = Plan(tasks, lengths, cache, self._sources, skip_missing, num_samples)
+        self._budgets, self._lengths = CacheBudgets(budgets, lag_divisor, sink_size), lengths
+        if lengths is not None:
+            check_choice(lengths, "RulerEval.lengths")
+            self._budgets.check_lengths(lengths)
+        if tasks is not None:
+            check_tasks(tasks, "RulerEval.tasks")
+        sources = sources or Sources()
+        self._tasks = possible_tasks(light_tasks(sources) if tasks is None else tasks, sources, skip_missing)
+        self._log_unfitting = log.info if tasks is None else None
+        self._sources, self._seed, self._template, self._num_samples = sources, seed, template, num_samples
         self._make_evaluator = partial(
             RulerEvaluator,
             budgets=budgets,
@@ -110,7 +121,7 @@ class RulerEval(Callback):
             prefill_chunk_size=prefill_chunk_size,
         )
         self._every_n_steps, self._generation, self._max_seconds = every_n_steps, generation, max_seconds
-        self._report = RulerReport()
+        self._effort = BestEffort("RULER's records, tables and pictures")
         self._evaluator: RulerEvaluator | None = None
         self._checked_step = -1
 
@@ -122,20 +133,31 @@ class RulerEval(Callback):
         """
         data = trainer.datamodule
         template = self._template or data.template
-        lengths = self._plan.lengths(data.seq_len)
+        lengths = self._lengths_of(data.seq_len) if self._lengths is None else self._lengths
         config = load_config(pl_module.name_or_path, pl_module.from_config, pl_module.rope_parameters)
         check_length(config, max(lengths, default=0), "RulerEval.lengths")
         settings = SampleSettings(self._seed, template, self._sources)
         store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
         if trainer.local_rank > 0:
             trainer.strategy.barrier("RULER samples")
-        samples = self._plan.samples(store, lengths)
+        samples = store.samples_that_fit(product(self._tasks, lengths), self._num_samples, self._log_unfitting)
         if trainer.local_rank == 0:
             trainer.strategy.barrier("RULER samples")
         ends = answer_ends(template, data.tokenizer)
         self._evaluator = self._make_evaluator(data.tokenizer, samples, end_tokens=ends)
         if trainer.state.fn == "fit":
             self._check_earlier(trainer, samples)
+
+    def _lengths_of(self, seq_len: int) -> list[int]:
+        """The training length and a control, where every budget has a meaning."""
+        lengths = []
+        for length in sorted({min(_CONTROL_LENGTH, seq_len), seq_len}):
+            try:
+                self._budgets.check_lengths([length])
+                lengths.append(length)
+            except InputError as error:
+                log.warning("RULER is left out at length %d: %s", length, error)
+        return lengths
 
     @staticmethod
     def _check_earlier(trainer: Trainer, samples: dict) -> None:
@@ -155,15 +177,14 @@ class RulerEval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        due = step == 0 or (step % self._every_n_steps == 0 and not self._was_checked(trainer, step))
-        if due:
+        if step == 0 or (step % self._every_n_steps == 0 and not self._was_checked(trainer, step)):
             self._check(trainer, pl_module, at_end=step == 0)
         self._checked_step = step
 
-    @classmethod
-    def _was_checked(cls, trainer: Trainer, step: int) -> bool:
+    @staticmethod
+    def _was_checked(trainer: Trainer, step: int) -> bool:
         """Whether the resumed run has the records of this step's check."""
-        return trainer.strategy.broadcast(cls.records_path(trainer, step).exists())
+        return trainer.strategy.broadcast(records_path(trainer, step).exists())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step % self._every_n_steps == 0 and trainer.global_step != self._checked_step:
@@ -178,7 +199,7 @@ class RulerEval(Callback):
             self._check(trainer, pl_module, at_end=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._report.sum_up()
+        self._effort.sum_up()
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool) -> None:
         evaluator, model, ranks = self._evaluator, pl_module.model, Ranks.of_process_group()
@@ -199,7 +220,7 @@ class RulerEval(Callback):
                 left_out.pop(batch[0].cell, None)
                 advance()
                 raise_if_signalled(trainer)
-        self._report.report(trainer, pl_module.trained_steps, records, list(left_out), self._max_seconds)
+        report_check(trainer, self._effort, pl_module.trained_steps, records, list(left_out), self._max_seconds)
 
     def _out_of_time(self, trainer: Trainer) -> Callable[[], bool]:
         """Whether the time is up. The first process's clock decides for all."""

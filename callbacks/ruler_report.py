@@ -14,49 +14,40 @@ from lrsa_lightning.ruler.results import cell_scores, metrics, table
 from lrsa_lightning.ruler.summary import check_summary
 
 
-class RulerReport:
-    """Reports checks. A disk that fails does not stop training."""
+def report_check(
+    trainer: Trainer,
+    effort: BestEffort,
+    steps: int,
+    records: Sequence[Record],
+    left_out: Sequence[CellName],
+    max_seconds: float | None,
+) -> None:
+    """Reports one check. All ranks must call it.
 
-    def __init__(self):
-        self._effort = BestEffort("RULER's records, tables and pictures")
-
-    def report(
-        self,
-        trainer: Trainer,
-        steps: int,
-        records: Sequence[Record],
-        left_out: Sequence[CellName],
-        max_seconds: float | None,
-    ) -> None:
-        """Reports one check. All ranks must call it.
-
-        Args:
-            trainer: of the run.
-            steps: trained so far.
-            records: of all ranks.
-            left_out: cells for which the time did not suffice.
-            max_seconds: time of a check; None: no limit.
-        """
-        figures = metrics(cell_scores(records))
-        # Callbacks such as ModelCheckpoint monitor them.
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
-        if not trainer.is_global_zero:
-            return
-        path, picture = records_path(trainer, steps), None
-        with self._effort.attempt():
-            write_records(path, records)
-            picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
-        # Lightning counts logged steps from 0: the scores after step n stand beside the loss of step n.
-        step = max(0, steps - 1)
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
-            with self._effort.attempt():
-                _log_records(logger, records, picture, step)
-        trainer.print(check_summary(steps, figures, left_out, max_seconds))
-
-    def sum_up(self) -> None:
-        """Logs how many writes failed."""
-        self._effort.sum_up()
+    Args:
+        trainer: of the run.
+        effort: of the files: a disk that fails does not stop training.
+        steps: trained so far.
+        records: of all ranks.
+        left_out: cells for which the time did not suffice.
+        max_seconds: time of a check; None: no limit.
+    """
+    figures = metrics(cell_scores(records))
+    # Callbacks such as ModelCheckpoint monitor them.
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+    if not trainer.is_global_zero:
+        return
+    path, picture = records_path(trainer, steps), None
+    with effort.attempt():
+        write_records(path, records)
+        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
+    # Lightning counts logged steps from 0: the scores after step n stand beside the loss of step n.
+    step = max(0, steps - 1)
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=step)
+        with effort.attempt():
+            _log_records(logger, records, picture, step)
+    trainer.print(check_summary(steps, figures, left_out, max_seconds))
 
 
 def records_path(trainer: Trainer, step: int) -> Path:

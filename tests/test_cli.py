@@ -12,7 +12,7 @@ import yaml
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
-from lrsa_lightning.ruler.results import read_records
+from lrsa_lightning.ruler.records import read_records
 from tests.conftest import QUIET, longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, losses, metrics
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsa_lightning.ruler.results import read_records
+from lrsa_lightning.ruler.records import read_records
 from tests.processes import on_ranks
 from tests.runs import callback, kept_curve, losses
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsa_lightning.ruler.results import read_records
+from lrsa_lightning.ruler.records import read_records
 from tests.conftest import make_model, write_jsonl
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

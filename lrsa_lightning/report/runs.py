@@ -11,7 +11,8 @@ from typing import Any
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.metrics import METRICS, points, read_rows
-from lrsa_lightning.ruler.results import CellName, CellScore, Record, cell_scores, read_records
+from lrsa_lightning.ruler.records import CellName, Record, read_records
+from lrsa_lightning.ruler.results import CellScore, cell_scores
 from lrsa_lightning.run_config import CACHE_SIZES, RunConfig
 
 _RESULTS, _SETTINGS = "results.jsonl", "settings.json"

@@ -14,15 +14,5 @@ def check_choice(values: Sequence, name: str) -> None:
     """
     if not len(values):
         raise InputError(f"{name} is empty: give at least one value")
-    check_distinct(values, name)
-
-
-def check_distinct(values: Sequence, name: str) -> None:
-    """Checks that a list holds no value twice.
-
-    Raises:
-        InputError: the list holds a value twice.
-    """
-    twice = [str(value) for value, times in Counter(values).items() if times > 1]
-    if twice:
+    if twice := [str(value) for value, times in Counter(values).items() if times > 1]:
         raise InputError(f"{name} holds {', '.join(twice)} more than once: give each value once")

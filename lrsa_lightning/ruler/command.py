@@ -16,10 +16,9 @@ from lrsa_lightning.npu.accelerator import make_fabric
 from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.evaluated_model import EvaluatedModel
+from lrsa_lightning.ruler.evaluated_model import EvaluatedModel, fingerprint
 from lrsa_lightning.ruler.evaluation import EvaluationFolder, lock_of
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
-from lrsa_lightning.ruler.fingerprint import fingerprint
 from lrsa_lightning.ruler.official import OfficialSamples
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.ranks import Ranks
@@ -37,9 +36,7 @@ class Evaluation:
     """One call of the command; its help describes the options."""
 
     def __init__(self, options: Namespace):
-        """
-        Args:
-            options: parsed, with the attention mode instantiated.
+        """The options are parsed, with the attention mode instantiated.
 
         Raises:
             InputError: an option, the model, the samples or the folder is wrong.
@@ -54,11 +51,21 @@ class Evaluation:
             lock_of(Path(options.output)).acquire()  # before the model is loaded; released after the evaluation
         self._evaluated = EvaluatedModel(options.model, options.checkpoint, options.tokenizer, self._dtype)
         check_length(self._evaluated.config, max(self._lengths), "--lengths")
-        for length in self._lengths:
-            self._budgets.check_length(length)
+        self._budgets.check_lengths(self._lengths)
         self._evaluated.model  # noqa: B018  reads the weights before samples are made
         with self._fabric.rank_zero_first():
-            self._evaluator, settings, sources = self._prepare(tasks)
+            samples, settings, sources = self._samples(tasks)
+        self._evaluator = RulerEvaluator(
+            self._evaluated.tokenizer,
+            samples,
+            options.budgets,
+            options.lag_divisor,
+            options.sink_size,
+            options.batch_size,
+            options.prefill_chunk_size,
+            self._modes,
+            answer_ends(self._template, self._evaluated.tokenizer),
+        )
         self._folder = EvaluationFolder(Path(options.output), self._settings(settings), sources)
         self._folder.check(self._evaluator)
         self._model = self._evaluated.model.to(self._fabric.device)
@@ -78,8 +85,7 @@ class Evaluation:
         self._budgets = CacheBudgets(options.budgets, options.lag_divisor, options.sink_size)
         check_choice([*self._budgets.labels, *self._modes], "--budgets")
         if self._official is not None or options.lengths is not None or options.checkpoint is None:
-            for length in self._lengths:
-                self._budgets.check_length(length)
+            self._budgets.check_lengths(self._lengths)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -92,37 +98,22 @@ class Evaluation:
         attention = self._options.attention
         return {} if attention is None else {type(attention).__name__.lower(): attention}
 
-    def _prepare(self, tasks: list[str]) -> tuple[RulerEvaluator, dict[str, Any], dict[str, str]]:
-        """The evaluator, the settings of its samples, and the hashes of the files that they depend on, by name."""
+    def _samples(self, tasks: list[str]) -> tuple[dict, dict[str, Any], dict[str, str]]:
+        """The samples by task and length, their settings, and the hashes of the files that they depend on, by name."""
+        options, tokenizer = self._options, self._evaluated.tokenizer
         if self._official is not None:
-            samples = self._official.read(self._evaluated.tokenizer, self._options.num_samples)
-            return self._make_evaluator(samples), self._official.settings(self._template), self._official.hashes()
-        store = self._store()
+            samples = self._official.read(tokenizer, options.num_samples)
+            return samples, self._official.settings(self._template), self._official.hashes()
+        settings = sample_settings(options, self._template)
+        if options.samples is None:
+            store = SampleStore.in_cache(Path(".lrsa_cache"), tokenizer, settings)
+        else:
+            store = SampleStore(Path(options.samples), tokenizer, settings)
         # The other processes leave out the same.
-        log_skipped = (log.warning if self.is_first else log.debug) if self._options.skip_missing else None
+        log_skipped = (log.warning if self.is_first else log.debug) if options.skip_missing else None
         cells = ((task, length) for length, task in product(self._lengths, tasks))
-        samples = store.samples_that_fit(cells, self._options.num_samples, log_skipped)
-        return self._make_evaluator(samples), store.manifest("niah_single_1"), store.hashes(tasks)
-
-    def _store(self) -> SampleStore:
-        settings, tokenizer = sample_settings(self._options, self._template), self._evaluated.tokenizer
-        if self._options.samples is None:
-            return SampleStore.in_cache(Path(".lrsa_cache"), tokenizer, settings)
-        return SampleStore(Path(self._options.samples), tokenizer, settings)
-
-    def _make_evaluator(self, samples: dict) -> RulerEvaluator:
-        options = self._options
-        return RulerEvaluator(
-            self._evaluated.tokenizer,
-            samples,
-            options.budgets,
-            options.lag_divisor,
-            options.sink_size,
-            options.batch_size,
-            options.prefill_chunk_size,
-            self._modes,
-            answer_ends(self._template, self._evaluated.tokenizer),
-        )
+        samples = store.samples_that_fit(cells, options.num_samples, log_skipped)
+        return samples, store.manifest("niah_single_1"), store.hashes(tasks)
 
     @property
     def is_first(self) -> bool:

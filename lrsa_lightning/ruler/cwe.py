@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from lrsa_lightning.haystack import word_list
 from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, numbered
-from lrsa_lightning.ruler.words import word_pool
 
 _TEMPLATE = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
@@ -12,6 +13,12 @@ _TEMPLATE = (
 )
 _ANSWER_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
 _NUM_COMMON = 10
+
+
+@cache
+def _word_pool() -> list[str]:
+    """All nouns, adjectives and verbs, sorted."""
+    return sorted({*word_list("noun"), *word_list("adjective"), *word_list("verb")})
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class CommonWords(TaskGenerator):
 
     @property
     def max_units(self) -> int:
-        return max(len(word_pool()), len(self.further_words))
+        return max(len(_word_pool()), len(self.further_words))
 
     def generate(self, draws: Draws, units: int) -> Text:
         """Units are distinct words."""
@@ -41,7 +48,7 @@ class CommonWords(TaskGenerator):
 
     def _word_list(self, draws: Draws, num_words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
         """The list and its ten common words, which occur ``common`` times; the others occur ``uncommon`` times."""
-        pool = word_pool() if num_words <= len(word_pool()) else self.further_words
+        pool = _word_pool() if num_words <= len(_word_pool()) else self.further_words
         words = draws.rng.sample(pool, num_words)
         often, seldom = words[:_NUM_COMMON], words[_NUM_COMMON:]
         return numbered(draws.shuffled(often * common + seldom * uncommon)), often

@@ -11,8 +11,8 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.folder_lock import FolderLock
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
-from lrsa_lightning.ruler.records import CellName, Record, ratio_of, read_records, write_records
-from lrsa_lightning.ruler.rows import Row, digest
+from lrsa_lightning.ruler.records import Record, by_cell, ratio_of, read_records, write_records
+from lrsa_lightning.ruler.samples import Row, digest
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 
@@ -37,21 +37,14 @@ def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]]
         InputError: a file is damaged.
     """
     for path in sorted(folder.glob("step-*.jsonl")):
-        cells: dict[CellName, list[Record]] = {}
-        for record in read_records(path):
-            cells.setdefault(record.cell, []).append(record)
-        for (task, length, _), records in cells.items():
-            if (rows := samples.get((task, length))) and (reason := _whole_cell_differs(records, rows)):
-                return f"{path} holds scores of {task} at length {length}: {reason}"
+        for (task, length, _), records in by_cell(read_records(path)).items():
+            rows = {row["id"]: row for row in samples.get((task, length), ())}
+            reasons = [f"{record.id} {reason}" for record in records if rows and (reason := differs(record, rows))]
+            if rows and len(records) != len(rows):
+                reasons.append(f"{len(records)} samples, not {len(rows)}")
+            if reasons:
+                return f"{path} holds scores of {task} at length {length}: {reasons[0]}"
     return None
-
-
-def _whole_cell_differs(records: Sequence[Record], rows: Sequence[Row]) -> str | None:
-    by_id = {row["id"]: row for row in rows}
-    reasons = [f"{record.id} {reason}" for record in records if (reason := differs(record, by_id))]
-    if len(records) != len(rows):
-        reasons.append(f"{len(records)} samples, not {len(rows)}")
-    return reasons[0] if reasons else None
 
 
 class EvaluationFolder:
@@ -105,15 +98,15 @@ class EvaluationFolder:
             InputError: a result is of another sample.
         """
         seed = self._settings.get("samples", {}).get("seed")
+        samples = {cell: {row["id"]: row for row in rows} for cell, rows in evaluator.samples.items()}
         for record in self.records():
-            rows = evaluator.samples.get((record.task, record.length))
-            if rows is not None:
-                reason = differs(record, {row["id"]: row for row in rows})
-            else:
-                known = re.fullmatch(rf"{record.task}-{record.length}-{seed}-\d+", record.id)
-                reason = None if known else f"is none of the samples of seed {seed}"
+            rows, reason = samples.get((record.task, record.length)), None
             if record.budget not in evaluator.budgets and ratio_of(record.budget) is None:
                 reason = f"is scored under {record.budget}, which this evaluation does not know"
+            elif rows is not None:
+                reason = differs(record, rows)
+            elif not re.fullmatch(rf"{record.task}-{record.length}-{seed}-\d+", record.id):
+                reason = f"is none of the samples of seed {seed}"
             if reason:
                 raise InputError(
                     f"{self.path} holds results of other samples: {record.id} {reason}; give another --output, or "
@@ -131,11 +124,7 @@ class EvaluationFolder:
     def run(self, evaluator: RulerEvaluator, model, ranks: Ranks, **options) -> Iterator[list[Record]]:
         """Scores the samples without a result; yields each batch after writing it.
 
-        Args:
-            evaluator: with the samples.
-            model: a transformers causal decoder, on its device.
-            ranks: of this process.
-            options: further ones of `RulerEvaluator.evaluate`.
+        The options are further ones of `RulerEvaluator.evaluate`.
 
         Raises:
             InputError: another process writes into the folder.

@@ -14,7 +14,7 @@ from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import CellName, Record
-from lrsa_lightning.ruler.rows import Row
+from lrsa_lightning.ruler.samples import Row
 from lrsa_lightning.ruler.scorer import BatchScorer, Stopwatch
 
 
@@ -54,7 +54,7 @@ class RulerEvaluator:
         self._modes = dict(modes or {})
         check_choice([*self._budgets.labels, *self._modes], "budgets, with modes,")
         for task, length in samples:
-            self._budgets.check_length(length)
+            self._budgets.check_lengths([length])
             if not samples[task, length]:
                 raise InputError(f"RulerEvaluator.samples: none of {task} at length {length}")
         self.samples = samples
@@ -79,13 +79,7 @@ class RulerEvaluator:
         return self._modes[budget] if budget in self._modes else self._budgets.mode(length, budget)
 
     def prompt_bytes(self, cell: CellName, config, dtype: torch.dtype) -> int:
-        """Bytes of the cache of one prompt that has the cell's length, over all layers and heads.
-
-        Args:
-            cell: task, length and budget.
-            config: the model's.
-            dtype: the model's.
-        """
+        """Bytes of the cache of one prompt that has the cell's length, over all layers and heads."""
         _, length, budget = cell
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         mode, layers = self.mode(length, budget), range(config.num_hidden_layers)
@@ -96,20 +90,15 @@ class RulerEvaluator:
     def batch_sizes(self, model, ranks: Ranks) -> dict[CellName, int]:
         """Prompts in a batch of each cell: up to ``batch_size``, whose caches fit in the memory that is free now.
 
-        Args:
-            model: a transformers causal decoder, on its device.
-            ranks: all of them must call it.
+        All ranks must call it, with the model on its device.
         """
         requested = {cell: min(self._batch_size, ranks.most(len(self.samples[cell[:2]]))) for cell in self.cells}
         prompt_bytes = {cell: self.prompt_bytes(cell, model.config, model.dtype) for cell in self.cells}
         return self._batch_sizes.fit(requested, prompt_bytes, model.device)
 
-    def num_batches(self, ranks: Ranks, batch_sizes: Mapping[CellName, int] = MappingProxyType({})) -> int:
+    def num_batches(self, ranks: Ranks, batch_sizes: Mapping[CellName, int]) -> int:
         """Batches that each rank scores in a full evaluation."""
-        return sum(
-            -(-ranks.most(len(self.samples[cell[:2]])) // batch_sizes.get(cell, self._batch_size))
-            for cell in self.cells
-        )
+        return sum(-(-ranks.most(len(self.samples[cell[:2]])) // size) for cell, size in batch_sizes.items())
 
     @torch.no_grad()
     def evaluate(
@@ -134,9 +123,14 @@ class RulerEvaluator:
             batch_sizes: of `batch_sizes`, by cell; ``batch_size`` for others.
         """
         ranks = ranks or Ranks()
-        several, measures = ranks.world_size > 1, (generation, teacher_forcing)
         scorer = BatchScorer(
-            *(self._tokenizer, self._prefill_chunk_size, self._end_tokens, *measures, several, self.stopwatch)
+            self._tokenizer,
+            self._prefill_chunk_size,
+            self._end_tokens,
+            generation,
+            teacher_forcing,
+            fixed_passes=ranks.world_size > 1,
+            stopwatch=self.stopwatch,
         )
         for cell in self.cells:
             task, length, budget = cell
@@ -159,7 +153,7 @@ def _untouched(model) -> Iterator[None]:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     modes = [(module, module.training) for module in model.modules()]
-    # isolate_rng knows no other devices than CUDA's.
+    # isolate_rng handles CUDA's devices only.
     devices = [] if model.device.type == "cpu" else [model.device]
     with isolate_rng(), torch.random.fork_rng(devices, device_type=model.device.type):
         model.eval()

@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
-from lrsa_lightning.ruler.words import coded_words
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, coded_words
 
 _TEMPLATE = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared "

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
-from lrsa_lightning.ruler.results import Record
+from lrsa_lightning.ruler.records import Record
 
 _NUM_BINS = 10
 

@@ -9,7 +9,7 @@ from typing import Any
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.choices import check_choice
-from lrsa_lightning.ruler.rows import check_row
+from lrsa_lightning.ruler.samples import check_row
 from lrsa_lightning.ruler.tasks import TASKS, check_tasks, find_task
 
 # Of a folder without lengths, and of run.sh's folder of all lengths.
@@ -80,10 +80,6 @@ class OfficialSamples:
     def read(self, tokenizer, num_samples: int) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """The first samples of each file, as rows of `make_samples`, by task and length.
 
-        Args:
-            tokenizer: the model's.
-            num_samples: of each file at most.
-
         Raises:
             InputError: a file is empty, a line is malformed, or a sample is longer than its length.
         """
@@ -106,23 +102,28 @@ class OfficialSamples:
             cell = _task_of(path), length
             if found.setdefault(cell, path) is not path:
                 raise InputError(f"{found[cell]} and {path} both hold {cell[0]} at length {length}: remove one")
-        order = [*TASKS]
-        return dict(sorted(found.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
+        order = sorted(found, key=lambda cell: (cell[1], [*TASKS].index(cell[0])))
+        return {cell: found[cell] for cell in order}
 
     @staticmethod
     def _read(path: Path, task: str, length: int, tokenizer, num_samples: int) -> list[dict[str, Any]]:
-        rows = []
+        spec, rows = find_task(task), []
         for number, given in islice(read_lines(path), num_samples):
-            row = _row(given, f"{path}, line {number}", f"{task}-{length}-{_ORIGIN}-{len(rows)}", task, length)
+            row = {"answer_prefix": ""} | given  # before May 2025 RULER wrote the prefix at the end of the input
+            check_row(row, _FIELDS, f"{path}, line {number}")
             ids = tokenizer(row["input"] + row["answer_prefix"], add_special_tokens=False, verbose=False)["input_ids"]
-            new_tokens = find_task(task).tokens_to_generate
-            row["length"] = len(ids) + new_tokens
-            if row["length"] > length:
+            num_tokens = len(ids) + spec.tokens_to_generate
+            if num_tokens > length:
                 raise InputError(
-                    f"{path}, line {number}: {row['length']} tokens with this tokenizer, {new_tokens} of them new, are "
-                    f"more than length {length}: run prepare.py with the model's tokenizer, or give the right --lengths"
+                    f"{path}, line {number}: {num_tokens} tokens with this tokenizer, {spec.tokens_to_generate} of "
+                    f"them new, are more than length {length}: run prepare.py with the model's tokenizer, or give the "
+                    "right --lengths"
                 )
-            rows.append(row)
+            rows.append(
+                {name: row[name] for name in ("input", "answer_prefix", "outputs")}
+                | {"id": f"{task}-{length}-{_ORIGIN}-{len(rows)}", "task": task, "max_length": length}
+                | {"answer": spec.answer(row["outputs"]), "depths": [], "length": num_tokens}
+            )
         if not rows:
             raise InputError(f"{path} is empty: make it again with RULER's prepare.py")
         return rows
@@ -136,19 +137,3 @@ def _task_of(path: Path) -> str:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return task
-
-
-def _row(row: dict[str, Any], where: str, sample_id: str, task: str, length: int) -> dict[str, Any]:
-    """One of our rows. In files of before May 2025 the input ends with the answer prefix."""
-    row = {"answer_prefix": ""} | row
-    check_row(row, _FIELDS, where)
-    return {
-        "id": sample_id,
-        "task": task,
-        "max_length": length,
-        "input": row["input"],
-        "answer_prefix": row["answer_prefix"],
-        "outputs": row["outputs"],
-        "answer": find_task(task).answer(row["outputs"]),
-        "depths": [],
-    }

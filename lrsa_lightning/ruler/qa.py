@@ -93,7 +93,7 @@ def _text(data: Questions, question: Question, numbers: list[int]) -> Text:
     context = "\n\n".join(
         f"Document {place}:\n{data.documents[number]}" for place, number in enumerate(numbers, start=1)
     )
-    # HotpotQA gives each question two gold documents and distractors; the official format does not tell them apart.
+    # HotpotQA gives each question two gold documents and distractors; the official format does not distinguish them.
     depth = [numbers.index(question.gold[0]) / len(numbers)] if len(question.gold) == 1 else []
     return Text(
         user=_TEMPLATE.format(context=context, query=question.query),

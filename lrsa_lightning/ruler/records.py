@@ -35,7 +35,7 @@ class Record:
         kv_bytes: bytes of the cache after the prompt.
         nll: mean negative log-likelihood of the reference's tokens; None without teacher forcing.
         exact_match: whether greedy decoding would write the reference.
-        digest: of the sample's content, `rows.digest`; None in files of earlier versions.
+        digest: of the sample's content, `samples.digest`; None in files of earlier versions.
     """
 
     id: str
@@ -61,6 +61,14 @@ class Record:
     def line(self) -> str:
         """As a line of a results file."""
         return json.dumps(asdict(self)) + "\n"
+
+
+def by_cell(records: Iterable[Record]) -> dict[CellName, list[Record]]:
+    """The records of each cell, in the order of their first records."""
+    cells: dict[CellName, list[Record]] = {}
+    for record in records:
+        cells.setdefault(record.cell, []).append(record)
+    return cells
 
 
 def ratio_of(budget: str) -> float | None:
@@ -93,7 +101,7 @@ def read_records(path: Path) -> list[Record]:
     records: dict[tuple[str, CellName], Record] = {}
     for number, row in read_lines(path, cut_short=True):
         try:
-            record = record_of(row)
+            record = _record_of(row)
             if records.setdefault((record.id, record.cell), record) is not record:
                 raise InputError(f"sample {record.id} is there twice under {record.budget}")
         except InputError as error:
@@ -101,12 +109,7 @@ def read_records(path: Path) -> list[Record]:
     return [*records.values()]
 
 
-def record_of(row: dict[str, Any]) -> Record:
-    """The record of a line's keys.
-
-    Raises:
-        InputError: a key is unknown, missing, or holds what it cannot.
-    """
+def _record_of(row: dict[str, Any]) -> Record:
     known = {own.name: own for own in fields(Record)}
     needed = [name for name, own in known.items() if own.default is MISSING and own.default_factory is MISSING]
     for what, names in (("unknown", row.keys() - known), ("missing", needed - row.keys())):
@@ -114,53 +117,42 @@ def record_of(row: dict[str, Any]) -> Record:
             raise InputError(f"{', '.join(sorted(names))} {what}")
     record = Record(**row)
     for name, (is_right, expected) in _EXPECTED.items():
-        if not is_right(value := getattr(record, name)):
+        value = getattr(record, name)
+        if not is_right(value) and not (value is None and known[name].default is None):
             raise InputError(f"{name} is {value!r}, expected {expected}")
     return record
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is(*types: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) in types  # not isinstance: a bool is no number here
 
 
 def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(is_right, value))
 
 
-def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_right(value)
+def _is_fraction(value: Any) -> bool:
+    return _is(int, float)(value) and 0 <= value <= 1
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+def _is_count(value: Any) -> bool:
+    return _is(int)(value) and value > 0
 
 
+# What a line may hold. A value that is None by default may be null.
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (_is_text, "a text"),
-    "task": (lambda value: _is_text(value) and value in TASKS, "a RULER task"),
+    "id": (_is(str), "a text"),
+    "task": (lambda value: value in [*TASKS], "a RULER task"),
     "length": (_is_count, "a whole number of tokens"),
-    "budget": (_is_text, "a text"),
-    "fill": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
-    "outputs": (_list_of(_is_text), "a list of texts"),
+    "budget": (_is(str), "a text"),
+    "fill": (lambda value: _is(int, float)(value) and value >= 0, "a number of at least 0"),
+    "outputs": (_list_of(_is(str)), "a list of texts"),
     "depths": (_list_of(_is_fraction), "a list of numbers from 0 to 1"),
-    "prediction": (_or_none(_is_text), "a text"),
-    "score": (_or_none(_is_fraction), "a number from 0 to 1"),
-    "hits": (_list_of(_is_bool), "a list of true and false"),
-    "kv_bytes": (_or_none(_is_count), "a whole number of bytes"),
-    # A diverged model's is NaN.
-    "nll": (_or_none(_is_number), "a number"),
-    "exact_match": (_or_none(_is_bool), "true or false"),
-    "digest": (_or_none(_is_text), "a text"),
+    "prediction": (_is(str), "a text"),
+    "score": (_is_fraction, "a number from 0 to 1"),
+    "hits": (_list_of(_is(bool)), "a list of true and false"),
+    "kv_bytes": (_is_count, "a whole number of bytes"),
+    "nll": (_is(int, float), "a number"),  # a diverged model's is NaN
+    "exact_match": (_is(bool), "true or false"),
+    "digest": (_is(str), "a text"),
 }

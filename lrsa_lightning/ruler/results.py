@@ -1,24 +1,15 @@
 """The result of an evaluation: the means of its records by task, length and cache budget."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lrsa_lightning.ruler.records import CellName, Record, read_records, write_records
+from lrsa_lightning.ruler.records import Record, by_cell
 from lrsa_lightning.ruler.tasks import TASKS
 
-__all__ = [
-    "CellName",
-    "CellScore",
-    "Record",
-    "cell_scores",
-    "mean_names",
-    "metrics",
-    "read_records",
-    "table",
-    "write_records",
-]
+# Metrics of a cell and their values.
+_FIGURES = {"ruler": "score", "ruler_stderr": "stderr", "ruler_nll": "nll", "ruler_exact_match": "exact_match"}
 
 
 @dataclass(frozen=True)
@@ -57,31 +48,25 @@ class CellScore:
 
 def cell_scores(records: Iterable[Record]) -> list[CellScore]:
     """The means of each cell, in the order of their first records."""
-    cells: dict[CellName, list[Record]] = {}
-    for record in records:
-        cells.setdefault(record.cell, []).append(record)
-    return [_mean_of(own) for own in cells.values()]
+    return [_mean_of(own) for own in by_cell(records).values()]
 
 
 def _mean_of(records: list[Record]) -> CellScore:
-    scores = [100 * record.score for record in records if record.score is not None]
-    exact = [100.0 * record.exact_match for record in records if record.exact_match is not None]
+    def known(attribute: str) -> list[float]:
+        return [value for record in records if (value := getattr(record, attribute)) is not None]
+
+    scores, exact, nll, sizes = map(known, ("score", "exact_match", "nll", "kv_bytes"))
+    percentages = [100 * score for score in scores]
     return CellScore(
         *records[0].cell,
         count=len(records),
-        score=_mean(scores, 2),
-        stderr=round(stdev(scores) / len(scores) ** 0.5, 2) if len(scores) > 1 else None,
-        nll=_mean([record.nll for record in records if record.nll is not None]),
-        exact_match=_mean(exact, 2),
-        kv_bytes=_mean([record.kv_bytes for record in records if record.kv_bytes is not None]),
+        score=round(fmean(percentages), 2) if scores else None,
+        stderr=round(stdev(percentages) / len(scores) ** 0.5, 2) if len(scores) > 1 else None,
+        nll=fmean(nll) if nll else None,
+        exact_match=round(fmean(100.0 * value for value in exact), 2) if exact else None,
+        kv_bytes=fmean(sizes) if sizes else None,
         fill=fmean(record.fill for record in records),
     )
-
-
-def _mean(values: list[float], digits: int | None = None) -> float | None:
-    if not values:
-        return None
-    return fmean(values) if digits is None else round(fmean(values), digits)
 
 
 def metrics(cells: list[CellScore]) -> dict[str, float]:
@@ -93,21 +78,14 @@ def metrics(cells: list[CellScore]) -> dict[str, float]:
     ``ruler_fill/<length>`` the mean fill of the prompts.
     """
     named = {
-        "ruler": {cell: cell.score for cell in cells},
-        "ruler_stderr": {cell: cell.stderr for cell in cells},
-        "ruler_nll": {cell: cell.nll for cell in cells},
-        "ruler_exact_match": {cell: cell.exact_match for cell in cells},
+        figure: {cell: value for cell in cells if (value := getattr(cell, attribute)) is not None}
+        for figure, attribute in _FIGURES.items()
     }
-    figures = {
-        f"{figure}/{cell.name}": value
-        for figure, values in named.items()
-        for cell, value in values.items()
-        if value is not None
-    }
+    figures = {f"{figure}/{cell.name}": value for figure, values in named.items() for cell, value in values.items()}
     for figure in ("ruler", "ruler_nll", "ruler_exact_match"):
-        figures |= _means(figure, named[figure])
-    places = dict.fromkeys((cell.length, cell.budget) for cell in cells)
-    for length, budget in places:
+        if named[figure]:
+            figures |= _means(figure, named[figure])
+    for length, budget in dict.fromkeys((cell.length, cell.budget) for cell in cells):
         sizes = [c.kv_bytes for c in cells if (c.length, c.budget) == (length, budget) and c.kv_bytes is not None]
         if sizes:
             figures[f"ruler_kv_bytes/{length}/{budget}"] = fmean(sizes)
@@ -115,19 +93,16 @@ def metrics(cells: list[CellScore]) -> dict[str, float]:
     return figures
 
 
-def _means(figure: str, values: Mapping[CellScore, float | None]) -> dict[str, float]:
+def _means(figure: str, values: Mapping[CellScore, float]) -> dict[str, float]:
     """The means over tasks, for each length and budget and over everything."""
-    known = {cell: value for cell, value in values.items() if value is not None}
-    if not known:
-        return {}
     means = {}
-    for place in dict.fromkeys((cell.length, cell.budget) for cell in known):
-        own = {cell.task: value for cell, value in known.items() if (cell.length, cell.budget) == place}
+    for length, budget in dict.fromkeys((cell.length, cell.budget) for cell in values):
+        own = {cell.task: value for cell, value in values.items() if (cell.length, cell.budget) == (length, budget)}
         for name in mean_names(own):
-            means[f"{figure}/{name}/{place[0]}/{place[1]}"] = round(fmean(own.values()), 4)
-    complete = all(f"{figure}/average/{cell.length}/{cell.budget}" in means for cell in known)
+            means[f"{figure}/{name}/{length}/{budget}"] = round(fmean(own.values()), 4)
+    complete = all(f"{figure}/average/{cell.length}/{cell.budget}" in means for cell in values)
     for name in ("subset_mean", "average") if complete else ("subset_mean",):
-        means[f"{figure}/{name}"] = round(fmean(known.values()), 4)
+        means[f"{figure}/{name}"] = round(fmean(values.values()), 4)
     return means
 
 
@@ -139,8 +114,7 @@ def mean_names(tasks: Iterable[str]) -> tuple[str, ...]:
 def table(records: Iterable[Record]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the table of predictions."""
     columns = ["id", "task", "length", "budget", "outputs", "prediction", "score", "nll", "exact_match", "fill"]
-    rows = []
-    for record in records:
-        values = asdict(record) | {"outputs": " | ".join(record.outputs)}
-        rows.append([values[column] for column in columns])
-    return columns, rows
+    return columns, [
+        [" | ".join(record.outputs) if column == "outputs" else getattr(record, column) for column in columns]
+        for record in records
+    ]

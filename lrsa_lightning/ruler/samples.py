@@ -1,12 +1,14 @@
 """Samples of a task, fitted to a length."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.errors import InputError
@@ -18,6 +20,9 @@ from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
 from lrsa_lightning.ruler.tasks import Setting, find_task
 
 log = logging.getLogger(__name__)
+
+# A sample with RULER's fields and ours, as files hold it.
+Row: TypeAlias = Mapping[str, Any]
 
 # Of the budget: a fuller prompt is not worth another tokenisation of all of it.
 _ENOUGH = 0.98
@@ -89,30 +94,17 @@ class SampleSettings:
     sources: Sources = field(default_factory=Sources)
 
 
-@dataclass(frozen=True)
-class _Prompt:
+class _Prompt(NamedTuple):
     input: str
     text: Text
 
 
 class SampleMaker:
-    """Draws the samples of one task at one length."""
+    """Draws the samples of one task at one length, with the arguments of `make_samples`."""
 
     def __init__(self, task: str, tokenizer, max_length: int, settings: SampleSettings):
-        """
-        Args:
-            task: name in `TASKS`.
-            tokenizer: counts the tokens.
-            max_length: tokens of prompt, template, answer prefix and new tokens together.
-            settings: the rest.
-
-        Raises:
-            InputError: the task is unknown, or a file of it is missing.
-        """
         self._spec = find_task(task)
-        self.task = task
-        self.max_length = max_length
-        self.seed = settings.seed
+        self.task, self.max_length, self.seed = task, max_length, settings.seed
         self._budget = max_length - self._spec.tokens_to_generate
         self._tokenizer = tokenizer
         setting = Setting(max_length, self._budget, settings.sources, self._count_tokens)
@@ -150,16 +142,11 @@ class SampleMaker:
         raise self._refusal(f"only {fitting} of {len(items)} questions fit, with their documents")
 
     def _fit(self, item: int, guess: int) -> Fit[_Prompt]:
-        """The largest prompt of a question or draw that fits the budget.
-
-        Raises:
-            DoesNotFit: even its smallest prompt is too long.
-            NotAtThisLength: the largest prompt there is fills too little of the budget.
-        """
+        """The largest prompt of a question or draw that fits the budget."""
         generator = self._generator
         fit = largest_fit(
-            lambda units: self._prompt(self._draws(item), units),
-            self._count_prompt,
+            lambda units: self._prompt(item, units),
+            lambda prompt: self._count_tokens(prompt.input + prompt.text.answer_prefix),
             self._budget,
             guess,
             generator.min_units,
@@ -170,19 +157,14 @@ class SampleMaker:
             raise self._refusal(f"has no more than {fit.units} words; english_words holds more")
         return fit
 
-    def _draws(self, item: int) -> Draws:
-        return Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)
-
-    def _prompt(self, draws: Draws, units: int) -> _Prompt:
+    def _prompt(self, item: int, units: int) -> _Prompt:
+        draws = Draws(Random(f"{self.seed}:{self.task}:{self.max_length}:{item}"), item)
         text = self._generator.generate(draws, units)
         turn = self._template.before + text.user + self._template.after
         if text.example is not None:
             user, answer = text.example
             turn = self._template.before + user + self._template.after + text.answer_prefix + answer + "\n" + turn
         return _Prompt(turn, text)
-
-    def _count_prompt(self, prompt: _Prompt) -> int:
-        return self._count_tokens(prompt.input + prompt.text.answer_prefix)
 
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -212,3 +194,27 @@ class SampleMaker:
             before = fit.prompt.input[: fit.prompt.input.find(text.outputs[0])]
             row["token_position_answer"] = self._count_tokens(before)
         return row
+
+
+def check_row(row: Row, fields: Mapping[str, type], where: str) -> None:
+    """Checks that a row of a file has the fields an evaluation reads, outputs among them.
+
+    Args:
+        row: of the file.
+        fields: name -> type.
+        where: file and line, for the error.
+
+    Raises:
+        InputError: a field is missing or has another type, or outputs is no list of texts.
+    """
+    for name, expected in fields.items():
+        if not isinstance(row.get(name), expected):
+            raise InputError(f"{where}: {name} is {row.get(name)!r}, expected a {expected.__name__}")
+    if not row["outputs"] or not all(isinstance(output, str) for output in row["outputs"]):
+        raise InputError(f"{where}: outputs are {row['outputs']!r}, expected a list of texts, one at least")
+
+
+def digest(row: Row) -> str:
+    """16 hexadecimal digits that identify a sample's question and its answers, whatever its id."""
+    content = [row[name] for name in ("input", "answer_prefix", "outputs", "answer")]
+    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()[:16]

@@ -1,10 +1,10 @@
 """Scores of a batch of samples: generated answers and the likelihood of the references."""
 
 import time
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +13,17 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.generation import Prompt
-from lrsa_lightning.ruler.match import match_all
 from lrsa_lightning.ruler.records import Record
-from lrsa_lightning.ruler.rows import Row, digest
-from lrsa_lightning.ruler.tasks import find_task
+from lrsa_lightning.ruler.samples import Row, digest
+from lrsa_lightning.ruler.tasks import find_task, match_all
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
 
 
-@dataclass
 class Stopwatch:
     """Seconds of each part of an evaluation, including the accelerator's work."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def time(self, part: str, device: torch.device) -> Iterator[None]:
@@ -59,54 +58,58 @@ class BatchScorer:
     stopwatch: Stopwatch
 
     def score(self, model, mode: AttentionMode, budget: str, batch: Sequence[Row]) -> list[Record]:
-        """The records of a batch.
+        """The records of a batch of one task and length, with the mode of the budget of that label.
 
-        Args:
-            model: a transformers causal decoder in evaluation mode.
-            mode: the attention of the budget.
-            budget: its label.
-            batch: samples of one task and length.
+        The model is a transformers causal decoder in evaluation mode.
         """
-        task, length = batch[0]["task"], batch[0]["max_length"]
         prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
-        values: list[dict[str, Any]] = [{} for _ in batch]
+        measured = []
         if self.teacher_forcing:
-            values = self._rate(model, mode, prompts, batch)
+            measured.append(self._rate(model, mode, prompts, batch))
         if self.generation:
-            answers = self._answer(model, mode, prompts, task, length)
-            values = [
-                value | answer | _score(task, answer["prediction"], row["outputs"])
-                for value, answer, row in zip(values, answers, batch, strict=True)
-            ]
+            measured.append(self._answer(model, mode, prompts, batch))
         return [
             Record(
-                *(row["id"], task, length, budget, row["length"] / length, row["outputs"], row["depths"]),
+                id=row["id"],
+                task=row["task"],
+                length=row["max_length"],
+                budget=budget,
+                fill=row["length"] / row["max_length"],
+                outputs=row["outputs"],
+                depths=row["depths"],
                 digest=digest(row),
-                **value,
+                **ChainMap(*values),
             )
-            for row, value in zip(batch, values, strict=True)
+            for row, *values in zip(batch, *measured, strict=True)
         ]
 
     def _rate(self, model, mode: AttentionMode, prompts: list[list[int]], batch: Sequence[Row]) -> list[dict]:
         answers = [self._ids(row["answer"]) for row in batch]
         with self.stopwatch.time("teacher forcing", model.device):
             rated = teacher_force(model, mode, prompts, answers, batch[0]["max_length"])
-        return [{"nll": answer.nll, "exact_match": answer.exact_match} for answer in rated]
+        return [answer._asdict() for answer in rated]
 
-    def _answer(self, model, mode: AttentionMode, prompts: list[list[int]], task: str, max_length: int) -> list[dict]:
-        """Predictions and bytes of the caches."""
+    def _answer(self, model, mode: AttentionMode, prompts: list[list[int]], batch: Sequence[Row]) -> list[dict]:
         rows, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        num_pieces = -(-(max_length if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
+        num_pieces = -(-(batch[0]["max_length"] if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
+        task, ends = find_task(batch[0]["task"]), sorted(self.end_tokens | _model_ends(model))
         with mode.installed(model):
             with self.stopwatch.time("prefill", model.device):
                 prompt = Prompt(model, input_ids, lengths, mode, num_pieces)
             num_bytes = cache_bytes(prompt.cache) // len(rows)
             with self.stopwatch.time("decoding", model.device):
-                limit, ends = find_task(task).tokens_to_generate, sorted(self.end_tokens | _model_ends(model))
-                new = prompt.decode(limit, ends, early_end=not self.fixed_passes)
+                new = prompt.decode(task.tokens_to_generate, ends, early_end=not self.fixed_passes)
         texts = self.tokenizer.batch_decode(_until_end(new.tolist(), ends), skip_special_tokens=True)
-        return [{"prediction": text, "kv_bytes": num_bytes} for text in texts]
+        return [
+            {
+                "prediction": text,
+                "score": task.metric(text, row["outputs"]),
+                "hits": [match_all(text, [output]) == 1 for output in row["outputs"]],
+                "kv_bytes": num_bytes,
+            }
+            for text, row in zip(texts, batch, strict=True)
+        ]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -116,11 +119,6 @@ def answer_ends(template: TemplateName, tokenizer) -> list[int]:
     """The id that ends an answer under a template; empty where one token does not."""
     ids = tokenizer(make_template(template, tokenizer).answer_end, add_special_tokens=False)["input_ids"]
     return ids if len(ids) == 1 else []
-
-
-def _score(task: str, prediction: str, outputs: list[str]) -> dict[str, Any]:
-    hits = [match_all(prediction, [output]) == 1 for output in outputs]
-    return {"score": find_task(task).metric(prediction, outputs), "hits": hits}
 
 
 def _model_ends(model) -> set[int]:

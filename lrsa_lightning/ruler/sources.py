@@ -5,7 +5,6 @@ import json
 import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -57,15 +56,6 @@ class Sources:
         path = self.given()[name].resolve()
         return _read(name, path, path.stat().st_mtime_ns)
 
-    def check(self, names: Iterable[str]) -> None:
-        """Checks the format of files before samples are made from them.
-
-        Raises:
-            InputError: a file has another format.
-        """
-        for name in names:
-            self.read(name)
-
 
 _JSON = "scripts/data/synthetic/json of github.com/NVIDIA/RULER"
 # The file to give for a name of `Sources`, and its origin.
@@ -78,13 +68,9 @@ WHERE_TO_GET = {
 
 
 class Essays:
-    """The essays as words and sentences."""
+    """A text of all essays as words and sentences. Any white space separates words."""
 
     def __init__(self, text: str):
-        """
-        Args:
-            text: all essays; any white space separates words.
-        """
         self._words = text.split()
         ends = [i + 1 for i, word in enumerate(self._words) if _SENTENCE_END.search(word)]
         self._ends = ends if ends and ends[-1] == len(self._words) else [*ends, len(self._words)]

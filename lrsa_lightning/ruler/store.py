@@ -12,8 +12,7 @@ from typing import Any
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
-from lrsa_lightning.ruler.rows import check_row
-from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings
+from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings, check_row
 from lrsa_lightning.ruler.tasks import source_files
 
 # Changes when the same settings would give other samples.
@@ -27,18 +26,12 @@ class SampleStore:
     """A folder with ``<length>/<task>/validation.jsonl`` in RULER's format, each file beside its manifest."""
 
     def __init__(self, folder: Path, tokenizer, settings: SampleSettings):
-        """
-        Args:
-            folder: of the samples, which may not exist yet.
-            tokenizer: the model's.
-            settings: of the samples.
-        """
+        """The folder may not exist yet; the tokenizer is the model's."""
         self.folder = folder
         self._tokenizer = tokenizer
         self._settings = settings
-        self._tokenizer_hash = _sha256(
-            (tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)).encode("utf-8")
-        )
+        described = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+        self._tokenizer_hash = _sha256(described.encode("utf-8"))
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -57,7 +50,6 @@ class SampleStore:
         """All that a task's samples depend on, besides their length and number."""
         settings = self._settings
         paths = settings.sources.given()
-        files = {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)}
         return {
             "format": _FORMAT,
             "task": task,
@@ -65,7 +57,7 @@ class SampleStore:
             "template": settings.template,
             "official_compat": False,  # an option of earlier versions; without it their samples would be made again
             "tokenizer": self._tokenizer_hash,
-            "files": files,
+            "files": {name: _sha256(paths[name].read_bytes()) for name in source_files(task, settings.sources)},
         }
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
@@ -85,8 +77,7 @@ class SampleStore:
         """
         rows = self._read(task, length)
         if rows is None or len(rows) < num_samples:
-            maker = SampleMaker(task, self._tokenizer, length, self._settings)
-            rows = maker.make(num_samples)
+            rows = SampleMaker(task, self._tokenizer, length, self._settings).make(num_samples)
             self._write(task, length, rows)
         return rows[:num_samples]
 
@@ -126,7 +117,13 @@ class SampleStore:
             )
         if manifest.get("sha256") != _sha256(path.read_bytes()):
             raise InputError(f"{path} is not what {_MANIFEST} beside it says (sha256): remove both to make it again")
-        return [_checked_row(row, f"{path}, line {number}", task, length) for number, row in read_lines(path)]
+        rows = []
+        for number, row in read_lines(path):  # the manifest does not vouch for them: their writer may have written it
+            check_row(row, _FIELDS, f"{path}, line {number}")
+            if (row["task"], row["max_length"]) != (task, length):
+                raise InputError(f"{path}, line {number}: a sample of {row['task']} at length {row['max_length']}")
+            rows.append(row)
+        return rows
 
     def _write(self, task: str, length: int, rows: list[dict[str, Any]]) -> None:
         """Writes both files, the samples last: samples on disk have their manifest."""
@@ -151,14 +148,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise InputError(f"{path} does not say what the samples beside it are: remove both")
     return manifest
-
-
-def _checked_row(row: dict[str, Any], where: str, task: str, length: int) -> dict[str, Any]:
-    """The row. The manifest does not vouch for it: its writer may have written the manifest too."""
-    check_row(row, _FIELDS, where)
-    if (row["task"], row["max_length"]) != (task, length):
-        raise InputError(f"{where}: a sample of {row['task']} at length {row['max_length']}")
-    return row
 
 
 def make_in_parallel(

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from string import ascii_lowercase
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -70,6 +71,14 @@ class TaskGenerator(ABC):
 def enumeration(items: Sequence[str]) -> str:
     """``a``, ``a, and b``, ``a, b, and c``: RULER's way of listing."""
     return ", ".join(items[:-1]) + f", and {items[-1]}" if len(items) > 1 else items[0]
+
+
+def coded_words(rng: Random, count: int, length: int, letters: str = ascii_lowercase) -> list[str]:
+    """Distinct words of random letters, in the order drawn."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(rng.choices(letters, k=length))] = None
+    return list(words)
 
 
 def numbered(words: Sequence[str]) -> str:

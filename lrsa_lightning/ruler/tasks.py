@@ -1,5 +1,10 @@
-"""The registry of RULER's 13 tasks (scripts/synthetic.yaml, scripts/data/synthetic/constants.py)."""
+"""RULER's 13 tasks and their metrics.
 
+Source: scripts/synthetic.yaml, scripts/data/synthetic/constants.py, scripts/eval/synthetic/constants.py and evaluate.py
+of RULER.
+"""
+
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,12 +13,29 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.cwe import CommonWords
 from lrsa_lightning.ruler.fwe import FrequentWords
-from lrsa_lightning.ruler.match import match_all, match_part
 from lrsa_lightning.ruler.niah import Niah
 from lrsa_lightning.ruler.qa import QuestionAnswering
 from lrsa_lightning.ruler.sources import WHERE_TO_GET, Sources
 from lrsa_lightning.ruler.task_generator import TaskGenerator, enumeration, numbered
 from lrsa_lightning.ruler.vt import VariableTracking
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def postprocess(prediction: str) -> str:
+    """RULER's clean-up of a prediction: it strips outer white space and makes control characters newlines."""
+    return _CONTROL.sub("\n", prediction.strip()).strip()
+
+
+def match_all(prediction: str, references: Sequence[str]) -> float:
+    """The fraction of the references in the prediction, case ignored. string_match_all is its mean over samples."""
+    prediction = postprocess(prediction).lower()
+    return sum(reference.lower() in prediction for reference in references) / len(references)
+
+
+def match_part(prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction holds any reference, case ignored, else 0. string_match_part is its mean over samples."""
+    return float(match_all(prediction, references) > 0)
 
 
 @dataclass(frozen=True)
@@ -106,11 +128,7 @@ def find_task(name: str) -> Task:
 
 
 def check_tasks(tasks: Sequence[str], name: str) -> None:
-    """Checks that a list names tasks, one at least and each once.
-
-    Args:
-        tasks: by name.
-        name: of the user's option, for the error.
+    """Checks that the list of the option ``name`` names tasks, one at least and each once.
 
     Raises:
         InputError: the list is empty, a task is unknown, or a task is in it twice.
@@ -141,7 +159,8 @@ def possible_tasks(tasks: Sequence[str], sources: Sources, skip_missing: bool) -
     for task in tasks:
         source = find_task(task).source
         if source is None or source in sources.given():
-            sources.check(source_files(task, sources))
+            for name in source_files(task, sources):
+                sources.read(name)  # checks its format before samples are made from it
             possible.append(task)
         elif not skip_missing:
             raise InputError(

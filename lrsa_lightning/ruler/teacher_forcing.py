@@ -4,7 +4,7 @@ Shape suffixes: B batch, N tokens, D hidden size, A label tokens of a row, V voc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from torch import Tensor
 from lrsa_lightning.generation import hidden_states
 
 
-@dataclass(frozen=True)
-class TeacherForced:
+class TeacherForced(NamedTuple):
     """How a model rates a reference answer.
 
     Attributes:

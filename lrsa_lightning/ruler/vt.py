@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from random import Random
+from string import ascii_uppercase
 
 from lrsa_lightning.haystack import NOISE
 from lrsa_lightning.ruler.fitting import largest_fit
-from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text
-from lrsa_lightning.ruler.words import variable_names
+from lrsa_lightning.ruler.task_generator import Draws, TaskGenerator, Text, coded_words
 
 _TEMPLATE = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"
@@ -56,7 +56,8 @@ class VariableTracking(TaskGenerator):
 
 
 def _problem(rng: Random, num_lines: int, name_length: int, value: int) -> Text:
-    names = variable_names(rng, _NUM_VARIABLES, name_length)
+    drawn = coded_words(rng, _NUM_VARIABLES + 1, name_length, ascii_uppercase)
+    names = [name for name in drawn if name != "VAR"][:_NUM_VARIABLES]
     chain = [f"VAR {names[0]} = {value}"]
     chain += [f"VAR {name} = VAR {earlier} " for earlier, name in pairwise(names)]
     lines = [NOISE] * num_lines

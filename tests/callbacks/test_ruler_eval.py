@@ -9,7 +9,7 @@ import pytest
 from lrsa_lightning.callbacks import ruler_eval as module
 from lrsa_lightning.cli import main
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
-from lrsa_lightning.ruler.results import read_records
+from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.store import SampleStore
 from tests.runs import callback, checkpoints, command, losses, metrics
 

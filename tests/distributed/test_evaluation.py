@@ -9,7 +9,7 @@ from lightning import Callback
 from torch import distributed as dist
 
 from lrsa_lightning.ruler import batch_sizes, scorer
-from lrsa_lightning.ruler.results import Record, read_records
+from lrsa_lightning.ruler.records import Record, read_records
 from lrsa_lightning.ruler.tasks import find_task
 from tests.conftest import sample_rows, write_jsonl
 from tests.distributed.fits import fit, strategy

@@ -10,7 +10,7 @@ import pytest
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu import NPUAccelerator
-from lrsa_lightning.ruler.results import Record, read_records
+from lrsa_lightning.ruler.records import Record, read_records
 from lrsa_lightning.sweep import make_slots
 from tests.conftest import make_model
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from lrsa_lightning.ruler.results import Record, write_records
+from lrsa_lightning.ruler.records import Record, write_records
 
 
 def records(scores, length=4096, budget="r1", seed=42, **fields):

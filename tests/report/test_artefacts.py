@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrsa_lightning.report import read_runs, write_report
-from lrsa_lightning.ruler.results import Record
+from lrsa_lightning.ruler.records import Record
 from tests.report.conftest import records
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"

@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lrsa_lightning.ruler import make_samples
-from tests.conftest import CHAT_TEMPLATE
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
+from tests.conftest import CHAT_TEMPLATE, make_model
 
+TASK = "niah_single_1"
 NIAH = [f"niah_{name}" for name in ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")]
 NIAH += ["niah_multivalue", "niah_multiquery"]
 ALL_TASKS = [*NIAH, "vt", "cwe", "fwe", "qa_1", "qa_2"]
@@ -154,3 +156,18 @@ def deadline():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, earlier)
+
+
+@pytest.fixture
+def evaluator(tokenizer):
+    samples = {(TASK, 640): make_samples(TASK, tokenizer, 640, 5)}
+    return RulerEvaluator(tokenizer, samples, batch_size=2)
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(vocab_size=len(tokenizer))
+
+
+def all_records(evaluator, model, **arguments):
+    return [record for batch in evaluator.evaluate(model, **arguments) for record in batch]

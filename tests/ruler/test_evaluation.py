@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.ruler.evaluated_model import fingerprint
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
-from lrsa_lightning.ruler.fingerprint import fingerprint
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.samples import SampleSettings

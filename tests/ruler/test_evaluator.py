@@ -1,35 +1,16 @@
-"""The evaluator: the cache of a budget, the scores, the batches, and an unchanged model afterwards."""
+"""The evaluator: the cache of a budget, the scores, the ranks, and an unchanged model afterwards."""
 
 import pytest
 import torch
 
-from lrsa_lightning import LRSA, Vanilla, generate
-from lrsa_lightning.attention.cache import cache_bytes
-from lrsa_lightning.generation import Prompt
-from lrsa_lightning.ruler import batch_sizes, make_samples
+from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import scorer as module
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
-from tests.conftest import make_model
-
-TASK = "niah_single_1"
-
-
-@pytest.fixture
-def evaluator(tokenizer):
-    samples = {(TASK, 640): make_samples(TASK, tokenizer, 640, 5)}
-    return RulerEvaluator(tokenizer, samples, batch_size=2)
-
-
-@pytest.fixture
-def model(tokenizer):
-    return make_model(vocab_size=len(tokenizer))
-
-
-def all_records(evaluator, model, **arguments):
-    return [record for batch in evaluator.evaluate(model, **arguments) for record in batch]
+from tests.ruler.conftest import TASK, all_records
 
 
 def test_budgets_have_the_sizes_of_the_paper(evaluator):
@@ -222,88 +203,6 @@ def test_cache_bytes_shrink_with_the_budget(evaluator, model):
     assert 0.25 < held["r0.25"] < 0.4
 
 
-@pytest.mark.parametrize("mode", [Vanilla(), LRSA(lag_size=16, sink_size=4), LRSA(lag_size=16, retention_ratio=0.25)])
-def test_teacher_forcing_says_what_greedy_decoding_would_write(model, tokenizer, mode):
-    prompts = [tokenizer(row["input"])["input_ids"] for row in make_samples(TASK, tokenizer, 600, 3)]
-    prompts = [prompt[: len(prompt) - 40 * i] for i, prompt in enumerate(prompts)]
-    written = [generate(model, torch.tensor([prompt]), mode, 6, eos_token_id=[])[0].tolist() for prompt in prompts]
-    others = [[*answer[:4], (answer[4] + 1) % len(tokenizer), answer[5]] for answer in written]
-    for answers, expected in ((written, True), (others, False)):
-        rated = teacher_force(model, mode, prompts, answers, width=640)
-        assert [answer.exact_match for answer in rated] == [expected] * 3
-    alone = [teacher_force(model, mode, [p], [a], width=1)[0].nll for p, a in zip(prompts, others, strict=True)]
-    assert [answer.nll for answer in rated] == pytest.approx(alone, rel=1e-4)
-    ids = torch.tensor([prompts[0] + others[0]])
-    with mode.installed(model):
-        logits = model(ids, use_cache=False).logits.detach()[0, len(prompts[0]) - 1 : -1]
-    expected = -logits.log_softmax(-1).gather(1, torch.tensor(others[0])[:, None]).mean()
-    assert rated[0].nll == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):
-    prompt, answer = tokenizer("The grass is")["input_ids"], tokenizer(" green.")["input_ids"]
-    shapes = []
-    hook = model.get_decoder().register_forward_pre_hook(
-        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
-    )
-    teacher_force(model, Vanilla(), [prompt], [answer], width=64)
-    hook.remove()
-    assert shapes == [(1, 64)]
-    model.bfloat16()
-    (rated,) = teacher_force(model, Vanilla(), [prompt], [answer], width=1)
-    with Vanilla().installed(model), torch.no_grad():
-        logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
-    assert rated.nll == pytest.approx(expected, rel=1e-6)  # in bfloat16 it has three digits
-
-
 def test_the_templates_end_token_ends_an_answer(tokenizer):
     assert answer_ends("chatml", tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert answer_ends("base", tokenizer) == [tokenizer.eos_token_id]
-
-
-def test_the_estimate_is_the_size_of_the_cache_of_a_prompt_of_full_length(evaluator):
-    model, stored = make_model(head_dim=16), []
-    for cell in evaluator.cells:
-        mode = evaluator.mode(640, cell[2])
-        with mode.installed(model), torch.no_grad():
-            stored.append(cache_bytes(Prompt(model, torch.ones(1, 640).long(), [640], mode).cache))
-    assert [evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells] == stored
-    assert stored[0] > stored[1] > stored[2]
-
-
-def prompt_bytes(evaluator, model) -> dict[str, int]:
-    return {cell[2]: evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells}
-
-
-def test_batches_shrink_to_the_memory_down_to_one_prompt(evaluator, model, monkeypatch, caplog):
-    """Batches of two: two dense caches do not fit in four fifths of the memory, two of the others do."""
-    sizes = prompt_bytes(evaluator, model)
-    free = int(2 * sizes["r0.5"] / 0.8) + 1
-    assert free * 0.8 < 2 * sizes["r1"]
-    caplog.set_level("INFO", "lrsa_lightning")
-    for _ in range(3):
-        monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: free)
-        fitting = evaluator.batch_sizes(model, Ranks())
-        assert {cell[2]: size for cell, size in fitting.items()} == {"r1": 1, "r0.5": 2, "r0.25": 2}
-    (line,) = [record.message for record in caplog.records]  # once for each choice
-    assert line.startswith("RULER: caches do not fit in 80% of the 0.0 GiB free, so the batches get smaller.")
-    assert "niah_single_1/640/r1 1 x 0.0 GiB" in line
-    assert "r0.5" not in line
-    assert evaluator.num_batches(Ranks(), fitting) == 5 + 3 + 3
-    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 1)
-    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {1}
-    monkeypatch.undo()
-    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {2}  # no measurement on a CPU
-    # Each of five ranks has one of the five samples.
-    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 10**9)
-    assert {*evaluator.batch_sizes(model, Ranks(0, 5)).values()} == {1}
-
-
-def test_smaller_batches_find_the_same(evaluator, model):
-    full = all_records(evaluator, model)
-    smaller = all_records(evaluator, model, batch_sizes={(TASK, 640, "r1"): 1})
-    assert [(r.id, r.budget, r.prediction) for r in smaller] == [(r.id, r.budget, r.prediction) for r in full]
-    assert [r.nll for r in smaller] == pytest.approx([r.nll for r in full], rel=1e-4)
-    passes = [len(batch) for batch in evaluator.evaluate(model, generation=False, batch_sizes={(TASK, 640, "r1"): 1})]
-    assert passes == [1, 1, 1, 1, 1, 2, 2, 1, 2, 2, 1]

@@ -98,14 +98,14 @@ def test_texts(samples, tokenizer, task, template):
     spec = SPECS[task]
     for sample in samples(task, 4096, 4, template):
         _, query, needles = parse(task, sample, template)
-        asked = re.split(", and |, ", query) if spec.num_queries > 1 else [query]
-        assert len(asked) == len(set(asked)) == spec.num_queries
+        queried = re.split(", and |, ", query) if spec.num_queries > 1 else [query]
+        assert len(queried) == len(set(queried)) == spec.num_queries
         if spec.num_queries > 1:
-            assert query == f"{asked[0]}, {asked[1]}, {asked[2]}, and {asked[3]}"
-        values = {key: [value for k, value in needles if k == key] for key in asked}
+            assert query == f"{queried[0]}, {queried[1]}, {queried[2]}, and {queried[3]}"
+        values = {key: [value for k, value in needles if k == key] for key in queried}
         assert all(len(found) == spec.num_values for found in values.values())
         if spec.num_values == 1:
-            assert sample["outputs"] == [values[key][0] for key in asked]
+            assert sample["outputs"] == [values[key][0] for key in queried]
         else:
             assert sorted(sample["outputs"]) == sorted(values[query])
         if spec.haystack != "needle":
@@ -151,13 +151,13 @@ def test_needles_are_between_sentences_on_the_grid(samples, task):
         pieces, needles = parse_essay(task, parse(task, sample)[0])
         rest = " ".join(piece for piece in pieces if piece)
         assert rest.split(" ") == essay_words()[: len(rest.split(" "))]
-        # Lengths of the text behind each number of sentences, the last of which may be cut short.
+        # Lengths of the text after each number of sentences. The last one may be cut short.
         ends = [len(" ".join(sentences[:n])) for n in range(len(sentences))]
         ends = [end for end in ends if end < len(rest)] + [len(rest)]
         depth_of = {}
         for i, needle in enumerate(needles):
-            behind = ends.index(len(" ".join(piece for piece in pieces[: i + 1] if piece)))
-            depth_of[needle[2]] = [depth for depth in GRID if int((len(ends) - 1) * depth / 100) == behind]
+            before = ends.index(len(" ".join(piece for piece in pieces[: i + 1] if piece)))
+            depth_of[needle[2]] = [depth for depth in GRID if int((len(ends) - 1) * depth / 100) == before]
         for value, depth in zip(sample["outputs"], sample["depths"], strict=True):
             assert round(100 * depth) in depth_of[value]
         assert all(depth_of.values())
@@ -221,8 +221,8 @@ def test_the_order_of_values_varies(samples):
 
 
 def test_the_key_asked_for_varies(samples):
-    asked = set()
+    queried = set()
     for sample in samples("niah_multikey_1", 2048, 20):
         _, query, needles = parse("niah_multikey_1", sample)
-        asked.add([key for key, _ in needles].index(query))
-    assert asked == {0, 1, 2, 3}
+        queried.add([key for key, _ in needles].index(query))
+    assert queried == {0, 1, 2, 3}

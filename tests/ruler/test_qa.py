@@ -101,10 +101,10 @@ def test_documents_repeat_where_there_are_no_more(word_tokenizer, source_files, 
 def test_questions_are_strided_over_the_file(samples, task, count):
     """Each answerable question comes once; the first 16 are from all over the file."""
     order = list(SQUAD if task == "qa_1" else HOTPOTQA)
-    asked = [order.index(parse(sample)[0]) for sample in samples(task, 4096, count)]
-    assert sorted(asked) == list(range(count))
-    assert {8 * number // count for number in asked[:16]} == {*range(8)}
-    assert min(abs(a - b) for a, b in pairwise(asked)) > count / 4
+    numbers = [order.index(parse(sample)[0]) for sample in samples(task, 4096, count)]
+    assert sorted(numbers) == list(range(count))
+    assert {8 * number // count for number in numbers[:16]} == {*range(8)}
+    assert min(abs(a - b) for a, b in pairwise(numbers)) > count / 4
 
 
 def test_each_sample_has_its_own_order_of_documents(samples):

@@ -8,7 +8,8 @@ import pytest
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import TASKS
 from lrsa_lightning.ruler.heat_map import depth_scores, draw_depths
-from lrsa_lightning.ruler.results import Record, cell_scores, metrics, read_records, table, write_records
+from lrsa_lightning.ruler.records import Record, read_records, write_records
+from lrsa_lightning.ruler.results import cell_scores, metrics, table
 from lrsa_lightning.ruler.summary import score_table
 
 

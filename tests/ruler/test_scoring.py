@@ -4,8 +4,8 @@ import pytest
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import score_predictions
-from lrsa_lightning.ruler.match import match_all, match_part, postprocess
 from lrsa_lightning.ruler.scoring import score_file
+from lrsa_lightning.ruler.tasks import match_all, match_part, postprocess
 
 
 def test_string_match_all_is_the_fraction_of_references_found():

@@ -10,8 +10,7 @@ from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
-from lrsa_lightning.ruler.rows import digest
-from lrsa_lightning.ruler.samples import SampleSettings
+from lrsa_lightning.ruler.samples import SampleSettings, digest
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 

@@ -20,7 +20,7 @@ NUM_SAMPLES = 20
 def parse(sample: dict, template: str = "base") -> tuple[str, list[str], str, list[str]]:
     """Value and lines of the example and of the question, after a check of all else."""
     user = user_turn(sample, template)
-    # Chat templates stand around both: the example lies in the user's turn.
+    # Chat templates stand around both: the example is in the user's turn.
     cut = user.index(HEAD, 1)
     value = re.search(r"the value (\d+) in", user[:cut])[1]
     names = re.search(r"they are:  ([A-Z]{3}(?: [A-Z]{3}){4})\n\n$", user[:cut])[1]

@@ -38,7 +38,7 @@ def unnumbered(text: str) -> list[str]:
 
 
 def check_counts(words: list[str], answer: list[str], common: int, uncommon: int) -> int:
-    """How many distinct words there are, ten of which are common."""
+    """The number of distinct words. Ten of them are common."""
     counts = Counter(words)
     assert len(set(answer)) == len(answer) == 10
     assert {word: counts.pop(word) for word in answer} == dict.fromkeys(answer, common)

@@ -1,0 +1,44 @@
+"""The likelihood of the references, against decoding and against a plain forward pass."""
+
+import pytest
+import torch
+
+from lrsa_lightning import LRSA, Vanilla, generate
+from lrsa_lightning.ruler import make_samples
+from lrsa_lightning.ruler.teacher_forcing import teacher_force
+from tests.ruler.conftest import TASK
+
+
+@pytest.mark.parametrize("mode", [Vanilla(), LRSA(lag_size=16, sink_size=4), LRSA(lag_size=16, retention_ratio=0.25)])
+def test_teacher_forcing_says_what_greedy_decoding_would_write(model, tokenizer, mode):
+    prompts = [tokenizer(row["input"])["input_ids"] for row in make_samples(TASK, tokenizer, 600, 3)]
+    prompts = [prompt[: len(prompt) - 40 * i] for i, prompt in enumerate(prompts)]
+    written = [generate(model, torch.tensor([prompt]), mode, 6, eos_token_id=[])[0].tolist() for prompt in prompts]
+    others = [[*answer[:4], (answer[4] + 1) % len(tokenizer), answer[5]] for answer in written]
+    for answers, expected in ((written, True), (others, False)):
+        rated = teacher_force(model, mode, prompts, answers, width=640)
+        assert [answer.exact_match for answer in rated] == [expected] * 3
+    alone = [teacher_force(model, mode, [p], [a], width=1)[0].nll for p, a in zip(prompts, others, strict=True)]
+    assert [answer.nll for answer in rated] == pytest.approx(alone, rel=1e-4)
+    ids = torch.tensor([prompts[0] + others[0]])
+    with mode.installed(model):
+        logits = model(ids, use_cache=False).logits.detach()[0, len(prompts[0]) - 1 : -1]
+    expected = -logits.log_softmax(-1).gather(1, torch.tensor(others[0])[:, None]).mean()
+    assert rated[0].nll == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):
+    prompt, answer = tokenizer("The grass is")["input_ids"], tokenizer(" green.")["input_ids"]
+    shapes = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    teacher_force(model, Vanilla(), [prompt], [answer], width=64)
+    hook.remove()
+    assert shapes == [(1, 64)]
+    model.bfloat16()
+    (rated,) = teacher_force(model, Vanilla(), [prompt], [answer], width=1)
+    with Vanilla().installed(model), torch.no_grad():
+        logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+    assert rated.nll == pytest.approx(expected, rel=1e-6)  # in bfloat16 it has three digits

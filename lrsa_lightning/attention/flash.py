@@ -50,7 +50,7 @@ class _Attention(torch.autograd.Function):
             k_BEGD,
             v_BEGD,
             softmax_scale=scale,
-            mask_mod=_mask_mod(layout.rule),
+            mask_mod=_mask_mod(*_sizes(layout.rule)),
             aux_scalars=_lengths(layout),
             block_sparse_tensors=_tile_lists(layout, q_BNHD.device, TILE, by_key=False),
             return_lse=any(ctx.needs_input_grad),
@@ -77,7 +77,7 @@ class _Attention(torch.autograd.Function):
             grad_out[:, before:],
             lse,
             ctx.scale,
-            mask_mod=_mask_mod(layout.rule),
+            mask_mod=_mask_mod(*_sizes(layout.rule)),
             aux_scalars=_lengths(layout),
             block_sparse_tensors=_tile_lists(layout, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], by_key=True),
             dq=grad_q[:, before:],
@@ -132,13 +132,19 @@ def _lengths(layout: KVLayout) -> tuple:
     return Int32(layout.first_query), Int32(layout.num_duplicates), Int32(layout.diagonal)
 
 
+def _sizes(rule: LagRule) -> tuple[int, int, int]:
+    return rule.sink_size, rule.lag_size, rule.kept
+
+
 @cache
-def _mask_mod(rule: LagRule):
-    """`KVLayout.visible` for the kernel; the rule's sizes are constants of it."""
+def _mask_mod(sink_size: int, lag_size: int, kept: int):
+    """`KVLayout.visible` for the kernel, compiled for each triple of sizes, whatever the scorer."""
     from cutlass import Int32, cute
     from cutlass import max as larger
     from cutlass import min as smaller
     from flash_attn.cute.utils import scalar_to_ssa
+
+    rule = LagRule(sink_size, lag_size, kept)
 
     @cute.jit
     def visible(batch, head, query, key, seqlen_info, aux_tensors, lengths):

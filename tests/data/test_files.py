@@ -40,7 +40,7 @@ def corpus(train, val=(), **options):
         ("a.jsonl", b"\n \r\n\n", "is empty"),
         ("a.json", b"[]", "is empty"),
         ("a.parquet", b"", "not a parquet file"),
-        ("a.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("a.jsonl.gz", b"", "is empty"),
         ("a.jsonl.gz", LINE, "no gzip file"),
         ("a.jsonl.gz", gzip.compress(LINE)[:-20], "cut short"),

@@ -1,8 +1,8 @@
 """Fills of LRSA, and attention over keys in parts, through torch_npu's fused attention.
 
-All fills of a layer are sequences of few calls in its TND layout: each is a lower-right causal attention (sparse
-mode 3), with G KV heads taken as they are. The operator is not on autocast's list and drops the gradients of its
-softmax statistics without a word, so its backward is called here, with the statistics that belong to the output.
+All fills of a layer are sequences of few calls in its TND layout. Each is a lower-right causal attention (sparse
+mode 3), with G KV heads as they are. The operator is not on autocast's list, and it drops the gradients of its softmax
+statistics without a warning. So its backward is called here, with the statistics that belong to the output.
 
 Shape suffixes: B batch, H query heads, G KV heads, Q queries, K keys, D head size, T the tokens of all sequences of a
 call, row by row.

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning import LRSA, Vanilla, generate
-from lrsa_lightning.attention import fill, lrsa, naive
+from lrsa_lightning.attention import execution, fill, naive
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 
@@ -71,7 +71,7 @@ def test_packed_rows():
 def test_as_many_calls_as_the_limits_ask_for(monkeypatch, limit):
     import torch_npu
 
-    from lrsa_lightning.npu import attention
+    from lrsa_lightning.attention import fill_npu
 
     calls, genuine = [], torch_npu.npu_fusion_attention
     monkeypatch.setattr(torch_npu, "npu_fusion_attention", lambda *a, **k: calls.append(k) or genuine(*a, **k))
@@ -81,7 +81,7 @@ def test_as_many_calls_as_the_limits_ask_for(monkeypatch, limit):
     with_gradients(lambda *z: fill.lrsa_attention(*z, mode), *on_npu(q, k, v))
     assert len(calls) == 1  # all fills of a layer
     assert calls.pop()["sparse_mode"] == 3
-    monkeypatch.setattr(attention, limit, {"_KEYS_PER_CALL": 150, "_SEQUENCES_PER_CALL": 4}[limit])
+    monkeypatch.setattr(fill_npu, limit, {"_KEYS_PER_CALL": 150, "_SEQUENCES_PER_CALL": 4}[limit])
     assert_equal(with_gradients(lambda *z: fill.lrsa_attention(*z, mode), *on_npu(q, k, v)), expected)
     assert len(calls) > 2
 
@@ -99,12 +99,12 @@ def test_autocast_casts_what_the_operator_does_not():
 
 
 def test_backend_auto_says_what_it_takes(caplog):
-    lrsa._resolve_backend.cache_clear()
+    execution._resolve.cache_clear()
     with caplog.at_level(logging.INFO, "lrsa_lightning"):
-        assert lrsa._resolve_backend("auto", "npu", 128) == "fill"
+        assert execution._resolve("auto", "npu", 128) == "fill"
     assert "npu_fusion_attention" in caplog.text
     with pytest.raises(InputError, match="FlexAttention does not run on NPUs"):
-        lrsa._resolve_backend("flex", "npu", 128)
+        execution._resolve("flex", "npu", 128)
 
 
 def parts_of(k, v):

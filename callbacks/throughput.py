@@ -171,7 +171,7 @@ class StepProfiler(Profiler):
 
 
 def lengths_of(batch: dict[str, Any]) -> list[int]:
-    """Lengths of a micro-batch's sequences, each of which attends within itself: its rows, or their packed samples."""
+    """Lengths of the sequences of a micro-batch that attend within themselves: its rows, or their packed samples."""
     num_rows, num_tokens = batch["input_ids"].shape
     if "cu_seqlens" not in batch:
         return [num_tokens] * num_rows

@@ -126,7 +126,7 @@ def measure(mode: AttentionMode, shared: SequenceParallel, seq_len: int, options
 
 
 def fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, *_, **__) -> tuple[Tensor, None]:
-    """FlashAttention-4 for transformers, some versions of which do not find it by themselves."""
+    """FlashAttention-4 for transformers. Some of its versions do not find the package by themselves."""
     return dense_fa4(q_BHND, k_BGND, v_BGND).transpose(1, 2), None
 
 

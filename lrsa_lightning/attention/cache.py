@@ -260,8 +260,8 @@ class LagKVCache(Cache):
         if installed is None:  # of a configuration without a model
             return True
         owner = getattr(ALL_ATTENTION_FUNCTIONS.get(installed), "__self__", None)  # the mode, of its bound method
-        layers = range(len(self._rules))
-        return hasattr(owner, "rule") and [rule_of(owner, layer) for layer in layers] == self._rules
+        rule = getattr(owner, "rule", None)  # sharded attention has a rule too, but as a value, and takes no cache
+        return callable(rule) and [rule(layer) for layer in range(len(self._rules))] == self._rules
 
 
 def cache_bytes(cache: LagKVCache | DynamicCache) -> int:

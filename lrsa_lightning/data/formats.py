@@ -1,4 +1,4 @@
-"""Public data-set formats, told apart by the columns of a file's first row."""
+"""Public data-set formats. The columns of a file's first row decide on the format."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

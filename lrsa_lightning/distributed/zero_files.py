@@ -45,7 +45,7 @@ class ShardFiles(TorchCheckpointEngine):
         try:
             write_synced(state_dict, Path(path))
         except (OSError, RuntimeError) as error:
-            # torch hides a full disk behind an error of its own, and a pickled exception loses its cause.
+            # torch raises its own error for a full disk, and a pickled exception loses its cause.
             self.error = self.error or disk_full(error) or error
 
 

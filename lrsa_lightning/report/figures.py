@@ -93,7 +93,7 @@ def _legend(figure, handles: list, title: str) -> None:
 
 
 def _colours(labels: Sequence[str]) -> dict[str, tuple]:
-    """A colour for each run: ten that are easy to tell apart, or as many as there are runs."""
+    """A colour for each run: ten that are easy to distinguish, or one for each of more runs."""
     from matplotlib import colormaps
 
     few = len(labels) <= 10

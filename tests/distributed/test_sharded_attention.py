@@ -17,6 +17,7 @@ from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.layout import ContextLayout
 from lrsa_lightning.distributed.ulysses import Ulysses
+from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
 from tests.distributed.ranks import on_ranks
 
@@ -277,3 +278,12 @@ def test_zigzag_balances_the_work(num_tokens, size):
 
     assert imbalance(zigzag=False) > 1.35
     assert imbalance(zigzag=True) < 1.05
+
+
+def test_a_compressed_cache_is_refused_while_ranks_hold_segments():
+    """The cache looks for the rule of the installed attention. Context parallelism has one, but takes no cache."""
+    model, mode = make_model(), lrsa()
+    mode.install(model)
+    ContextParallel(mode, model.config, 69, SequenceGroup(0, 2)).install(model)
+    with pytest.raises(InputError, match="is not installed in the model"):
+        model(torch.zeros(1, 69, dtype=torch.long), past_key_values=mode.make_cache(model.config))

@@ -5,7 +5,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -16,6 +16,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.fused_layers import FusedLayers, fuse
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
 from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
@@ -28,6 +29,7 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
+from lrsa_lightning.recompute import Policy, fastest_that_fits, set_policies
 
 T = TypeVar("T")
 
@@ -50,7 +52,8 @@ class LongContextModule(lightning.LightningModule):
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,
         warmup_steps: NonNegativeInt = 0,
-        gradient_checkpointing: bool = False,
+        recompute: Policy | Literal["auto"] = "auto",
+        fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
     ):
         """
@@ -65,7 +68,10 @@ class LongContextModule(lightning.LightningModule):
             betas: betas of AdamW.
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
             warmup_steps: steps of linear warm-up before the cosine.
-            gradient_checkpointing: compute each layer again in the backward, which saves memory.
+            recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
+                SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full, with
+                the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
+            fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
 
         Raises:
@@ -84,7 +90,8 @@ class LongContextModule(lightning.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.gradient_checkpointing = gradient_checkpointing
+        self.recompute = recompute
+        self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self.meter = StepMeter()
@@ -115,11 +122,19 @@ class LongContextModule(lightning.LightningModule):
 
         self.model = load_model(self._load_config(), self.name_or_path)
         self._attention_at_length.install(self.model)
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
+        fuse(self.model, self.fused_layers, "cpu" if strategy is None else strategy.root_device.type)
+        if self.recompute != "auto":
+            layers = self.model.get_decoder().layers
+            set_policies(layers, [self.recompute] * len(layers))
         if isinstance(strategy, SequenceParallelStrategy):
             strategy.parallelize(self.attention, self.model, self.seq_len)
+
+    def on_train_start(self) -> None:
+        """Decides what is computed again, now that the weights have their place on the device."""
+        if self.recompute == "auto":
+            layers = self.model.get_decoder().layers
+            set_policies(layers, fastest_that_fits(self))
 
     def _load_config(self):
         from lrsa_lightning.pretrained import load_config

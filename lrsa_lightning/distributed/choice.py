@@ -6,7 +6,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sampler import accumulation_steps
@@ -14,6 +20,7 @@ from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.distributed.zero_config import check_accumulation
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.precision import MasterPrecision
 
 _REASON = re.compile(r"Parser key .*: (?!Does not validate)|not accepted|No module|Not a valid|no attribute")
 # Lightning's own ignore settings of the run. Ours replace them.
@@ -71,6 +78,11 @@ def check_strategy(trainer: Trainer) -> None:
     for theirs, ours in _OURS.items():
         if isinstance(strategy, theirs) and not isinstance(strategy, SequenceParallelStrategy):
             raise InputError(f"trainer.strategy is Lightning's own {type(strategy).__name__}: take {ours}")
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.precision_plugin, MasterPrecision):
+        raise InputError(
+            "trainer.precision bf16-master does not run under DDP, which reduces gradients before they reach the "
+            "float32 masters: set trainer.strategy to sp_fsdp2 or sp_deepspeed, or trainer.precision to bf16-mixed"
+        )
     if not isinstance(strategy, ZeroStrategy):
         return
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":

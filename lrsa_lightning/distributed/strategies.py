@@ -4,12 +4,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.precision import MasterPrecision
 
 
 class SequenceParallelStrategy:
@@ -126,13 +128,16 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
 
     def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:
         """Divides the sequences, then the weights: FSDP2 gathers each layer's weights when it runs and frees them."""
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         super().parallelize(mode, model, seq_len)
-        mesh = self.device_mesh["data_parallel", "tensor_parallel"]._flatten("ranks")
+        settings = {"mesh": self.device_mesh["data_parallel", "tensor_parallel"]._flatten("ranks")}
+        if isinstance(self.precision_plugin, MasterPrecision):
+            # Its default casts inputs too: the batch's float32 weights of the loss would lose digits.
+            settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for layer in model.get_decoder().layers:
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, **settings)
         # Embedding, last norm and head belong to the module: they may have tied weights, and its steps call each.
-        fully_shard(self.lightning_module, mesh=mesh)
+        fully_shard(self.lightning_module, **settings)
         for step in ("training_step", "validation_step", "as_forward"):
             register_fsdp_forward_method(self.lightning_module, step)

@@ -16,6 +16,8 @@ from lrsa_lightning.devices import Work
 
 # By memory, most first.
 POLICIES = ("none", "selective", "attention", "full", "offload")
+# `recompute: auto` keeps what fits in this fraction of the memory that tensors can have.
+AUTO_FRACTION = 0.9
 # The attention's forward takes this fraction of forward and backward.
 _ATTENTION_FORWARD = 0.26
 

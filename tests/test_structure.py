@@ -23,7 +23,7 @@ TIERS = (
     {"distributed"},
     {"npu"},
     {"meter", "model_check", "trained_model", "export"},
-    {"module", "ruler"},
+    {"module", "ruler", "plan"},
     {"callbacks"},
     {"report"},
     {"sweep"},

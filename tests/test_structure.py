@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # From low to high: a file may import from its own tier and from lower ones. Each root module and package is a unit.
 TIERS = (
     {
-        *("errors", "ranges", "version", "versions", "configs"),
+        *("errors", "ranges", "version", "versions", "configs", "devices"),
         *("yaml_text", "json_lines", "atomic_text", "path_names", "disk", "folder_lock"),
         *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
         *("plain_state", "checkpoint_files", "last_checkpoint"),
@@ -18,12 +18,12 @@ TIERS = (
         *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
     },
     {"attention"},
-    {"flops", "generation", "lrsa_lightning"},
+    {"flops", "generation", "memory", "lrsa_lightning"},
     {"data"},
     {"distributed"},
     {"npu"},
     {"meter", "model_check", "trained_model", "export"},
-    {"module", "ruler"},
+    {"module", "ruler", "plan"},
     {"callbacks"},
     {"report"},
     {"sweep"},

@@ -30,6 +30,7 @@ from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.npu import resolve_auto
+from lrsa_lightning.plan.at_start import announce
 from lrsa_lightning.rank_guard import compare_ranks
 from lrsa_lightning.resume_guard import check_resume
 from lrsa_lightning.run_claim import claimed, run_name_for_processes
@@ -99,7 +100,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in SUBCOMMANDS}
+        return {name: commands[name] for name in SUBCOMMANDS if name in commands}
 
     def parse_arguments(self, parser, args) -> None:
         """Raises an InputError if random, NumPy and torch do not all accept the seed."""
@@ -201,6 +202,7 @@ class LRSACLI(LightningCLI):
         """Trains. A finished run only makes up for the checks it lacks, and says that it is finished."""
         finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
         if finished is None:
+            announce(self._given, model, self.trainer)
             self.trainer.fit(model, **kwargs)
         else:
             finished.complete(model, **kwargs)

@@ -16,7 +16,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.fused_layers import FusedLayers, fuse
+from lrsa_lightning.fused import FusedLayers, fuse
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
 from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine

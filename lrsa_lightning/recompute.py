@@ -11,7 +11,7 @@ Keeping less saves memory and costs time. Policies, from the fastest to the smal
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeAlias
 from weakref import ref
@@ -35,15 +35,22 @@ def set_policies(layers: Sequence[nn.Module], policies: Sequence[Policy]) -> Non
     """
     host = HostMemory()
     for layer, policy in zip(layers, policies, strict=True):
-        plain = partial(type(layer).forward, layer)
-        layer.forward = _FORWARDS[policy](layer, plain, host) if policy != "none" else plain
+        forward = _without_policy(layer)
+        if policy in ("selective", "attention"):
+            layer.forward = _Selective(forward)
+        elif policy == "full":
+            layer.forward = _Again(forward)
+        elif policy == "offload":
+            layer.forward = _Offload(forward, host)
         if (mlp := getattr(layer, "mlp", None)) is not None:
-            _set_mlp(mlp, again=policy == "attention")
+            inner = _without_policy(mlp)
+            mlp.forward = _Again(inner) if policy == "attention" else inner
 
 
-def _set_mlp(mlp: nn.Module, again: bool) -> None:
-    inner = getattr(mlp.forward, "inner", mlp.forward)
-    mlp.forward = _Again(inner) if again else inner
+def _without_policy(module: nn.Module) -> Callable:
+    if isinstance(module.forward, _Selective | _Again | _Offload):
+        module.forward = module.forward.inner
+    return module.forward
 
 
 class _Again:
@@ -66,31 +73,26 @@ class _Again:
             _Tape.current = tape
 
 
-def _full(layer: nn.Module, forward: Callable, host: HostMemory) -> Callable:
-    return _Again(forward)
+class _Offload:
+    """`_Again`, with its input in the host's memory."""
+
+    def __init__(self, inner: Callable, host: HostMemory):
+        self.inner, self._again, self._host = inner, _Again(inner), host
+
+    def __call__(self, hidden_states: Tensor, **kwargs) -> Any:
+        with self._host.holding(hidden_states):
+            return self._again(hidden_states, **kwargs)
 
 
-def _offload(layer: nn.Module, forward: Callable, host: HostMemory) -> Callable:
-    again = _Again(forward)
+class _Selective:
+    """A layer whose cheap results are computed again in the backward."""
 
-    def run(*args, **kwargs):
-        with host.holding(args[0]):
-            return again(*args, **kwargs)
+    def __init__(self, inner: Callable):
+        self.inner = inner
 
-    return run
-
-
-def _selective(layer: nn.Module, forward: Callable, host: HostMemory) -> Callable:
-    def run(*args, **kwargs):
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        with _Tape():
-            return forward(*args, **kwargs)
-
-    return run
-
-
-_FORWARDS = {"selective": _selective, "attention": _selective, "full": _full, "offload": _offload}
+    def __call__(self, *args, **kwargs) -> Any:
+        with _Tape() if torch.is_grad_enabled() else nullcontext():
+            return self.inner(*args, **kwargs)
 
 
 class _Recipe:
@@ -152,20 +154,30 @@ def cheap(function: Callable[..., Tensor], *args: Tensor, saves_inputs_only: boo
 
     Args:
         function: of tensors and settings.
-        *args: its tensors. Vectors are copied, because a strategy that shards weights frees them after the forward.
+        *args: its tensors.
         saves_inputs_only: whether the function's own backward needs its inputs alone. Others run again in the backward.
         **settings: of the function.
     """
-    tape = _Tape.current
-    if tape is None or not torch.is_grad_enabled():
-        return function(*args, **settings)
-    if saves_inputs_only:
+    if _Tape.current is None or saves_inputs_only:
         result = function(*args, **settings)
     else:
         result = checkpoint(function, *args, use_reentrant=False, **settings)
-    kept = [arg.detach().clone() if arg.ndim == 1 else arg.detach() for arg in args]
-    tape.add(_Recipe(partial(function, *kept, **settings), result))
+    remember(result, function, *args, **settings)
     return result
+
+
+def remember(result: Tensor, function: Callable[..., Tensor], *args: Tensor, **settings) -> None:
+    """Says how a result is computed again. Within a layer under selective, autograd then keeps the arguments instead.
+
+    Args:
+        result: any that operations after this one may save.
+        function: computes it.
+        *args: its tensors. Vectors are copied, because a strategy that shards weights frees them after the forward.
+        **settings: of the function.
+    """
+    if _Tape.current is not None:
+        kept = [arg.detach().clone() if arg.ndim == 1 else arg.detach() for arg in args]
+        _Tape.current.add(_Recipe(partial(function, *kept, **settings), result))
 
 
 def fastest_that_fits(module) -> list[Policy]:

@@ -14,6 +14,7 @@ from lrsa_lightning.plan import Run, as_json, fitting_options, predict, print_re
 from lrsa_lightning.plan.at_start import device_at_hand
 from lrsa_lightning.plan.options import way_out
 from lrsa_lightning.plan.sequence import possible_degrees
+from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ranges import PositiveInt
 
 # Degrees of sequence parallelism that are shown even where there are fewer devices.
@@ -25,6 +26,9 @@ class PlanCLI(LRSACLI):
 
     def add_arguments_to_parser(self, parser) -> None:
         super().add_arguments_to_parser(parser)
+        parser.prog = "lrsa plan"
+        for name in ("ckpt_path", "weights_only"):  # of `lrsa fit`, whose command line may be given as it is
+            parser.add_argument(f"--{name}", default=None, help="Ignored.")
         parser.add_argument(
             "--device", type=Literal[tuple(DEVICES)] | None, default=None, help="Device; by default the one at hand."
         )
@@ -55,6 +59,7 @@ def run(args: list[str] | None = None) -> None:
     cli = PlanCLI(args, run=False)
     given, device = cli.config, _device(cli.config.device)
     planned = Run.of(given, cli.model, given.devices or _num_devices(given.trainer))
+    check_length(planned.config, planned.seq_len)
     planned.mode.check(planned.config)
     prediction = predict(planned, device)
     degrees = possible_degrees(planned.config, planned.mode, planned.seq_len, max(_DEGREES, planned.division.devices))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from lrsa_lightning.devices import Device, find_device
+from lrsa_lightning.devices import DEVICES, Device, find_device
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.plan.prediction import predict
 from lrsa_lightning.plan.report import verdict
@@ -51,5 +51,5 @@ def device_at_hand(torch_device: torch.device) -> Device:
     name = module.get_device_name(torch_device)
     device = find_device(name, module.get_device_properties(torch_device).total_memory)
     if device is None:
-        raise InputError(f"the plan does not know {name}")
+        raise InputError(f"the plan does not know the rates of {name}, only those of {', '.join(DEVICES)}")
     return device

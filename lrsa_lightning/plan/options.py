@@ -1,6 +1,6 @@
 """The settings that a run could have instead, and which of them fit on the devices: the fastest first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lrsa_lightning.devices import DEVICES, Device
@@ -27,11 +27,11 @@ class Option:
         return f"{self.run.division}, recompute {self.run.recompute}"
 
 
-def options(run: Run, device: Device) -> list[Option]:
+def options(run: Run, device: Device, recomputation: Sequence[str] = RECOMPUTE) -> list[Option]:
     """All combinations of division, sequence-parallel degree and recomputation on the run's number of devices."""
     found = []
     for division in _divisions(run.division):
-        for recompute in RECOMPUTE:
+        for recompute in recomputation:
             other = replace(run, division=division, recompute=recompute)
             try:
                 found.append(Option(other, predict(other, device)))
@@ -40,9 +40,9 @@ def options(run: Run, device: Device) -> list[Option]:
     return found
 
 
-def fitting_options(run: Run, device: Device) -> list[Option]:
+def fitting_options(run: Run, device: Device, recomputation: Sequence[str] = RECOMPUTE) -> list[Option]:
     """Those that fit, the fastest first."""
-    fitting = [option for option in options(run, device) if option.prediction.fits]
+    fitting = [option for option in options(run, device, recomputation) if option.prediction.fits]
     return sorted(fitting, key=lambda option: option.prediction.times.step)
 
 
@@ -60,7 +60,7 @@ def way_out(run: Run, device: Device) -> str:
 
 def _fastest(run: Run, device: Device, count: int) -> Option | None:
     more = replace(run, division=Division("zero", count, stage=3))
-    return next(iter(fitting_options(more, device)), None)
+    return next(iter(fitting_options(more, device, ["auto"])), None)
 
 
 def _divisions(given: Division) -> Iterator[Division]:

@@ -109,8 +109,8 @@ def _resident(states: States) -> Components:
 
 def _loss_bytes(run: Run, shape: LayerShape) -> int:
     """The last norm, the last hidden states with their gradient, and the logits of a chunk."""
-    words = run.config.vocab_size
-    logits = run.loss_chunk_size * words * (shape.element + _LOSS_IN_FLOAT32)
+    labels = min(run.loss_chunk_size, shape.rows * shape.tokens)
+    logits = labels * run.config.vocab_size * (shape.element + _LOSS_IN_FLOAT32)
     return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.sampler import accumulation_steps
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.memory import LayerShape
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
@@ -59,6 +60,7 @@ class Run:
         Raises:
             InputError: the model cannot be found, or the plan does not cover model, precision or strategy.
         """
+        _check_attention(module.attention)
         config = load_config(module.name_or_path, module.from_config, module.rope_parameters)
         return cls(
             config=config.get_text_config(decoder=True),
@@ -104,6 +106,11 @@ class Run:
             number: rank_shape(self.config, self.mode, sequence, *settings, pairs.index(number)) for number in {*pairs}
         }
         return [of_pairs[number] for number in pairs]
+
+
+def _check_attention(mode: AttentionMode) -> None:
+    if getattr(mode, "implementation", None) == "eager" or mode.execution.backend == "naive":
+        raise InputError(f"the plan does not cover {mode!r}, which holds the scores of all pairs of tokens")
 
 
 def _recompute(module: Any) -> str:

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lrsa_lightning.attention import flash
 from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists
 from lrsa_lightning.attention.packing import sample_by_sample
+from lrsa_lightning.attention.recently_used import recently_used
 from lrsa_lightning.attention.rule import LagRule, gather_tokens, rule_of
 from lrsa_lightning.attention.scorers import LagKVScorer
 
@@ -97,7 +98,7 @@ def _run(kernel: Kernel, q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, layout:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1024)  # plain numbers; packed rows have many lengths
 def _training_layout(num_tokens: int, rule: LagRule, kernel: Kernel, has_backward: bool) -> KVLayout:
     if kernel == "TRITON":
         return KVLayout.of_sequence(rule, num_tokens, TILE)
@@ -107,7 +108,7 @@ def _training_layout(num_tokens: int, rule: LagRule, kernel: Kernel, has_backwar
     return layout.with_duplicates() if has_backward else layout
 
 
-@lru_cache(maxsize=8)
+@recently_used(size=lambda layout, device: 2 * layout.tile_list_bytes())  # by query tile, and by key tile
 def block_mask(layout: KVLayout, device: torch.device):
     """The mask of a layout as FlexAttention's BlockMask.
 
@@ -116,9 +117,10 @@ def block_mask(layout: KVLayout, device: torch.device):
     """
     from torch.nn.attention.flex_attention import BlockMask  # its import takes a second
 
-    seen, full = layout.tiles()
+    seen, full = layout.tiles(device=device)
     return BlockMask.from_kv_blocks(
-        *(t.to(device) for t in (*tile_lists(seen & ~full), *tile_lists(full))),
+        *tile_lists(seen & ~full),
+        *tile_lists(full),
         BLOCK_SIZE=(TILE, TILE),
         mask_mod=lambda b, h, query, key: layout.visible(query, key),
         seq_lengths=(layout.num_queries, layout.num_keys),

@@ -172,7 +172,6 @@ class KVLayout:
         seen &= torch.where(first < self._later_half, ~duplicate, ~has_duplicate)
         return seen, seen & complete & torch.where(raw, all_raw, end <= least)
 
-
     def tile_list_bytes(self, query_tile: int = TILE) -> int:
         """Bytes of two lists of tiles, as `tile_lists` makes them of what `tiles` returns."""
         return 8 * -(-self.num_queries // query_tile) * -(-self.num_keys // TILE)

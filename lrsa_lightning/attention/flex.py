@@ -5,7 +5,7 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, Q que
 
 import logging
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -29,7 +29,16 @@ _AFTER_SINK_FROM = 32768
 _FLOAT32_AS_THREE_PRODUCTS = {"FLOAT32_PRECISION": "'tf32x3'"}
 
 
-@sample_by_sample
+def _compiled_length(q_BHND: Tensor, kernel: Kernel | None = None, **_) -> int:
+    """Tokens that a sample of a packed row is padded to. Triton compiles for each length: it gets eight an octave."""
+    num_tokens = q_BHND.shape[2]
+    if (kernel or pick_kernel(q_BHND)) == "FLASH":
+        return num_tokens
+    step = 2 ** max(0, num_tokens.bit_length() - 4)
+    return -(-num_tokens // step) * step
+
+
+@partial(sample_by_sample, padded_length=_compiled_length)
 def lrsa_attention(
     q_BHND: Tensor,
     k_BGND: Tensor,
@@ -169,7 +178,9 @@ def _is_power_of_two(dim: int) -> bool:
 
 def pick_kernel(q_BHND: Tensor) -> Kernel:
     """FLASH where it runs and may; its backward adds up dq in no fixed order, so not under deterministic algorithms."""
-    flash_runs = _flash_runs(q_BHND.device, q_BHND.dtype, q_BHND.shape[-1])
+    # Under autocast RoPE leaves queries in float32, and the attention rounds them.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q_BHND.dtype
+    flash_runs = _flash_runs(q_BHND.device, dtype, q_BHND.shape[-1])
     return "FLASH" if flash_runs and not torch.are_deterministic_algorithms_enabled() else "TRITON"
 
 
@@ -192,5 +203,5 @@ def _flex_attention():
 
     # One graph a shape and mask: with automatic dynamic shapes compilation was seen to hang, and past the limit
     # FlexAttention would fall back to materialising all scores.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     return torch.compile(flex_attention, dynamic=False)

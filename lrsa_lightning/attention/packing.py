@@ -10,16 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Boundaries of each row's samples, from 0 to N.
 CuSeqlens = Sequence[Sequence[int]]
 
 
-def sample_by_sample(execution: Callable) -> Callable:
+def sample_by_sample(execution: Callable, padded_length: Callable[..., int] | None = None) -> Callable:
     """Gives an execution of a mask the argument ``cu_seqlens``.
 
     Each sample has its own sink, chunks and causality. So under every execution a packed row equals its samples run
     apart.
+
+    Args:
+        execution: of rows of one sample each.
+        padded_length: tokens to pad a sample to, given its queries and the execution's options; padding on the right is
+            exact. None pads none.
     """
 
     @wraps(execution)
@@ -34,7 +40,16 @@ def sample_by_sample(execution: Callable) -> Callable:
             return execution(q_BHND, k_BGND, v_BGND, mode_or_rule, scale, **options)
         lengths = [end - start for row in rows for start, end in pairwise(row)]
         samples = zip(*(_split(z, lengths) for z in (q_BHND, k_BGND, v_BGND)), strict=True)
-        return _join([execution(*sample, mode_or_rule, scale, **options) for sample in samples], len(rows))
+        return _join([of_sample(*sample, mode_or_rule, scale, **options) for sample in samples], len(rows))
+
+    def of_sample(q_BHND: Tensor, *others: Any, **options) -> Tensor:
+        num_tokens = q_BHND.shape[2]
+        padding = 0 if padded_length is None else padded_length(q_BHND, **options) - num_tokens
+        if not padding:
+            return execution(q_BHND, *others, **options)
+        k_BGND, v_BGND, *arguments = others
+        padded = (pad(z, (0, 0, 0, padding)) for z in (q_BHND, k_BGND, v_BGND))
+        return execution(*padded, *arguments, **options)[:, :, :num_tokens]
 
     return attention
 

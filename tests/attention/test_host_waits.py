@@ -1,46 +1,20 @@
 """A forward with its backward reads nothing from the device and sends it nothing, be rows packed or not."""
 
-import traceback
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention.flex import block_mask
 from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists
 from lrsa_lightning.attention.rows import RowMask
 from lrsa_lightning.module import LongContextModule
+from tests.attention.host_waits import HostWaits
 from tests.conftest import make_model
 
 NUM_TOKENS = 114
 META = torch.device("meta")
 BOUNDARIES = {"plain": None, "packed": [[0, 70, 73, 114], [0, 114]]}
 ARCHITECTURES = ["qwen2", "qwen3", "llama", "mistral", "phi3", "gemma", "gemma3_text", "gpt_neox", "starcoder2"]
-_READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_consecutive")
-
-
-class HostWaits(TorchDispatchMode):
-    """Records what would make the host wait, were the tensors on a device, and where it comes from.
-
-    A number that is read, elements that a mask picks, and a tensor that is made of Python numbers: its copy to the
-    device waits as well.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.removeprefix("aten::")
-        out = function(*args, **(kwargs or {}))
-        picks = name in ("index", "index_put_", "index_put") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        copies = name in ("_to_copy", "copy_") and args[-1].device != out.device
-        if picks or copies or name in _READS or name == "lift_fresh":
-            self.found.append(f"{name}: {[frame.name for frame in traceback.extract_stack()[-8:-1]]}")
-        return out
 
 
 def make_module(model_type: str = "qwen2", checkpointing: bool = False, **arguments) -> LongContextModule:

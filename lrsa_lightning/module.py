@@ -153,14 +153,15 @@ class LongContextModule(lightning.LightningModule):
         Args:
             input_ids: int64 [B, N], or this rank's segment of the rows.
             position_ids: of the same shape.
-            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row.
+            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row. A mode
+                need not look for them in the positions.
 
         Returns:
             [B, N, D], or this rank's segment.
         """
-        packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        rows = self.attention.row_arguments(cu_seqlens, input_ids.device)
         decoder = self.model.get_decoder()
-        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **packed).last_hidden_state
+        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **rows).last_hidden_state
 
     def as_forward(self, function: Callable[[], T]) -> T:
         """Calls a function that runs parts of the model: strategies that shard weights gather them for it."""

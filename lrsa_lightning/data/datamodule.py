@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
@@ -238,9 +239,13 @@ class LongContextDataModule(lightning.LightningDataModule):
         return self.micro_batch_size * self._data_parallel_size
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """This rank's segment of the rows, under sequence parallelism."""
-        sharding = getattr(self.trainer.strategy, "sharding", None)
-        return sharding.cut(batch) if sharding is not None and batch else batch
+        """This rank's segment of the rows, under sequence parallelism; pinned, so that no copy to a GPU waits."""
+        strategy = self.trainer.strategy
+        sharding = getattr(strategy, "sharding", None)
+        batch = sharding.cut(batch) if sharding is not None and batch else batch
+        if strategy.root_device.type != "cuda":
+            return batch
+        return {name: z.pin_memory() if isinstance(z, Tensor) else z for name, z in batch.items()}
 
     @property
     def _data_parallel_size(self) -> int:

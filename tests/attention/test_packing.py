@@ -4,10 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.masking_utils import and_masks, causal_mask_function, or_masks, sliding_window_overlay
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
+from lrsa_lightning.attention.packing import sample_by_sample
 from lrsa_lightning.attention.rows import RowMask, find_rows
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
@@ -39,6 +41,34 @@ def test_executions(execution):
             expected = torch.autograd.grad(out, parts, weights[row : row + 1, :, start:end])
             for got, reference in zip(gradients, expected, strict=True):
                 torch.testing.assert_close(got[row : row + 1, :, start:end], reference, rtol=0, atol=1e-12)
+
+
+def test_samples_are_split_and_joined_in_one_copy():
+    """A slice of each sample would fill a complete row with zeros in the backward, a join of each row copy again."""
+
+    @sample_by_sample
+    def execution(q, k, v, mode, scale):
+        return q + k + v
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function._schema.name.removeprefix("aten::"))
+            return function(*args, **(kwargs or {}))
+
+    # As a projection leaves them: a token's heads side by side.
+    states = [torch.randn(2, 114, 4, 16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    names = []
+    with Recorder():
+        out = execution(*states, None, cu_seqlens=BOUNDARIES)
+    assert out.transpose(1, 2).is_contiguous()
+    assert names.count("cat") == 1
+    assert not {"clone", "copy_", "_to_copy"} & {*names}
+    names = []
+    with Recorder():
+        out.backward(torch.ones_like(out))
+    assert names.count("cat") == 3
+    assert not {"new_zeros", "zeros", "slice_backward", "select_backward", "clone", "copy_"} & {*names}
+    assert all(torch.equal(z.grad, torch.ones_like(z)) for z in states)
 
 
 @pytest.mark.parametrize("wrong", [[0, 50], [0, 60, 50, 114], [1, 114], [[0, 114]] * 3], ids=str)

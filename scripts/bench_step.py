@@ -3,7 +3,7 @@
 Rows: transformers' Trainer with and without Liger's kernels (sdpa, gradient checkpointing, bfloat16 weights), then
 `lrsa fit` with full attention (sdpa and FlashAttention-4) and with LRSA. Our rows run in the default configuration with
 its default callbacks, but without RulerEval and W&B. Options that this command does not know go to `lrsa fit`, for all
-our rows: --trainer.precision bf16-true, --model.gradient_checkpointing false and so on.
+our rows: --trainer.precision bf16-true, --model.recompute none and so on.
 A model with random weights trains on rows of random tokens; what is before the labels is context. Times are medians of
 the measured steps. "MFU" counts the model's operations against the matrix rate that this run measures, "dense MFU"
 those of full causal attention. "GPU idle" is the share of the profiled steps in which no kernel ran.
@@ -69,9 +69,11 @@ def measure(rows: list[Row], settings: Settings, timeout_s: float, report) -> li
     Liger's kernels replace functions of transformers, so the peer's rows have processes of their own.
     """
     found: list[dict[str, Any]] = []
+    # Trainer would use all GPUs.
+    one_gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
     for _, group in groupby(enumerate(rows), key=lambda pair: pair[0] if pair[1].peer else -1):
-        for row, result in results(partial(work, settings), [row for _, row in group], timeout_s):
-            measured = {"failed": str(result)} if isinstance(result, Failed) else result
+        for row, result in results(partial(work, settings), [row for _, row in group], timeout_s, environment=one_gpu):
+            measured = {"failed": str(result)} if isinstance(result, Failed) else result[0]
             if "failed" not in measured:
                 rate = next((other["matrix_tflops"] for other in found if "matrix_tflops" in other), None)
                 measured |= figures_of(row, settings, measured, rate or measured["matrix_tflops"])
@@ -125,8 +127,6 @@ def settings_of(options: argparse.Namespace, passed: list[str], folder: Path) ->
 @report_input_errors
 def main() -> None:
     options, passed = parse()
-    # Trainer would use all GPUs.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     header = {"command": shlex.join(sys.argv), "versions": versions()}
     print(f"{header['command']}\n{', '.join(f'{name} {number}' for name, number in header['versions'].items())}")
 

@@ -1,6 +1,7 @@
 """A model with random weights, a tokenizer for numbers, and rows of random tokens, as files for `lrsa fit`."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ class Inputs:
         ids[:, -1] = vocabulary - 1  # the end token
         return ids
 
+    def wait(self) -> None:
+        """Waits until another process has written them."""
+        while not self.train_file.exists():
+            time.sleep(0.2)
+
     def write(self, device: torch.device) -> None:
         """Writes what is not there yet. Weights are drawn on the device: on the host that takes a minute."""
         if self.train_file.exists():
@@ -88,11 +94,13 @@ class Inputs:
         self._write_model(device)
         self._write_tokenizer()
         first_label = self.length + 1 - self.labels
-        with self.train_file.open("w", encoding="utf-8") as file:
+        partial = self.train_file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
             for row in self.ids.tolist():
                 parts = {"document": row[: first_label - 1], "question": row[first_label - 1 : first_label]}
                 parts["answer"] = row[first_label:-1]
                 file.write(json.dumps({name: " ".join(map(str, part)) for name, part in parts.items()}) + "\n")
+        partial.rename(self.train_file)  # it comes last: whoever sees it finds everything
 
     def _write_model(self, device: torch.device) -> None:
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM

@@ -2,10 +2,10 @@
 
 import gc
 import json
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,16 @@ class Row:
         mode: the attention.
         peer: by transformers' Trainer instead of `lrsa fit`.
         liger: with Liger's kernels, for the peer.
+        trainer: keys of `trainer:` that replace those of a single device.
+        global_batch: rows of an optimizer step, if they are not the settings'.
     """
 
     name: str
     mode: AttentionMode
     peer: bool = False
     liger: bool = False
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    global_batch: int | None = None
 
     def left_out(self) -> str | None:
         """Why this machine cannot run it; None if it can."""
@@ -80,17 +84,17 @@ class Row:
         return None
 
     def run(self, settings: Settings, device: torch.device) -> dict[str, Any]:
-        """Figures of `StepClock`, and the losses that were logged."""
+        """Figures of `StepClock` and of `run_ours`."""
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         clock = settings.clock(device)
         try:
-            losses = run_peer(self, settings, clock) if self.peer else run_ours(self, settings, clock)
+            further = run_peer(self, settings, clock) if self.peer else run_ours(self, settings, clock)
         finally:
             gc.collect()  # the exception held the model
-        return {**clock.figures, "losses": losses}
+        return clock.figures | further
 
 
 def step_rows(ratios: list[float], lag_size: int) -> list[Row]:
@@ -130,63 +134,82 @@ def _flash_4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, *_, **__) -
 
 
 class Ticks(Callback):
-    """Calls the clock after each optimizer step."""
+    """Calls the clock after each optimizer step.
+
+    Attributes:
+        received_gib: what this rank received a step for the shared sequences, in bfloat16.
+    """
 
     def __init__(self, tick: Callable[[], None]):
         self._tick = tick
         self._last_step = 0
+        self._trainer: Trainer | None = None
+        self.received_gib = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        if trainer.global_step > self._last_step:
-            self._last_step = trainer.global_step
-            self._tick()
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step, self._trainer = trainer.global_step, trainer
+        if (sharding := getattr(trainer.strategy, "sharding", None)) is not None:
+            self.received_gib = 2 * sum(sharding.group.received.values()) / 2**30 / trainer.global_step
+        self._tick()
+
+    def release(self) -> None:
+        """Frees the device: DeepSpeed's hooks would keep weights and states there."""
+        engine = getattr(getattr(self._trainer, "strategy", None), "deepspeed_engine", None)
+        self._trainer = None
+        if engine is not None:
+            engine.destroy()
 
 
 class _TimedCLI(LRSACLI):
     """`lrsa fit` with one callback more."""
 
-    def __init__(self, arguments: list[str], tick: Callable[[], None]):
-        self._tick = tick
+    def __init__(self, arguments: list[str], ticks: Ticks):
+        self._ticks = ticks
         super().__init__(arguments)
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(Ticks(self._tick))
+        trainer.callbacks.append(self._ticks)
         return trainer
 
 
-def run_ours(row: Row, settings: Settings, clock: StepClock) -> list[float]:
-    """Trains through `lrsa fit`; returns the losses."""
+def run_ours(row: Row, settings: Settings, clock: StepClock) -> dict[str, Any]:
+    """Trains through `lrsa fit`.
+
+    Returns:
+        losses, as far as they were logged, and received_gib of `Ticks`.
+    """
     register_flash_4()
-    runs = settings.inputs.folder / "runs"
-    shutil.rmtree(runs, ignore_errors=True)
+    ticks, runs = Ticks(clock.tick), settings.inputs.folder / "runs"
+    run_name = re.sub(r"\W+", "-", row.name)
     with suppress(Measured):
-        report_input_errors(_TimedCLI)(fit_arguments(row, settings, runs), clock.tick)
-    metrics = runs / "bench" / METRICS
-    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else ()
-    return [logged["train/loss"] for logged in rows if "train/loss" in logged]
+        report_input_errors(_TimedCLI)(fit_arguments(row, settings, runs, run_name), ticks)
+    ticks.release()
+    metrics = runs / run_name / METRICS
+    logged = map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else ()
+    return {"losses": [one["train/loss"] for one in logged if "train/loss" in one], "received_gib": ticks.received_gib}
 
 
-def fit_arguments(row: Row, settings: Settings, runs_dir: Path) -> list[str]:
+def fit_arguments(row: Row, settings: Settings, runs_dir: Path, run_name: str) -> list[str]:
     """The command line of `lrsa fit`: what a user gets, without the RULER evaluation and the W&B account."""
-    inputs, trainer = settings.inputs, "single_gpu" if torch.cuda.is_available() else "cpu"
-    defaults = inputs.folder / "defaults.yaml"
-    defaults.write_text(yaml.safe_dump({"trainer": default_callbacks()}), encoding="utf-8")
-    attention = inputs.folder / "attention.yaml"
-    attention.write_text(yaml.safe_dump(attention_entry(row.mode)), encoding="utf-8")
-    files = [CONFIG_DIR / "trainer" / f"{trainer}.yaml", CONFIG_DIR / "model" / "qwen2.5-1.5b.yaml", defaults]
+    inputs, device = settings.inputs, "single_gpu" if torch.cuda.is_available() else "cpu"
+    trainer = default_callbacks() | row.trainer
     options = {
         "model.name_or_path": inputs.model,
-        "model.attention": attention,
+        "model.attention": json.dumps(attention_entry(row.mode)),
         "data.train_files": inputs.train_file,
         "data.extend": "false",
         "data.seq_len": inputs.length,
-        "data.global_batch_size": settings.global_batch,
+        "data.global_batch_size": row.global_batch or settings.global_batch,
         "data.micro_batch_size": settings.micro_batch,
         "data.cache_dir": inputs.folder / "cache",
         "runs_dir": runs_dir,
-        "run_name": "bench",
+        "run_name": run_name,
+        **{f"trainer.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in trainer.items()},
     }
+    files = (CONFIG_DIR / "trainer" / f"{device}.yaml", CONFIG_DIR / "model" / "qwen2.5-1.5b.yaml")
     configs = [f"--config={file}" for file in files]
     return ["fit", *configs, *(f"--{key}={value}" for key, value in options.items()), *settings.passed]
 
@@ -208,7 +231,7 @@ def attention_entry(mode: AttentionMode) -> dict[str, Any]:
     return {"class_path": "lrsa_lightning.attention.LRSA", "init_args": sizes}
 
 
-def run_peer(row: Row, settings: Settings, clock: StepClock) -> list[float]:
+def run_peer(row: Row, settings: Settings, clock: StepClock) -> dict[str, Any]:
     """Trains with transformers' Trainer, bfloat16 weights and gradient checkpointing, on the same rows."""
     import transformers
 
@@ -246,7 +269,7 @@ def run_peer(row: Row, settings: Settings, clock: StepClock) -> list[float]:
     )
     with suppress(Measured):
         trainer.train()
-    return []
+    return {}
 
 
 def peer_rows(inputs: Inputs) -> list[dict[str, Tensor]]:

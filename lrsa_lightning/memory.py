@@ -18,6 +18,8 @@ from lrsa_lightning.devices import Work
 POLICIES = ("none", "selective", "attention", "full", "offload")
 # `recompute: auto` keeps what fits in this fraction of the memory that tensors can have.
 AUTO_FRACTION = 0.9
+# Per label token and word of the vocabulary: logits in float32, their logarithms, and the gradients of both.
+_LOSS_IN_FLOAT32 = 12
 # The attention's forward takes this fraction of forward and backward.
 _ATTENTION_FORWARD = 0.26
 
@@ -39,7 +41,7 @@ class LayerShape:
         is_sparse: whether the attention hides earlier tokens.
         element: bytes of a number in matrix products: 2 in bf16.
         residual: bytes of a number in the residual stream: 4 under autocast.
-        is_fused: whether norms, RoPE and SwiGLU are one kernel each.
+        is_fused: whether norms and RoPE are one kernel each, and the MLP never keeps SwiGLU's product.
     """
 
     rows: int
@@ -129,8 +131,8 @@ class LayerShape:
 
     @property
     def swiglu_bytes(self) -> int:
-        """What SwiGLU keeps beside gate and up: the product, and where it is not fused also silu(gate)."""
-        return self.feed_forward * self.element * (1 if self.is_fused else 2)
+        """What SwiGLU keeps beside gate and up: where it is not fused the product and silu(gate)."""
+        return 0 if self.is_fused else 2 * self.feed_forward * self.element
 
     @property
     def gate_and_up_bytes(self) -> int:
@@ -178,11 +180,17 @@ def working_bytes(shape: LayerShape, policy: str) -> int:
     The most is held within SwiGLU: the gradients of its product and of its factors, and that of the residual stream.
     """
     rebuilt = activation_bytes(shape, "none") - activation_bytes(shape, policy)
-    # Fused kernels write gradients over their inputs. Otherwise the product is free, and three gradients are there.
+    # Fused kernels write over their inputs. Otherwise the product is free, and three gradients are there.
     in_swiglu = shape.gate_and_up_bytes // 2 * (1 if shape.is_fused else 2)
     gradients = in_swiglu + 2 * shape.input_bytes
     in_flight = 2 * shape.input_bytes if policy == "offload" else 0
     return rebuilt + gradients + in_flight
+
+
+def loss_bytes(shape: LayerShape, chunk_size: int, vocab_size: int) -> int:
+    """The last norm, the last hidden states with their gradient, and the logits of a chunk of label tokens."""
+    logits = chunk_size * vocab_size * (shape.element + _LOSS_IN_FLOAT32)
+    return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
 
 
 def forward_work(shape: LayerShape) -> Work:

@@ -29,7 +29,8 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
-from lrsa_lightning.recompute import Policy, fastest_that_fits, set_policies
+from lrsa_lightning.recompute import Policy, set_policies
+from lrsa_lightning.recompute_choice import fastest_that_fits
 
 T = TypeVar("T")
 
@@ -69,8 +70,8 @@ class LongContextModule(lightning.LightningModule):
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
             warmup_steps: steps of linear warm-up before the cosine.
             recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
-                SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full, with
-                the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
+                SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full,
+                with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
             fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
 
@@ -134,7 +135,7 @@ class LongContextModule(lightning.LightningModule):
         """Decides what is computed again, now that the weights have their place on the device."""
         if self.recompute == "auto":
             layers = self.model.get_decoder().layers
-            set_policies(layers, fastest_that_fits(self))
+            set_policies(layers, fastest_that_fits(self, self.trainer))
 
     def _load_config(self):
         from lrsa_lightning.pretrained import load_config

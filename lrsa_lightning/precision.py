@@ -49,6 +49,11 @@ class MasterWeights(MasterPrecision):
         self._copies, self._versions = {}, None
         return super().connect(model, optimizers, lr_schedulers)
 
+    @property
+    def bytes_of_copies(self) -> int:
+        """What the first forward adds on the device."""
+        return 0 if self._copies else sum(2 * master.numel() for master in self._masters())
+
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         """Within it the model's parameters are the bfloat16 copies."""
@@ -74,10 +79,13 @@ class MasterWeights(MasterPrecision):
         self._versions = None  # fused optimizers do not count a version up
         return result
 
+    def _masters(self) -> list[Parameter]:
+        return [*dict.fromkeys(master for _, _, master in self._places)]
+
     @torch.no_grad()
     def _refresh(self) -> None:
         """Makes the copies equal to the masters, if a master has changed since the last time."""
-        masters = [*dict.fromkeys(master for _, _, master in self._places)]
+        masters = self._masters()
         versions = [master._version for master in masters]
         if versions == self._versions:
             return

@@ -178,7 +178,3 @@ def remember(result: Tensor, function: Callable[..., Tensor], *args: Tensor, **s
     if _Tape.current is not None:
         kept = [arg.detach().clone() if arg.ndim == 1 else arg.detach() for arg in args]
         _Tape.current.add(_Recipe(partial(function, *kept, **settings), result))
-
-
-def fastest_that_fits(module) -> list[Policy]:
-    return ["none"] * len(module.model.get_decoder().layers)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lrsa_lightning.devices import H100
+from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.memory import (
     AUTO_FRACTION,
@@ -93,10 +94,10 @@ def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
     """A layer as this rank sees it, from the numbers of the run."""
     strategy, precision = trainer.strategy, str(trainer.precision)
     config = module.model.config.get_text_config(decoder=True)
-    sequence = strategy.sequence_parallel if isinstance(strategy, SequenceParallelStrategy) else None
-    element = 4 if precision == "32-true" else 2
-    residual = 4 if precision in ("32-true", "bf16-mixed", "16-mixed") and not precision.endswith("true") else element
+    shared = isinstance(strategy, SequenceParallelStrategy)
+    sequence = strategy.sequence_parallel if shared else SequenceParallel()
+    element, residual = (4 if precision == "32-true" else 2), (4 if precision.endswith("mixed") else None)
     rows = getattr(trainer.datamodule, "micro_batch_size", 1)
     is_fused = module.fused_layers is not False
     mode = module.attention.for_length(module.seq_len)
-    return rank_shape(config, mode, sequence, rows, module.seq_len, element, residual, is_fused, 0)
+    return rank_shape(config, mode, sequence, rows, module.seq_len, element, residual or element, is_fused, 0)

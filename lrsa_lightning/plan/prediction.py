@@ -14,6 +14,7 @@ from lrsa_lightning.memory import (
     LayerShape,
     activation_bytes,
     choose_policies,
+    loss_bytes,
     recomputed_work,
     working_bytes,
 )
@@ -22,8 +23,6 @@ from lrsa_lightning.plan.states import States
 from lrsa_lightning.plan.step_time import Times, times_of
 
 Components = dict[str, int]
-# Per label token and word of the vocabulary: logits in float32, their logarithms, and the gradients of both.
-_LOSS_IN_FLOAT32 = 12
 # Of the free memory; `BatchSizes` of the RULER check leaves the rest to activations.
 _CACHES_MAY_TAKE = 0.8
 
@@ -108,10 +107,7 @@ def _resident(states: States) -> Components:
 
 
 def _loss_bytes(run: Run, shape: LayerShape) -> int:
-    """The last norm, the last hidden states with their gradient, and the logits of a chunk."""
-    labels = min(run.loss_chunk_size, shape.rows * shape.tokens)
-    logits = labels * run.config.vocab_size * (shape.element + _LOSS_IN_FLOAT32)
-    return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
+    return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size)
 
 
 def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> Components:

@@ -22,8 +22,9 @@ from lrsa_lightning.plan.states import States
 from lrsa_lightning.plan.step_time import Times, times_of
 
 Components = dict[str, int]
-# Per label token and word of the vocabulary: logits in float32, their logarithms, and the gradients of both.
-_LOSS_IN_FLOAT32 = 12
+# Bytes per label token and word of the vocabulary: logits in float32 and their logarithms; then gradients as well.
+_LOSS_FORWARD = 8
+_LOSS_BACKWARD = 12
 # Of the free memory; `BatchSizes` of the RULER check leaves the rest to activations.
 _CACHES_MAY_TAKE = 0.8
 
@@ -92,7 +93,7 @@ def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> li
     cost = {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES}
     working = {policy: working_bytes(shape, policy) for policy in POLICIES}
     # The loss and a layer's backward are not at the same time.
-    loss, pending = _loss_bytes(run, shape), states.pending
+    loss, pending = _loss_bytes(run, shape, _LOSS_BACKWARD), states.pending
     working = {policy: max(loss, need + pending) for policy, need in working.items()}
     budget = int(AUTO_FRACTION * device.usable) - sum(_resident(states).values()) - states.gathered - states.copies
     return choose_policies(run.size.layers, kept, cost, budget, working)
@@ -107,10 +108,10 @@ def _resident(states: States) -> Components:
     }
 
 
-def _loss_bytes(run: Run, shape: LayerShape) -> int:
+def _loss_bytes(run: Run, shape: LayerShape, in_float32: int) -> int:
     """The last norm, the last hidden states with their gradient, and the logits of a chunk."""
     labels = min(run.loss_chunk_size, shape.rows * shape.tokens)
-    logits = labels * run.config.vocab_size * (shape.element + _LOSS_IN_FLOAT32)
+    logits = labels * run.config.vocab_size * (shape.element + in_float32)
     return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
 
 
@@ -120,12 +121,12 @@ def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[
         "gathered and buckets": states.gathered,
         "copies of autocast": states.copies,
         "activations": sum(map(activation_bytes, shapes, policies)),
-        "loss": _loss_bytes(run, shapes[-1]),
+        "loss": _loss_bytes(run, shapes[-1], _LOSS_FORWARD),
     }
 
 
 def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> dict[str, Components]:
-    """The backward of each layer. Its activations and those of the layers before it are still kept."""
+    """The backward of the loss and of each layer. Its activations and those of the layers before it are still kept."""
     moments, kept = {}, 0
     adds_up = run.micro_batches > 1 or run.division.kind == "zero"
     keeps_copies = any(policy not in ("full", "offload") for policy in policies)
@@ -141,7 +142,12 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
             "activations": kept,
             "recomputed, and gradients of activations": working_bytes(shape, policy),
         }
-    return moments
+    at_loss = moments[f"backward of layer {len(shapes) - 1}"] | {
+        "gradients": states.gradients if adds_up else 0,
+        "recomputed, and gradients of activations": 0,
+        "loss": _loss_bytes(run, shapes[-1], _LOSS_BACKWARD),
+    }
+    return {"backward of the loss": at_loss, **moments}
 
 
 def _at_ruler_check(run: Run, states: States, device: Device) -> Components:

@@ -1,6 +1,8 @@
 """`lrsa plan`: what a run will take, before anything is loaded."""
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import Literal
 
 import torch
@@ -54,8 +56,19 @@ class PlanCLI(LRSACLI):
 
 
 @report_input_errors
-def run(args: list[str] | None = None) -> None:
+def run(args: list[str]) -> None:
     """Prints the plan for the options of a command line."""
+    is_json = "--json" in args
+    with redirect_stdout(sys.stderr) if is_json else nullcontext():  # DeepSpeed's log would get into the JSON
+        parts = _plan(args)
+    if is_json:
+        print(json.dumps(as_json(*parts), indent=1))
+    else:
+        print_report(*parts)
+
+
+def _plan(args: list[str]) -> tuple:
+    """The arguments of `print_report`."""
     cli = PlanCLI(args, run=False)
     given, device = cli.config, _device(cli.config.device)
     planned = Run.of(given, cli.model, given.devices or _num_devices(given.trainer))
@@ -64,11 +77,7 @@ def run(args: list[str] | None = None) -> None:
     prediction = predict(planned, device)
     degrees = possible_degrees(planned.config, planned.mode, planned.seq_len, max(_DEGREES, planned.division.devices))
     fitting = fitting_options(planned, device)
-    parts = planned, prediction, degrees, fitting, None if fitting else way_out(planned, device)
-    if given.json:
-        print(json.dumps(as_json(*parts), indent=1))
-    else:
-        print_report(*parts)
+    return planned, prediction, degrees, fitting, None if fitting else way_out(planned, device)
 
 
 def _device(name: str | None) -> Device:

@@ -77,6 +77,8 @@ class Division:
         kinds = {SingleDeviceStrategy: "single", DDPStrategy: "ddp", ModelParallelStrategy: "fsdp2"}
         for base, kind in kinds.items():
             if issubclass(strategy_class, base):
+                if kind == "single" and devices > 1:
+                    raise InputError(f"trainer.strategy {strategy_class.__name__} is for one device, not {devices}")
                 return cls(kind, devices, sequence_parallel=sequence)
         raise InputError(f"the plan does not cover trainer.strategy {strategy_class.__name__}")
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from lrsa_lightning.devices import Device
 from lrsa_lightning.memory import (
     AUTO_FRACTION,
+    LOSS_BACKWARD,
+    LOSS_FORWARD,
     POLICIES,
     LayerShape,
     activation_bytes,
@@ -91,7 +93,7 @@ def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> li
     cost = {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES}
     working = {policy: working_bytes(shape, policy) for policy in POLICIES}
     # The loss and a layer's backward are not at the same time.
-    loss, pending = _loss_bytes(run, shape), states.pending
+    loss, pending = _loss_bytes(run, shape, LOSS_BACKWARD), states.pending
     working = {policy: max(loss, need + pending) for policy, need in working.items()}
     budget = int(AUTO_FRACTION * device.usable) - sum(_resident(states).values()) - states.gathered - states.copies
     return choose_policies(run.size.layers, kept, cost, budget, working)
@@ -106,8 +108,8 @@ def _resident(states: States) -> Components:
     }
 
 
-def _loss_bytes(run: Run, shape: LayerShape) -> int:
-    return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size)
+def _loss_bytes(run: Run, shape: LayerShape, in_float32: int) -> int:
+    return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size, in_float32)
 
 
 def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> Components:
@@ -116,12 +118,12 @@ def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[
         "gathered and buckets": states.gathered,
         "copies of autocast": states.copies,
         "activations": sum(map(activation_bytes, shapes, policies)),
-        "loss": _loss_bytes(run, shapes[-1]),
+        "loss": _loss_bytes(run, shapes[-1], LOSS_FORWARD),
     }
 
 
 def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> dict[str, Components]:
-    """The backward of each layer. Its activations and those of the layers before it are still kept."""
+    """The backward of the loss and of each layer. Its activations and those of the layers before it are still kept."""
     moments, kept = {}, 0
     adds_up = run.micro_batches > 1 or run.division.kind == "zero"
     keeps_copies = any(policy not in ("full", "offload") for policy in policies)
@@ -137,7 +139,12 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
             "activations": kept,
             "recomputed, and gradients of activations": working_bytes(shape, policy),
         }
-    return moments
+    at_loss = moments[f"backward of layer {len(shapes) - 1}"] | {
+        "gradients": states.gradients if adds_up else 0,
+        "recomputed, and gradients of activations": 0,
+        "loss": _loss_bytes(run, shapes[-1], LOSS_BACKWARD),
+    }
+    return {"backward of the loss": at_loss, **moments}
 
 
 def _at_ruler_check(run: Run, states: States, device: Device) -> Components:

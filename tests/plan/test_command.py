@@ -97,6 +97,7 @@ def test_what_fits_nowhere_names_a_way_out(capsys):
         ({"devices": "0"}, "devices"),
         ({"trainer.precision": "64-true"}, "the plan does not cover trainer.precision '64-true'", "bf16-mixed"),
         ({"trainer.strategy": "fsdp"}, "the plan does not cover trainer.strategy FSDPStrategy"),
+        ({"trainer.strategy": "npu_single", "devices": "2"}, "SingleNPUStrategy is for one device, not 2"),
         ({"trainer.strategy": "sp_dpp"}, "must be one of", "sp_ddp"),
         ({"devices": "3"}, "data.global_batch_size 16 is not a multiple of 3"),
         ({"data.seq_len": "200000"}, "beyond the model's 131072 positions"),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any
 
+import torch
+
 # Kept however much they take: a single sequence needs its lists for the forward and for the backward.
 _ALWAYS_KEPT = 4
 
@@ -29,7 +31,8 @@ class RecentlyUsed:
 
     def __call__(self, *arguments) -> Any:
         if arguments not in self._results:
-            self._results[arguments] = self._make(*arguments)
+            with torch.inference_mode(False):  # what a validation makes is kept, and a backward may have to save it
+                self._results[arguments] = self._make(*arguments)
             self._make_room()
         self._results.move_to_end(arguments)
         return self._results[arguments]

@@ -21,7 +21,8 @@ def mask_of_known_rows(device: torch.device) -> Tensor:
 
     It stands for causal rows of one sample each, padded on the right if at all, or of the samples that ``cu_seqlens``
     says. transformers returns a mask of four dimensions as it is ("already prepared"), for every architecture that
-    makes its masks by `masking_utils`. So it does not search the positions for packed rows.
+    makes its masks by `masking_utils`. So it does not search the positions for packed rows. The positions are to be
+    given: some architectures would count them from the mask.
 
     Returns:
         bool [1, 1, 0, 0]: a mask of a user's own has elements.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.masking_utils import and_masks, causal_mask_function, or_masks, sliding_window_overlay
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
@@ -69,6 +70,19 @@ def test_samples_are_split_and_joined_in_one_copy():
     assert names.count("cat") == 3
     assert not {"new_zeros", "zeros", "slice_backward", "select_backward", "clone", "copy_"} & {*names}
     assert all(torch.equal(z.grad, torch.ones_like(z)) for z in states)
+
+
+def test_flash_attention_gets_the_samples_of_all_rows():
+    """By itself it looks for them in a batch of one row alone."""
+    arguments = Vanilla("flash_attention_2").row_arguments(BOUNDARIES, torch.device("cpu"))
+    assert arguments.pop("cu_seqlens") == BOUNDARIES
+    assert arguments.keys() <= FlashAttentionKwargs.__annotations__.keys()
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert arguments[name].dtype == torch.int32
+        assert arguments[name].tolist() == [0, 70, 73, 114, 228]
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 114
+    assert Vanilla("flash_attention_2").row_arguments(None, torch.device("cpu")) == {}
+    assert Vanilla().row_arguments(BOUNDARIES, torch.device("cpu")) == {"cu_seqlens": BOUNDARIES}
 
 
 @pytest.mark.parametrize("wrong", [[0, 50], [0, 60, 50, 114], [1, 114], [[0, 114]] * 3], ids=str)

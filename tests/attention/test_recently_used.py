@@ -106,3 +106,11 @@ def test_the_size_of_tile_lists_is_that_of_their_tensors():
     tensors = [z for name, z in vars(mask).items() if isinstance(z, torch.Tensor) and name.endswith("indices")]
     assert len(tensors) == 4
     assert sum(z.nbytes for z in tensors) == 2 * layout.tile_list_bytes()
+
+
+def test_what_a_validation_makes_serves_a_backward(built):
+    with torch.inference_mode():
+        mask = block_mask(KVLayout.of_sequence(LRSA(lag_size=8).rule(), 300, TILE), torch.device("cpu"))
+    weight = torch.ones((), requires_grad=True)
+    (weight * mask.kv_indices).sum().backward()
+    assert weight.grad == mask.kv_indices.sum()

@@ -84,7 +84,7 @@ def measure(rows: list[Row], settings: Settings, timeout_s: float, report) -> li
     return found
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
+def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = ScriptParser(__doc__)
     parser.add_argument("--length", type=PositiveInt, default=32768, help="tokens of a row")
     parser.add_argument("--labels", type=PositiveInt, default=512, help="label tokens of a row, its last ones")
@@ -102,7 +102,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
     parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=300.0, help="seconds for one row")
     parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
-    options, passed = parser.parse_known_args()
+    options, passed = parser.parse_known_args(args)
     if not 2 <= options.labels < options.length:
         parser.error(
             f"--labels is {options.labels}, but must be from 2 to {options.length - 1}, one less than --length"
@@ -125,8 +125,8 @@ def settings_of(options: argparse.Namespace, passed: list[str], folder: Path) ->
 
 
 @report_input_errors
-def main() -> None:
-    options, passed = parse()
+def main(args: list[str] | None = None) -> None:
+    options, passed = parse(args)
     header = {"command": shlex.join(sys.argv), "versions": versions()}
     print(f"{header['command']}\n{', '.join(f'{name} {number}' for name, number in header['versions'].items())}")
 

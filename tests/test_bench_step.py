@@ -40,11 +40,12 @@ def test_kernels_that_overlap_are_busy_once_and_copies_from_the_host_not_at_all(
 
 def test_the_clock_leaves_out_the_warm_up_and_takes_the_median(bench, monkeypatch):
     clock = bench("clock")
-    now = iter([10.0, 11.0, 11.5, 14.0, 14.0])  # the steps end, then the device is waited for
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     steps = clock.StepClock(torch.device("cpu"), warmup=2, steps=3, profiled=2)
-    for _ in range(4):
+    for now[0] in (3.0, 10.0, 11.0, 11.5):
         steps.tick()
+    now[0] = 14.0
     with pytest.raises(clock.Measured):
         steps.tick()
     assert steps.figures["ms"] == pytest.approx([1000, 500, 2500])

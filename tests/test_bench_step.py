@@ -33,9 +33,12 @@ def test_kernels_that_overlap_are_busy_once_and_copies_from_the_host_not_at_all(
     ]
     assert kernels.busy_ms(found) == pytest.approx(5.0)
     assert kernels.busy_ms(reversed(found)) == pytest.approx(5.0)
-    groups = kernels.ms_by_group(found, steps=2)
-    assert groups == pytest.approx({"host copies": 2.5, "matmul": 1.5, "elementwise": 1.05, "attention": 0.5})
-    assert kernels.ms_by_name(found, steps=2)[2] == ("elementwise_kernel", pytest.approx(1.05), 1.0)
+    figures = kernels.profile_figures(found, steps=2)
+    assert figures["idle"] == pytest.approx(0.5)
+    assert (figures["busy_ms"], figures["span_ms"]) == pytest.approx((2.5, 5.0))
+    groups = {"host copies": 2.5, "matmul": 1.5, "elementwise": 1.05, "attention": 0.5}
+    assert figures["groups"] == pytest.approx(groups)
+    assert figures["kernels"][2] == ("elementwise_kernel", pytest.approx(1.05), 1.0)
 
 
 def test_the_clock_leaves_out_the_warm_up_and_takes_the_median(bench, monkeypatch):

@@ -152,7 +152,7 @@ def cells(row: SharedRow, figures: dict[str, Any], speeds: dict[tuple[str, ...],
     ]
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
+def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = ScriptParser(__doc__)
     found = torch.cuda.device_count()
     parser.add_argument("--length", type=PositiveInt, default=131072, help="tokens of a sequence")
@@ -170,7 +170,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=PositiveInt, default=3, help="measured steps")
     parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=150.0, help="seconds for one row")
     parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
-    options, passed = parser.parse_known_args()
+    options, passed = parser.parse_known_args(args)
     try:
         options.keys = config_keys(options.model, options.length)
     except ValueError as error:
@@ -179,8 +179,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 @report_input_errors
-def main() -> None:
-    options, passed = parse()
+def main(args: list[str] | None = None) -> None:
+    options, passed = parse(args)
     software = ", ".join(f"{name} {number}" for name, number in versions().items())
     print(f"{options.model}, {options.length} tokens, {options.devices} devices; {software}\n")
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)

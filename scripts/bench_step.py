@@ -6,7 +6,8 @@ its default callbacks, but without RulerEval and W&B. Options that this command 
 our rows: --trainer.precision bf16-true, --model.recompute none and so on.
 A model with random weights trains on rows of random tokens; what is before the labels is context. Times are medians of
 the measured steps. "MFU" counts the model's operations against the matrix rate that this run measures, "dense MFU"
-those of full causal attention. "GPU idle" is the share of the profiled steps in which no kernel ran.
+those of full causal attention. "GPU idle" is the share without a kernel of the time between the first and the last
+kernel of the profiled steps.
 Usage: python scripts/bench_step.py [--length 32768] [--rows "Liger|LRSA"] [--profile 15] [--json step.json]
 """
 
@@ -84,7 +85,7 @@ def measure(rows: list[Row], settings: Settings, timeout_s: float, report) -> li
     return found
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
+def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = ScriptParser(__doc__)
     parser.add_argument("--length", type=PositiveInt, default=32768, help="tokens of a row")
     parser.add_argument("--labels", type=PositiveInt, default=512, help="label tokens of a row, its last ones")
@@ -97,12 +98,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--micro-batch", type=PositiveInt, default=1, help="rows of a forward pass")
     parser.add_argument("--warmup", type=PositiveInt, default=4, help="steps before the measured ones")
     parser.add_argument("--steps", type=PositiveInt, default=10, help="measured steps")
-    parser.add_argument("--profiled-steps", type=NonNegativeInt, default=2, help="steps under the profiler (GPU)")
+    parser.add_argument("--profiled-steps", type=NonNegativeInt, default=3, help="steps under the profiler (GPU)")
     parser.add_argument("--profile", type=NonNegativeInt, default=0, help="kernels to list for each row, the longest")
     parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
     parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=300.0, help="seconds for one row")
     parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
-    options, passed = parser.parse_known_args()
+    options, passed = parser.parse_known_args(args)
     if not 2 <= options.labels < options.length:
         parser.error(
             f"--labels is {options.labels}, but must be from 2 to {options.length - 1}, one less than --length"
@@ -125,8 +126,8 @@ def settings_of(options: argparse.Namespace, passed: list[str], folder: Path) ->
 
 
 @report_input_errors
-def main() -> None:
-    options, passed = parse()
+def main(args: list[str] | None = None) -> None:
+    options, passed = parse(args)
     header = {"command": shlex.join(sys.argv), "versions": versions()}
     print(f"{header['command']}\n{', '.join(f'{name} {number}' for name, number in header['versions'].items())}")
 

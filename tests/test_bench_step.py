@@ -1,4 +1,4 @@
-"""scripts/bench_step.py: its figures by hand, its rows' processes, and a run on the CPU."""
+"""The benches of training steps: their figures by hand, their rows' processes, and runs on the CPU."""
 
 import importlib
 import json
@@ -33,18 +33,22 @@ def test_kernels_that_overlap_are_busy_once_and_copies_from_the_host_not_at_all(
     ]
     assert kernels.busy_ms(found) == pytest.approx(5.0)
     assert kernels.busy_ms(reversed(found)) == pytest.approx(5.0)
-    groups = kernels.ms_by_group(found, steps=2)
-    assert groups == pytest.approx({"host copies": 2.5, "matmul": 1.5, "elementwise": 1.05, "attention": 0.5})
-    assert kernels.ms_by_name(found, steps=2)[2] == ("elementwise_kernel", pytest.approx(1.05), 1.0)
+    figures = kernels.profile_figures(found, steps=2)
+    assert figures["idle"] == pytest.approx(0.5)
+    assert (figures["busy_ms"], figures["span_ms"]) == pytest.approx((2.5, 5.0))
+    groups = {"host copies": 2.5, "matmul": 1.5, "elementwise": 1.05, "attention": 0.5}
+    assert figures["groups"] == pytest.approx(groups)
+    assert figures["kernels"][2] == ("elementwise_kernel", pytest.approx(1.05), 1.0)
 
 
 def test_the_clock_leaves_out_the_warm_up_and_takes_the_median(bench, monkeypatch):
     clock = bench("clock")
-    now = iter([10.0, 11.0, 11.5, 14.0, 14.0])  # the steps end, then the device is waited for
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     steps = clock.StepClock(torch.device("cpu"), warmup=2, steps=3, profiled=2)
-    for _ in range(4):
+    for now[0] in (3.0, 10.0, 11.0, 11.5):
         steps.tick()
+    now[0] = 14.0
     with pytest.raises(clock.Measured):
         steps.tick()
     assert steps.figures["ms"] == pytest.approx([1000, 500, 2500])
@@ -78,15 +82,22 @@ def test_a_row_that_fails_loses_itself_alone(bench):
     assert pids[0] == pids[1] != pids[2] != os.getpid()
 
 
-def test_a_run_on_the_cpu(tmp_path):
-    options = {"--length": "256", "--labels": "32", "--model": "tiny", "--lag": "32", "--warmup": "1", "--steps": "2"}
-    options |= {"--rows": "FlashAttention|r=0.5", "--json": "step.json", "--data.num_workers": "0"}
-    command = [sys.executable, SCRIPTS / "bench_step.py", *(word for pair in options.items() for word in pair)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+def run(script: str, *options: str, cwd: Path) -> tuple[str, list[dict]]:
+    """What it prints, and the rows of its JSON file."""
+    tiny = ["--length", "256", "--labels", "32", "--model", "tiny", "--lag", "32", "--warmup", "1", "--steps", "2"]
+    command = [sys.executable, SCRIPTS / script, *tiny, "--json", "rows.json", "--data.num_workers", "0", *options]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, env=one_thread)
     assert result.returncode == 0, result.stderr
-    dense, lrsa = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert not (cwd / "runs").exists()
+    found = json.loads((cwd / "rows.json").read_text())
+    return result.stdout, found if isinstance(found, list) else found["rows"]
+
+
+def test_a_step_on_the_cpu(tmp_path):
+    printed, (dense, lrsa) = run("bench_step.py", "--rows", "FlashAttention|r=0.5", cwd=tmp_path)
     assert dense["failed"] == "needs a Hopper GPU and flash-attn-4"
-    assert re.search(r"LRSA r=0.5 \| \d+(\.\d)? \|", result.stdout)
+    assert re.search(r"LRSA r=0.5 \| \d+(\.\d)? \|", printed)
     # 2 layers: projections 32 x (32 + 2 x 16 + 32), feed-forward 3 x 32 x 64; the head on 32 tokens; 3 passes.
     linear = 2 * 2 * (32 * 96 + 3 * 32 * 64) * 256 + 2 * 32 * 512 * 32
     dense_flops = 3 * (linear + 2 * 4 * 4 * 8 * (256 * 257 // 2))
@@ -95,4 +106,14 @@ def test_a_run_on_the_cpu(tmp_path):
     assert lrsa["mfu"] < lrsa["mfu_dense"]
     assert lrsa["tokens_per_second"] == pytest.approx(256 / lrsa["median_ms"] * 1000)
     assert len(lrsa["ms"]) == 2
-    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_shared_sequences_on_the_cpu(tmp_path):
+    _, rows = run("bench_distributed.py", "--rows", "LRSA", "--strategies", "fsdp2", "--links", "host", cwd=tmp_path)
+    ulysses, context = rows
+    assert [row["row"] for row in rows] == ["LRSA r=0.5 ulysses fsdp2 host", "LRSA r=0.5 context fsdp2 host"]
+    assert ulysses["losses"] == pytest.approx(context["losses"], abs=1e-4)
+    # To each of 2 ranks: half of 4 heads of q and output, 2 of k and v, 128 tokens, D = 8, 2 layers, 2 bytes.
+    a_pass = 2 * (4 + 2) // 2 * 128 * 8 * 2 * 2
+    assert [gib * 2**30 / a_pass in (2, 3) for gib in ulysses["received_gib"]] == [True] * 2  # 3 if recomputed

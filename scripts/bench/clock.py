@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.kernels import busy_ms, device_kernels, ms_by_group, ms_by_name
+from bench.kernels import device_kernels, profile_figures
 
 
 class Measured(Exception):
@@ -30,7 +30,6 @@ class StepClock:
         self._marks: list[Any] = []
         self._figures: dict[str, Any] = {}
         self._profiler = None
-        self._started = 0.0
 
     def tick(self) -> None:
         """Call it after each optimizer step.
@@ -85,19 +84,14 @@ class StepClock:
         if self._profiled:
             self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
             self._profiler.start()
-            self._synchronize()
-            self._started = time.perf_counter()
 
     def _end_profile(self) -> None:
         if self._profiler is None:
             return
         self._synchronize()
-        wall = 1000 * (time.perf_counter() - self._started)
         self._profiler.stop()
-        kernels, steps = device_kernels(self._profiler), self._profiled
-        busy = busy_ms(kernels)
-        self._figures |= {"idle": 1 - busy / wall, "busy_ms": busy / steps, "profiled_ms": wall / steps}
-        self._figures |= {"groups": ms_by_group(kernels, steps), "kernels": ms_by_name(kernels, steps)}
+        if kernels := device_kernels(self._profiler):  # none where the driver allows no profile
+            self._figures |= profile_figures(kernels, self._profiled)
 
 
 def matrix_rate(device: torch.device, size: int = 8192) -> float:

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 # The first pattern that fits names the group: FlashAttention-4's kernels have "cutlass" in their names too.
 _GROUPS = {
-    "attention": r"flash|fmha|attention|attn|sdpa|_std_kernel|_keep_kernel|_extend_kernel|_extend_backward_kernel",
+    "attention": r"flash|fmha|attention|attn|sdpa|triton_tem|_std_kernel|_keep_kernel|_extend_(backward_)?kernel",
     "matmul": r"gemm|nvjet|cutlass|xmma|cublas|splitk|gemv",
     "optimizer": r"multi_tensor|adam|foreach",
     "elementwise": (
@@ -75,3 +75,18 @@ def ms_by_group(kernels: Iterable[Kernel], steps: int) -> dict[str, float]:
     for name, start, end in kernels:
         time[group_of(name)] += (end - start) / 1000 / steps
     return dict(time.most_common())
+
+
+def profile_figures(kernels: Sequence[Kernel], steps: int) -> dict[str, Any]:
+    """Shares and times of some profiled steps.
+
+    Returns:
+        idle, the share without a kernel of the time from the first kernel to the last: the queue is empty when the
+        profile starts, which is the profile's doing; span_ms and busy_ms of a step; groups and kernels, also of a step.
+    """
+    span = (max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)) / 1000
+    busy = busy_ms(kernels)
+    return {
+        **{"idle": 1 - busy / span, "busy_ms": busy / steps, "span_ms": span / steps},
+        **{"groups": ms_by_group(kernels, steps), "kernels": ms_by_name(kernels, steps)},
+    }

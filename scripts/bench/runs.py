@@ -1,4 +1,4 @@
-"""One training run of a bench: through `lrsa fit`, or through transformers' Trainer."""
+"""The rows of a bench: what each trains, and how `lrsa fit` trains it."""
 
 import gc
 import json
@@ -16,7 +16,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bench.clock import Measured, StepClock
-from bench.inputs import Inputs
+from bench.peer import run_peer
+from bench.settings import Settings
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.cli import LRSACLI
 from lrsa_lightning.configs import CONFIG_DIR
@@ -25,32 +26,6 @@ from lrsa_lightning.metrics import METRICS
 
 _NEEDS_ACCOUNT_OR_TIME = ("WandbLogger", "RulerEval")
 FLASH_4 = "bench_flash_attention_4"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all rows of a bench have in common.
-
-    Attributes:
-        inputs: files of model and data.
-        global_batch: rows of an optimizer step.
-        micro_batch: rows of a forward pass.
-        warmup: steps before the measured ones.
-        steps: measured steps.
-        profiled: steps after them, under the profiler.
-        passed: further options of `lrsa fit`.
-    """
-
-    inputs: Inputs
-    global_batch: int
-    micro_batch: int
-    warmup: int
-    steps: int
-    profiled: int
-    passed: tuple[str, ...] = ()
-
-    def clock(self, device: torch.device) -> StepClock:
-        return StepClock(device, self.warmup, self.steps, self.profiled)
 
 
 @dataclass(frozen=True)
@@ -91,7 +66,7 @@ class Row:
             torch.cuda.reset_peak_memory_stats()
         clock = settings.clock(device)
         try:
-            further = run_peer(self, settings, clock) if self.peer else run_ours(self, settings, clock)
+            further = run_peer(settings, self.liger, clock) if self.peer else run_ours(self, settings, clock)
         finally:
             gc.collect()  # the exception held the model
         return clock.figures | further
@@ -229,54 +204,3 @@ def attention_entry(mode: AttentionMode) -> dict[str, Any]:
         return {"class_path": "lrsa_lightning.attention.Vanilla", "init_args": {"implementation": mode.implementation}}
     sizes = {name: getattr(mode, name) for name in ("lag_size", "retention_ratio", "sink_size")}
     return {"class_path": "lrsa_lightning.attention.LRSA", "init_args": sizes}
-
-
-def run_peer(row: Row, settings: Settings, clock: StepClock) -> dict[str, Any]:
-    """Trains with transformers' Trainer, bfloat16 weights and gradient checkpointing, on the same rows."""
-    import transformers
-
-    class Ticking(transformers.TrainerCallback):
-        def on_step_end(self, *_, **__) -> None:
-            clock.tick()
-
-    arguments = transformers.TrainingArguments(
-        output_dir=str(settings.inputs.folder / "peer"),
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.global_batch // settings.micro_batch,
-        max_steps=4000,
-        learning_rate=1.25e-5,
-        lr_scheduler_type="cosine",
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        optim="adamw_torch_fused",
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_liger_kernel=row.liger,
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        settings.inputs.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    trainer = transformers.Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=peer_rows(settings.inputs),
-        data_collator=transformers.default_data_collator,
-        callbacks=[Ticking()],
-    )
-    with suppress(Measured):
-        trainer.train()
-    return {}
-
-
-def peer_rows(inputs: Inputs) -> list[dict[str, Tensor]]:
-    """The rows as transformers' models take them: they shift the labels themselves."""
-    rows = []
-    for ids in torch.from_numpy(inputs.ids[:, :-1]):
-        labels = ids.clone()
-        labels[: -inputs.labels] = -100
-        rows.append({"input_ids": ids, "labels": labels})
-    return rows

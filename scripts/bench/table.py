@@ -45,7 +45,7 @@ def print_profile(found: list[dict[str, Any]], most: int) -> None:
         if "kernels" not in row:
             continue
         groups = ", ".join(f"{group} {ms:.1f}" for group, ms in row["groups"].items())
-        print(f"{row['row']}, ms a step: {groups}; busy {row['busy_ms']:.1f} of {row['profiled_ms']:.1f}\n")
+        print(f"{row['row']}, ms a step: {groups}; busy {row['busy_ms']:.1f} of {row['span_ms']:.1f}\n")
         print("| ms a step | calls a step | kernel |\n|---|---|---|")
         for name, ms, calls in row["kernels"][:most]:
             print(f"| {ms:.2f} | {calls:g} | {' '.join(name.split())[:110].replace('|', '/')} |")

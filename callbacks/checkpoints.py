@@ -182,15 +182,15 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._finish(trainer)
         with writing(trainer):
-            refused = self._begin(trainer)
-            if refused or not self._is_asynchronous(trainer):
+            refused, is_written = self._begin(trainer)
+            if refused or is_written:
                 self._conclude(trainer, refused)
 
     def _is_asynchronous(self, trainer: Trainer) -> bool:
         return self.asynchronous and isinstance(trainer.strategy.checkpoint_io, AtomicFiles)
 
-    def _begin(self, trainer: Trainer) -> str:
-        """Returns why the state, or a part of it, is refused; the same on all ranks."""
+    def _begin(self, trainer: Trainer) -> tuple[str, bool]:
+        """Returns why the state, or a part of it, is refused, and whether the write is over; the same on all ranks."""
         step, files, refused = trainer.global_step, trainer.strategy.checkpoint_io, ""
         self._unlogged = _metrics_to_log(trainer)
         try:
@@ -200,7 +200,8 @@ class Checkpoints(Checkpoint):
             refused = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the ranks that do not write wait there
         self._in_flight = step
-        return trainer.strategy.broadcast(refused)
+        is_written = trainer.strategy.reduce_boolean_decision(getattr(files, "is_written", True), all=True)
+        return trainer.strategy.broadcast(refused), is_written
 
     def _reserve(self, trainer: Trainer) -> None:
         """Has memory pinned for the copies, as soon as the optimizer has its states."""

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 2**28  # bytes; torch rounds pinned memory up to a power of two
 _ALIGNMENT = 512
 _LARGE = 2**20  # bytes of a tensor that is worth sparing a copy
-_HOST = ("cpu", "meta")
+_HOST = "cpu"
 _SPARE = 1.2  # free memory that a copy needs, relative to its size
 
 
@@ -42,8 +42,9 @@ class HostCopies:
     def reserve(self, values: Iterable[Any]) -> None:
         """Pins memory for the tensors among the values, in a thread: it takes a second for a few GB."""
         tensors = (value for value in values if type(value) in (Tensor, Parameter))
-        sizes = [storage.nbytes() for storage in _storages(tensors, on_host=False).values()]
-        if sizes and self._is_room(sum(sizes)):
+        storages = _storages(tensors, on_host=False)
+        if storages and self._is_room(_size(storages)):
+            sizes = [storage.nbytes() for storage in storages.values()]
             self._reserving = in_thread(self._memory.reserve, sizes)
 
     def of(self, state: Any) -> Any | None:
@@ -58,15 +59,18 @@ class HostCopies:
         tensors = [*_tensors_in(state)]
         gathered = [tensor for tensor in tensors if self._are_gathered and _is_large_on_host(tensor)]
         memo = {id(tensor): tensor for tensor in gathered}
-        on_devices = _storages(tensors, on_host=False)
-        on_host = _storages((tensor for tensor in tensors if id(tensor) not in memo), on_host=True)
-        missing = sum(storage.nbytes() for storage in on_devices.values()) - self._memory.size
-        if not self._is_room(max(missing, 0) + sum(storage.nbytes() for storage in on_host.values())):
+        tensors = [tensor for tensor in tensors if id(tensor) not in memo]
+        on_devices, on_host = (_storages(tensors, on_host) for on_host in (False, True))
+        missing = max(0, _size(on_devices) - self._memory.size)
+        if not self._is_room(missing + _size(on_host)):
             return None
         copies = {key: self._memory.copy(storage) for key, storage in on_devices.items()}
+        copies |= {key: storage.clone() for key, storage in on_host.items()}
         for device in {storage.device for storage in on_devices.values()}:
             getattr(torch, device.type).synchronize(device)  # torch.cuda, torch.npu
-        memo |= {id(tensor): _over(copies[_key(tensor)], tensor) for tensor in tensors if _key(tensor) in copies}
+        nothing = UntypedStorage(0)
+        # deepcopy finds these copies, and copies the rest. It refuses tensors with a gradient function itself.
+        memo |= {id(tensor): _over(copies.get(_key(tensor), nothing), tensor) for tensor in tensors}
         return deepcopy(state, memo)
 
     def release(self) -> None:
@@ -166,7 +170,7 @@ def _free_in_group(folder: Path) -> float:
 
 
 def _tensors_in(state: Any) -> Iterator[Tensor]:
-    if type(state) is Tensor and state.layout is torch.strided:  # deepcopy copies others where they are
+    if type(state) is Tensor and state.layout is torch.strided and not state.is_meta:
         yield state
     elif isinstance(state, dict | list | tuple):
         for item in state.values() if isinstance(state, dict) else state:
@@ -175,8 +179,12 @@ def _tensors_in(state: Any) -> Iterator[Tensor]:
 
 def _storages(tensors: Iterable[Tensor], on_host: bool) -> dict[tuple, UntypedStorage]:
     """Each storage once: tied weights have one."""
-    kept = (tensor for tensor in tensors if (tensor.device.type in _HOST) == on_host)
+    kept = (tensor for tensor in tensors if (tensor.device.type == _HOST) == on_host)
     return {_key(tensor): tensor.untyped_storage() for tensor in kept if tensor.untyped_storage().nbytes()}
+
+
+def _size(storages: dict[tuple, UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _key(tensor: Tensor) -> tuple:
@@ -184,7 +192,7 @@ def _key(tensor: Tensor) -> tuple:
 
 
 def _is_large_on_host(tensor: Tensor) -> bool:
-    return tensor.device.type in _HOST and tensor.untyped_storage().nbytes() >= _LARGE
+    return tensor.device.type == _HOST and tensor.untyped_storage().nbytes() >= _LARGE
 
 
 def _bytes_of(storage: UntypedStorage) -> Tensor:
@@ -193,4 +201,5 @@ def _bytes_of(storage: UntypedStorage) -> Tensor:
 
 def _over(storage: UntypedStorage, like: Tensor) -> Tensor:
     """A tensor that lays out a storage as another one does."""
-    return torch.empty(0, dtype=like.dtype).set_(storage, like.storage_offset(), like.shape, like.stride())
+    made = torch.empty(0, dtype=like.dtype).set_(storage, like.storage_offset(), like.shape, like.stride())
+    return made.requires_grad_(like.requires_grad)

@@ -61,7 +61,7 @@ class HostCopies:
         memo = {id(tensor): tensor for tensor in gathered}
         tensors = [tensor for tensor in tensors if id(tensor) not in memo]
         on_devices, on_host = (_storages(tensors, on_host) for on_host in (False, True))
-        missing = max(0, _size(on_devices) - self._memory.size)
+        missing = max(0, _size(on_devices) - self._memory.free)
         if not self._is_room(missing + _size(on_host)):
             return None
         copies = {key: self._memory.copy(storage) for key, storage in on_devices.items()}
@@ -90,11 +90,7 @@ class HostCopies:
 
 
 class _PinnedMemory:
-    """Blocks of pinned memory, divided among the storages of one state after the other.
-
-    Attributes:
-        size: bytes.
-    """
+    """Blocks of pinned memory, divided among the storages of one state after the other."""
 
     def __init__(self):
         self._blocks: list[Tensor] = []
@@ -103,7 +99,13 @@ class _PinnedMemory:
 
     @property
     def size(self) -> int:
+        """Bytes of all blocks."""
         return sum(block.numel() for block in self._blocks)
+
+    @property
+    def free(self) -> int:
+        """Bytes that no storage uses."""
+        return self.size - sum(self._used)
 
     def reserve(self, sizes: Iterable[int]) -> None:
         for size in sizes:
@@ -128,7 +130,7 @@ class _PinnedMemory:
             self._blocks.append(block)
             self._used.append(0)
         start = self._used[number]
-        self._used[number] = start + math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+        self._used[number] = min(block.numel(), start + math.ceil(size / _ALIGNMENT) * _ALIGNMENT)
         # numpy's slice gets a storage of its own: torch.save writes the complete storage of a tensor.
         return torch.from_numpy(block.numpy()[start : start + size])
 

@@ -31,7 +31,7 @@ class HeldWrite(Callback):
         Args:
             step: whose write is held, at its half.
             until: the write goes on when this step is taken.
-            then: how it goes on: complete, late, fail, full (the disk), or the name of a signal that the process gets.
+            then: how it goes on: complete, late (by a second), fail, full (the disk), or a signal to the process.
             linger: whether that step's other callbacks follow only when the write is over.
             rank: the process that does all this.
         """
@@ -89,5 +89,6 @@ class HeldWrite(Callback):
             raise OSError(errno.ENOSPC, "No space left on device")
         if self.then in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.then])
-        if self.then not in ("complete", "fail", "full"):
             time.sleep(0.3)  # the run is about to end meanwhile
+        if self.then == "late":
+            time.sleep(1)

@@ -105,11 +105,13 @@ def test_a_copy_needs_free_memory(monkeypatch, caplog, processes):
 
 
 def test_memory_that_is_reserved_already_is_not_needed_again(as_device, monkeypatch):
+    """Until another part of the same checkpoint uses it."""
     copies = HostCopies()
     copies.of(state())
     copies.release()
     monkeypatch.setattr(host_copy, "available_memory", lambda: 0)
     assert same(copies.of(state()), state())
+    assert copies.of(state()) is None
 
 
 def test_the_limit_of_a_container_counts(tmp_path):

@@ -1,9 +1,10 @@
 """Checkpoints under ZeRO: folders that all ranks write together, complete or absent."""
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,6 +23,9 @@ from lrsa_lightning.disk import disk_full
 from lrsa_lightning.distributed.zero_config import stage_of
 from lrsa_lightning.host_copy import HostCopies
 from lrsa_lightning.plain_state import plain_checkpoint
+
+if TYPE_CHECKING:
+    from lrsa_lightning.distributed.zero_files import Shards
 
 
 class ZeroCheckpoints(DeepSpeedStrategy):
@@ -42,6 +46,8 @@ class ZeroCheckpoints(DeepSpeedStrategy):
             OSError: a rank cannot write. All ranks raise it.
             InputError: as for checkpoints of one file. All ranks raise it.
         """
+        from lrsa_lightning.distributed import zero_files
+
         path = Path(self.broadcast(str(filepath)))
         state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
         state, left_out = plain_checkpoint(state)
@@ -52,23 +58,26 @@ class ZeroCheckpoints(DeepSpeedStrategy):
             return
         # What is left out ends the run, so there is nothing to go on with during the write.
         wait = bool(left_out) or not files.is_in_background
-        self._save_files(state, path, _none if wait else files.copied)
+        shards = zero_files.save_shards(
+            self.deepspeed_engine,
+            partial_of(path),
+            state,
+            self.exclude_frozen_parameters,
+            _none if wait else files.copied,
+        )
         written = Written(state["global_step"], self.world_size, stage_of(self.config))
-        write = self.deepspeed_engine.checkpoint_engine.write_copies
-        files.begin(write, lambda error: self._publish(files, path, written, error), wait)
+        conclude = functools.partial(self._publish, files, path, written, shards)
+        files.begin(shards.write_copies, conclude, wait)
         if left_out and files.disk_full is None:
             raise saved_without(path, left_out)
 
-    def _save_files(self, state: dict[str, Any], path: Path, copied: Callable) -> None:
-        from lrsa_lightning.distributed.zero_files import save_shards
-
-        save_shards(self.deepspeed_engine, partial_of(path), state, self.exclude_frozen_parameters, copied)
-
-    def _publish(self, files: AtomicFiles, path: Path, written: Written, error: Exception | None) -> None:
+    def _publish(
+        self, files: AtomicFiles, path: Path, written: Written, shards: "Shards", error: Exception | None
+    ) -> None:
         """Moves a folder to its place once the files of all ranks are on the disk. All ranks must call it."""
         from lrsa_lightning.distributed.zero_files import first_error
 
-        error = first_error(error or self.deepspeed_engine.checkpoint_engine.error)
+        error = first_error(error or shards.error)
         if error := error or self._on_first_rank(publish, partial_of(path), path, written):
             self._give_up(files, path, error)
 

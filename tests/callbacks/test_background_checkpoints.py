@@ -11,7 +11,7 @@ from lrsa_lightning import checkpoint_files, host_copy
 from lrsa_lightning.cli import main
 from tests.held_writes import HeldWrite
 from tests.interruptions import interruption
-from tests.runs import callback, command, losses
+from tests.runs import callback, command, losses, metrics
 from tests.warm import Run
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -92,6 +92,15 @@ def test_later_steps_do_not_reach_a_checkpoint(fit):
 def test_without_the_setting_training_waits(fit):
     assert fit(held(step=2, until=2), every_n_steps=2, asynchronous=False) == 0
     assert between("step 2 is written", "step 3") == ["step 2 is complete", "last is step=2.ckpt"]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_only_the_standstill_counts_as_the_time_of_checkpoints(fit, monkeypatch, asynchronous):
+    """The write of step 4 takes a second, in which steps 5 and 6 are taken."""
+    settings = {"every_n_steps": 4, "asynchronous": asynchronous}
+    assert fit(held(step=4, until=4, then="late"), callback("Throughput"), **settings) == 0
+    seconds = [row["throughput/seconds/checkpoints"] for row in metrics()]
+    assert (sum(seconds) < 0.9) == asynchronous
 
 
 def test_without_host_memory_training_waits_and_the_log_says_so_once(fit, monkeypatch, caplog):

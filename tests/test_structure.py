@@ -13,7 +13,7 @@ TIERS = (
         *("errors", "ranges", "version", "versions", "configs", "devices"),
         *("yaml_text", "json_lines", "atomic_text", "path_names", "disk", "folder_lock"),
         *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
-        *("plain_state", "checkpoint_files", "last_checkpoint"),
+        *("plain_state", "host_copy", "checkpoint_files", "last_checkpoint"),
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),
         *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
         *("precision", "offload", "recompute", "fused"),

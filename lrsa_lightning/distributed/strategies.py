@@ -11,6 +11,7 @@ from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.host_copy import HostCopies
 from lrsa_lightning.precision import MasterPrecision
 
 
@@ -120,6 +121,10 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads tensors and plain data only, whatever ``weights_only`` says: Lightning does not pass it on."""
         return super().load_checkpoint(checkpoint_path, weights_only=True)
+
+    def host_copies(self) -> HostCopies:
+        """On a device, the complete state on the CPU belongs to the checkpoint alone: it was gathered for it."""
+        return HostCopies(are_gathered=self.root_device.type != "cpu")
 
     @property
     def sequence_group(self) -> SequenceGroup:

@@ -15,15 +15,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
-from lrsa_lightning.callbacks.stop_on_signal import writing
 from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, AtomicFiles, link, remove
-from lrsa_lightning.data.resume_progress import ends_step
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.plain_state import LEFT_OUT, check_plain
 from lrsa_lightning.ranges import PositiveInt, checked
+from lrsa_lightning.step_log import write_steps, writing
 
 log = logging.getLogger(__name__)
 _SCORES = "scores.json"
@@ -74,7 +72,6 @@ class Checkpoints(Checkpoint):
         self._saved_step = 0  # there is nothing to save before the first step
         self._scores: dict[int, float] = {}
         self._measured = None
-        self._unlogged: dict[str, float] = {}
         self._given_up, self._given_up_step = "", 0  # reason and step of the newest checkpoint, if it was not saved
         self._monitor = Monitor(monitor)
         self._effort = BestEffort(f"{LAST}, {BEST} and {_SCORES}")
@@ -108,15 +105,7 @@ class Checkpoints(Checkpoint):
         if left_out := checkpoint.get(LEFT_OUT):
             log.warning("the checkpoint of step %d was saved without %s", self._saved_step, ", ".join(left_out))
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        return {"unlogged": self._unlogged}
-
-    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
-        self._unlogged = state_dict["unlogged"]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > 0:
-            self.log_unlogged(trainer, trainer.global_step)
         file = self._folder / _SCORES
         scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         # The run may resume from an earlier step: later steps are measured again.
@@ -162,23 +151,13 @@ class Checkpoints(Checkpoint):
                 self._save(trainer)
             exception.saved = str(self._path(self._saved_step)) if self._saved_step else None
 
-    def log_unlogged(self, trainer: Trainer, step: int) -> None:
-        """Logs the step of a checkpoint if the run was killed before it could: Lightning writes the checkpoint first.
-
-        This callback's state comes from that checkpoint.
-        """
-        files = metrics_files(trainer.loggers) if self._unlogged else []
-        rows = [row for file in files for row in file.rows() if row["step"] == step - 1]
-        if files and not any(self._unlogged.keys() <= row.keys() for row in rows):
-            for logger in trainer.loggers:
-                logger.log_metrics(self._unlogged, step=step - 1)
-
     def _save(self, trainer: Trainer) -> None:
         with writing(trainer):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        path, self._unlogged, refused = self._path(trainer.global_step), _metrics_to_log(trainer), ""
+        write_steps(trainer)  # a resumed run finds the rows of all steps of its checkpoint
+        path, refused = self._path(trainer.global_step), ""
         try:
             trainer.save_checkpoint(path, weights_only=False)
         except InputError as error:
@@ -253,11 +232,3 @@ def _states(trainer: Trainer) -> Iterator[tuple[str, dict]]:
         with suppress(Exception):  # some states exist only during training: they are checked when they are written
             state = owner.state_dict()
         yield name, state
-
-
-def _metrics_to_log(trainer: Trainer) -> dict[str, float]:
-    """The metrics of the current step, which Lightning will log after the callbacks."""
-    connector = trainer._logger_connector
-    if not ends_step(trainer) or not connector.should_update_logs:
-        return {}
-    return {name: float(value) for name, value in connector.metrics["log"].items()}

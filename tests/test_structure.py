@@ -16,6 +16,7 @@ TIERS = (
         *("plain_state", "checkpoint_files", "last_checkpoint"),
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),
         *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
+        *("collectives", "step_log"),
     },
     {"attention"},
     {"flops", "generation", "lrsa_lightning"},

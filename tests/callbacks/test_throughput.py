@@ -90,23 +90,24 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
 
     Each is of one row on this device, which other devices may share, and of 300 tokens on all, 8 of them label tokens.
     """
-    throughput, logged = Throughput(peak_tflops=0.5), {}
+    throughput, rows = Throughput(peak_tflops=0.5), []
     sharding = SimpleNamespace(seq_len=160, group=SimpleNamespace(size=shared_by)) if shared_by > 1 else None
     strategy = SimpleNamespace(root_device=torch.device("cpu"), sharding=sharding)
-    trainer = SimpleNamespace(
-        strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices, datamodule=None
-    )
+    trainer = SimpleNamespace(strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices)
     model = SimpleNamespace(config=SimpleNamespace(**TINY_MODEL, vocab_size=97))
-    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0))
+    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0), step_log=StepLog())
     throughput.on_train_start(trainer, module)
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
-    throughput._clock = SimpleNamespace(lap=lambda: next(laps))
-    throughput.log_dict = logged.update
+    throughput._clock = SimpleNamespace(lap=lambda: next(laps), take_wait=lambda: 0.0)
     batch = {"input_ids": torch.zeros(1, 160 // shared_by)}
     for step in range(3):
-        trainer.global_step, module.seen_tokens = step + 1, (300 * (step + 1), 8 * (step + 1))
+        module.step_log._rows = [StepRow(step, {})]
+        trainer.global_step = step + 1
         throughput.on_train_batch_end(trainer, module, None, batch, step)
-    return logged
+        rows.append(StepRow(step, {"train/tokens": 300 * (step + 1), "train/answer_tokens": 8 * (step + 1)}))
+        throughput.on_steps_read(trainer, module, rows if step else [rows.pop()])
+        rows = rows[-1:] if step < 2 else rows
+    return rows[-1].values
 
 
 def test_the_speed_is_that_of_training_alone():

@@ -89,6 +89,8 @@ def _read(rows: list[dict[str, float | Tensor]]) -> None:
 def write_steps(trainer: Trainer, before: int | None = None) -> None:
     """Reads the metrics of steps that still wait on the device, and writes a row of each to the loggers.
 
+    All ranks must call it at the same steps, for a callback may end the run. No collective runs within it.
+
     Args:
         before: leaves out this step and later ones; None for all that the trainer counts. A callback that runs
             between two others leaves out the current step, whose row is not complete.

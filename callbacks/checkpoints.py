@@ -13,16 +13,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.kept_checkpoints import KeptCheckpoints
-from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.callbacks.monitor import Monitor
 from lrsa_lightning.callbacks.state_check import check_states
-from lrsa_lightning.callbacks.stop_on_signal import writing
 from lrsa_lightning.checkpoint_files import AtomicFiles
 from lrsa_lightning.data.resume_progress import ends_step
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.host_copy import HostCopies
 from lrsa_lightning.plain_state import LEFT_OUT
 from lrsa_lightning.ranges import PositiveInt, checked
+from lrsa_lightning.step_log import write_steps, writing
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,6 @@ class Checkpoints(Checkpoint):
         self._in_flight_score: float | None = None
         self._has_reserved = False
         self._measured = None
-        self._unlogged: dict[str, float] = {}
         self._given_up, self._given_up_step = "", 0  # reason and step of the newest checkpoint, if it was not saved
         self._monitor = Monitor(monitor)
 
@@ -108,15 +106,7 @@ class Checkpoints(Checkpoint):
         if left_out := checkpoint.get(LEFT_OUT):
             log.warning("the checkpoint of step %d was saved without %s", self._kept.newest, ", ".join(left_out))
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        return {"unlogged": self._unlogged}
-
-    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
-        self._unlogged = state_dict["unlogged"]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > 0:
-            self.log_unlogged(trainer, trainer.global_step)
         self._kept.read_scores(trainer.global_step)
         self._measured = trainer.callback_metrics.get(self.monitor)
         if trainer.global_step == 0:
@@ -168,17 +158,6 @@ class Checkpoints(Checkpoint):
         elif self._in_flight:
             self._finish_alone(trainer)
 
-    def log_unlogged(self, trainer: Trainer, step: int) -> None:
-        """Logs the step of a checkpoint if the run was killed before it could: Lightning writes the checkpoint first.
-
-        This callback's state comes from that checkpoint.
-        """
-        files = metrics_files(trainer.loggers) if self._unlogged else []
-        rows = [row for file in files for row in file.rows() if row["step"] == step - 1]
-        if files and not any(self._unlogged.keys() <= row.keys() for row in rows):
-            for logger in trainer.loggers:
-                logger.log_metrics(self._unlogged, step=step - 1)
-
     def _save(self, trainer: Trainer) -> None:
         self._finish(trainer)
         with writing(trainer):
@@ -192,7 +171,7 @@ class Checkpoints(Checkpoint):
     def _begin(self, trainer: Trainer) -> tuple[str, bool]:
         """Returns why the state, or a part of it, is refused, and whether the write is over; the same on all ranks."""
         step, files, refused = trainer.global_step, trainer.strategy.checkpoint_io, ""
-        self._unlogged = _metrics_to_log(trainer)
+        write_steps(trainer)  # a resumed run finds the rows of all steps of its checkpoint
         try:
             with files.in_background() if self._is_asynchronous(trainer) else nullcontext():
                 trainer.save_checkpoint(self._kept.path(step), weights_only=False)
@@ -284,11 +263,3 @@ class Checkpoints(Checkpoint):
             self._kept.scores[self._kept.newest] = score
             if trainer.is_global_zero:
                 self._kept.save_scores()
-
-
-def _metrics_to_log(trainer: Trainer) -> dict[str, float]:
-    """The metrics of the current step, which Lightning will log after the callbacks."""
-    connector = trainer._logger_connector
-    if not ends_step(trainer) or not connector.should_update_logs:
-        return {}
-    return {name: float(value) for name, value in connector.metrics["log"].items()}

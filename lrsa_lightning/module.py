@@ -4,7 +4,6 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import lightning
@@ -13,6 +12,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
@@ -31,6 +31,7 @@ from lrsa_lightning.ranges import (
 )
 from lrsa_lightning.recompute import Policy, set_policies
 from lrsa_lightning.recompute_choice import fastest_that_fits
+from lrsa_lightning.step_log import StepLog, write_steps
 
 T = TypeVar("T")
 
@@ -96,6 +97,7 @@ class LongContextModule(lightning.LightningModule):
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self.meter = StepMeter()
+        self.step_log = StepLog()
         self._loaded_steps = 0
         if from_config is not None:
             self._load_config()  # costs nothing, and finds a wrong key before any data is read
@@ -207,7 +209,10 @@ class LongContextModule(lightning.LightningModule):
     def _loss_sum(self, hidden_BND: Tensor, batch: dict[str, Any], weights_BN: Tensor | None) -> Tensor:
         head = self.model.get_output_embeddings()
         labels_BN, max_labels_per_rank = batch["labels"], batch["max_labels_per_rank"]
-        return linear_cross_entropy(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, max_labels_per_rank)
+        return linear_cross_entropy(
+            *(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, max_labels_per_rank),
+            positions_T=batch.get("label_positions"),
+        )
 
     def _end_step(self) -> None:
         """Logs the sums over the global batch, and the learning rate of its optimizer step."""
@@ -216,13 +221,18 @@ class LongContextModule(lightning.LightningModule):
                 f"no sample of step {self.trainer.global_step + 1} has label tokens, so there is nothing to train on: "
                 "look at the data with scripts/inspect_data.py"
             )
-        step = self.meter.end_step(partial(self.trainer.strategy.reduce, reduce_op="sum"))
-        self.log("train/loss", step.loss, prog_bar=True, sync_dist=True, reduce_fx="sum")
-        self.log("train/answer_loss", step.label_loss, sync_dist=True, reduce_fx="sum")
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
-        # In float64: float32 cannot count beyond 16 million.
-        self.log("train/tokens", step.seen_tokens[0].double())
-        self.log("train/answer_tokens", step.seen_tokens[1].double())
+        step = self.meter.end_step(sum_over_ranks)
+        self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it
+        self.step_log.begin(self.trainer)
+        self.step_log.add(
+            {
+                "train/loss": step.loss,
+                "train/answer_loss": step.label_loss,
+                "train/lr": self.optimizers().param_groups[0]["lr"],
+                "train/tokens": step.seen_tokens[0],
+                "train/answer_tokens": step.seen_tokens[1],
+            }
+        )
 
     @property
     def trained_steps(self) -> int:
@@ -235,6 +245,7 @@ class LongContextModule(lightning.LightningModule):
         return self.meter.seen_tokens
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        write_steps(self.trainer)
         checkpoint["seen_tokens"] = list(self.seen_tokens)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -247,21 +258,37 @@ class LongContextModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips as Lightning does, and logs the norm of the gradients before clipping."""
-        plugin = self.trainer.precision_plugin
-        if _clips_as_torch_does(plugin):
+        """Clips as Lightning does. One norm of the gradients serves clipping, the log and `on_gradient_norm` hooks."""
+        plugin, norm, parameters = self.trainer.precision_plugin, None, []
+        if not isinstance(plugin, DeepSpeedPrecision):
             parameters = list(plugin.main_params(optimizer))
             norm = gradient_norm(parameters)
-            self.log("train/grad_norm", norm)
-            if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-                return torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if knows_norm := _clips_as_torch_does(plugin):
+            self.step_log.add({"train/grad_norm": norm})
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "on_gradient_norm"):
+                callback.on_gradient_norm(self.trainer, self, optimizer, norm)
+        if knows_norm and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_batch_end(self, *_) -> None:
+    def optimizer_step(self, *args, **kwargs) -> None:
         """Logs the gradient norm under DeepSpeed, which gives it only after the step."""
+        super().optimizer_step(*args, **kwargs)
         norm = getattr(self.trainer.model, "get_global_grad_norm", lambda: None)()
         if self.meter.is_between_steps and norm is not None:
-            self.log("train/grad_norm", float(norm))
+            self.step_log.add({"train/grad_norm": norm})
+
+    def on_train_batch_end(self, *_) -> None:
+        if self.meter.is_between_steps and self.step_log.is_due(self.trainer):
+            write_steps(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        write_steps(self.trainer)
+
+    def on_validation_start(self) -> None:
+        write_steps(self.trainer)
 
     def configure_optimizers(self):
         """AdamW with weight decay on matrices alone; linear warm-up, then cosine to 0 at the last step."""

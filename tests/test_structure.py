@@ -17,6 +17,7 @@ TIERS = (
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),
         *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
         *("precision", "offload", "recompute", "fused"),
+        *("collectives", "step_log"),
     },
     {"attention"},
     {"flops", "generation", "memory", "lrsa_lightning"},

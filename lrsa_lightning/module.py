@@ -29,8 +29,8 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
-from lrsa_lightning.recompute import Policy, set_policies
-from lrsa_lightning.recompute_choice import fastest_that_fits
+from lrsa_lightning.recompute import Policy, recompute_of, set_policies
+from lrsa_lightning.recompute_choice import policies
 from lrsa_lightning.step_log import StepLog, write_steps
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class LongContextModule(lightning.LightningModule):
         recompute: Policy | Literal["auto"] = "auto",
         fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
+        gradient_checkpointing: bool | None = None,
     ):
         """
         Args:
@@ -75,6 +76,7 @@ class LongContextModule(lightning.LightningModule):
                 with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
             fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
+            gradient_checkpointing: the earlier name of recompute: true is full, false is none.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -92,7 +94,7 @@ class LongContextModule(lightning.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.recompute = recompute
+        self.recompute = recompute_of(recompute, gradient_checkpointing)
         self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
         self.model = None
@@ -127,17 +129,12 @@ class LongContextModule(lightning.LightningModule):
         self._attention_at_length.install(self.model)
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
         fuse(self.model, self.fused_layers, "cpu" if strategy is None else strategy.root_device.type)
-        if self.recompute != "auto":
-            layers = self.model.get_decoder().layers
-            set_policies(layers, [self.recompute] * len(layers))
         if isinstance(strategy, SequenceParallelStrategy):
             strategy.parallelize(self.attention, self.model, self.seq_len)
 
     def on_train_start(self) -> None:
         """Decides what is computed again, now that the weights have their place on the device."""
-        if self.recompute == "auto":
-            layers = self.model.get_decoder().layers
-            set_policies(layers, fastest_that_fits(self, self.trainer))
+        set_policies(self.model.get_decoder().layers, policies(self, self.trainer))
 
     def _load_config(self):
         from lrsa_lightning.pretrained import load_config

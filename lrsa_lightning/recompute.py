@@ -10,6 +10,7 @@ Keeping less saves memory and costs time. Policies, from the fastest to the smal
 - offload: full, and the layers' inputs wait in the host's memory.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -21,9 +22,26 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.offload import HostMemory
 
+log = logging.getLogger(__name__)
 Policy: TypeAlias = Literal["none", "selective", "attention", "full", "offload"]
+
+
+def recompute_of(recompute: str, gradient_checkpointing: bool | None) -> str:
+    """The setting `model.recompute`, also from its earlier name.
+
+    Raises:
+        InputError: both are given, and differ.
+    """
+    if gradient_checkpointing is None:
+        return recompute
+    earlier = "full" if gradient_checkpointing else "none"
+    if recompute not in ("auto", earlier):
+        raise InputError(f"model.recompute is {recompute}: leave out its earlier name, model.gradient_checkpointing")
+    log.warning("model.gradient_checkpointing is now model.recompute: it is read as %s", earlier)
+    return earlier
 
 
 def set_policies(layers: Sequence[nn.Module], policies: Sequence[Policy]) -> None:

@@ -29,30 +29,33 @@ from lrsa_lightning.recompute import Policy
 log = logging.getLogger(__name__)
 
 
-def fastest_that_fits(module: LightningModule, trainer: Trainer) -> list[Policy]:
-    """A policy for each decoder layer, the same on all ranks; `none` on a CPU. Said in the log.
+def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
+    """A policy for each decoder layer, the same on all ranks: the module's own, or what auto chooses and logs.
 
-    Weights are on the device by now. What the first step adds is counted: gradients, AdamW's moments, bfloat16 copies.
+    Weights are on the device by now. auto takes `none` on a CPU. Elsewhere it counts what the first step adds: gradients,
+    AdamW's moments, bfloat16 copies.
 
     Args:
         module: a LongContextModule with its model.
         trainer: at the start of training.
     """
     device, layers = trainer.strategy.root_device, len(module.model.get_decoder().layers)
+    if module.recompute != "auto":
+        return [module.recompute] * layers
     if device.type == "cpu":
         return ["none"] * layers
     budget = int(AUTO_FRACTION * _free(device)) - _of_first_step(trainer)
     budget = int(trainer.strategy.reduce(torch.tensor(float(budget), device=device), reduce_op="min"))
     try:
-        policies = _choose(layers, budget, module, trainer)
+        chosen = _choose(layers, budget, module, trainer)
     except AttributeError as error:  # an architecture without the sizes of a usual decoder
-        policies = ["full"] * layers
+        chosen = ["full"] * layers
         log.info("recompute auto: full, because the memory of this architecture is unknown (%s)", error)
     else:
-        counts = Counter(policies)
+        counts = Counter(chosen)
         parts = ", ".join(f"{counts[policy]} layers {policy}" for policy in POLICIES if counts[policy])
         log.info("recompute auto: %s, for %.1f GiB of activations", parts, budget / 2**30)
-    return policies
+    return chosen
 
 
 def _free(device: torch.device) -> int:

@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import re
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,7 +184,10 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(args: list[str] | None = None) -> None:
     options, passed = parse(args)
     software = ", ".join(f"{name} {number}" for name, number in versions().items())
-    print(f"{options.model}, {options.length} tokens, {options.devices} devices; {software}\n")
+    print(f"{shlex.join(sys.argv)}\n{software}\n")
+    for link in options.links:
+        for name, value in LINKS[link].items():
+            print(f"link {link}: with {name}={value}\n")
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
     speeds: dict[tuple[str, ...], float] = {}
     found = []
@@ -195,6 +200,8 @@ def main(args: list[str] | None = None) -> None:
             found.append({"row": row.name, **figures})
             if options.json is not None:
                 options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    cards = sorted({figures["card"] for figures in found if "card" in figures})
+    print(f"\n{options.devices} x {' or '.join(cards) or 'no device'}")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
     """A policy for each decoder layer, the same on all ranks: the module's own, or what auto chooses and logs.
 
-    Weights are on the device by now. auto takes `none` on a CPU. Elsewhere it counts what the first step adds: gradients,
-    AdamW's moments, bfloat16 copies.
+    Weights are on the device by now. auto takes `none` on a CPU. Elsewhere it counts what the first step adds:
+    gradients, AdamW's moments, bfloat16 copies.
 
     Args:
         module: a LongContextModule with its model.

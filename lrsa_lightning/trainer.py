@@ -80,7 +80,7 @@ class RangedTrainer(Trainer):
 def _with_masters(strategy: str | Strategy, plugins: Any) -> dict[str, Any]:
     """The precision and the plugins that give a strategy float32 masters. DeepSpeed's bfloat16 always has them."""
     if isinstance(strategy, str):
-        strategy = StrategyRegistry.get(strategy)["strategy"] if strategy in StrategyRegistry else None
+        strategy = StrategyRegistry[strategy]["strategy"] if strategy in StrategyRegistry else None
     kind = strategy if isinstance(strategy, type) else type(strategy)
     if issubclass(kind, DeepSpeedStrategy):
         return {"precision": "bf16-true"}

@@ -88,6 +88,8 @@ def test_a_policy_that_keeps_less_computes_more():
     work = [recomputed_work(shape, policy) for policy in POLICIES]
     for name in ("flops", "bytes", "host_bytes"):
         assert [getattr(part, name) for part in work] == sorted(getattr(part, name) for part in work)
+    assert recomputed_work(shape, "selective").flops == 0
+    assert recomputed_work(shape, "attention").flops == 2 * 3 * 4096 * 8 * 2 * 32  # gate and up
     down = 2 * 3 * 4096 * 8 * 32
     assert recomputed_work(shape, "full") == forward_work(shape) + Work(flops=-down)
 

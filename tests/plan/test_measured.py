@@ -65,3 +65,15 @@ def test_auto_keeps_more_the_shorter_the_rows_and_always_fits():
         kept.append(sum(policy in ("none", "selective") for policy in prediction.policies))
     assert kept == sorted(kept, reverse=True)
     assert kept[0] == 28 > kept[1] > kept[2]
+
+
+def test_gradients_appear_layer_by_layer_and_stay_between_micro_batches():
+    size = run_of().size
+    one, two = (predict(run_of(global_batch_size=rows), H100).moments for rows in (1, 2))
+    names = [f"backward of layer {layer}" for layer in (27, 13, 0)]
+    in_one = [one[name]["gradients"] for name in names]
+    assert in_one == [2 * (size.total - (layer + 1) * size.layer) for layer in (27, 13, 0)]
+    assert {two[name]["gradients"] for name in names} == {2 * size.total}
+    # Lightning frees the gradients of the step before between the forward and the backward.
+    assert one["loss"]["gradients"] == 2 * size.total
+    assert one["backward of the loss"]["gradients"] == 0

@@ -12,6 +12,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.metrics import METRICS, Row, points, read_rows, smooth
 from lrsa_lightning.plots import limits, literal
 from lrsa_lightning.ranges import DecayRate, PositiveInt, checked
+from lrsa_lightning.step_log import write_steps
 
 # Largest fraction of the training time that drawing may take. The first picture is assumed to take a second.
 _TIME_FRACTION = 0.02
@@ -49,7 +50,7 @@ class LossCurve(Callback):
         self.smoothing = smoothing
         self.every_n_steps = every_n_steps
         self.reference = reference
-        self._drawn_step = 0
+        self._due_step = 0
         self._drawing_seconds = 0.0
         self._longest = 1.0
         self._started = 0.0
@@ -70,11 +71,15 @@ class LossCurve(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._drawn_step, self._started = trainer.global_step, monotonic()
+        self._due_step, self._started = trainer.global_step, monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != self._drawn_step and self._has_time():
+        if step % self.every_n_steps or step == self._due_step:
+            return
+        self._due_step = step
+        write_steps(trainer, before=step - 1)  # on all ranks, which read at the same steps
+        if self._has_time():
             self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,7 +92,6 @@ class LossCurve(Callback):
         return self._drawing_seconds + self._longest <= _TIME_FRACTION * (monotonic() - self._started)
 
     def _draw(self, trainer: Trainer) -> None:
-        self._drawn_step = trainer.global_step
         files = metrics_files(trainer.loggers)
         if not trainer.is_global_zero or not files:
             return

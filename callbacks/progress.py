@@ -12,26 +12,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.ranges import PositiveInt, checked
+from lrsa_lightning.step_log import StepRow
 
 
 class StepProgress(ProgressBar):
     """Shows optimizer steps, loss, tokens per second and the time left.
 
-    Lightning's own bars count the micro-batches of an epoch. Tokens per second are measured since the previous line
-    or refresh of the bar. They include the time of evaluations and checkpoints.
+    Lightning's own bars count the micro-batches of an epoch. Loss and tokens per second are those of the newest steps
+    whose metrics have been read: see `trainer.log_every_n_steps`. Tokens per second are measured since the previous
+    line or reading. They include the time of evaluations and checkpoints.
     """
 
     @checked
     def __init__(self, every_n_lines: PositiveInt = 50):
         """
         Args:
-            every_n_lines: optimizer steps between two lines where there is no terminal.
+            every_n_lines: optimizer steps between two lines where there is no terminal. A line waits for the next
+                reading of the metrics.
         """
         super().__init__()
         self.every_n_lines = every_n_lines
         self._enabled = True
         self._bar: Progress | None = None
-        self._last_step = 0
+        self._last_step = self._last_line = 0
         self._speed: Speed | None = None
         self._effort = BestEffort("standard output")
 
@@ -47,7 +50,8 @@ class StepProgress(ProgressBar):
             (self._bar.console if self._bar is not None else Console(soft_wrap=True)).print(*args, highlight=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step, self._speed = trainer.global_step, None
+        self._last_step = self._last_line = trainer.global_step
+        self._speed = None
         console = Console()
         if self._enabled and console.is_terminal:
             self._bar = _make_bar(console)
@@ -62,15 +66,23 @@ class StepProgress(ProgressBar):
         if trainer.global_step == self._last_step or not self._enabled:
             return
         self._last_step = trainer.global_step
-        if self._bar is None and trainer.global_step % self.every_n_lines:
-            return
-        rate, left = self._speed.at(trainer.global_step, pl_module.seen_tokens[0], self._total(trainer))
-        figures = f"loss {float(trainer.callback_metrics['train/loss']):.4f}  {rate:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, figures=figures)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+
+    def on_steps_read(self, trainer: Trainer, pl_module: LightningModule, rows: list[StepRow]) -> None:
+        if not rows or not self._enabled:
+            return
+        step, newest = rows[-1].step + 1, rows[-1].values
+        if self._bar is None and step // self.every_n_lines == self._last_line // self.every_n_lines:
+            return
+        self._last_line = step
+        rate, left = self._speed.at(step, int(newest["train/tokens"]), self._total(trainer))
+        figures = f"loss {newest['train/loss']:.4f}  {rate:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], figures=figures)
         else:
             with self._effort.attempt():
-                print(f"step {trainer.global_step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
+                print(f"step {step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

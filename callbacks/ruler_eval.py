@@ -29,9 +29,11 @@ from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks
+from lrsa_lightning.step_log import write_steps
 
 log = logging.getLogger(__name__)
 _warn = rank_zero_only(log.warning)
+RULER_CHECK = "RULER check"  # what Lightning's profiler calls a check in the middle of training
 _CONTROL_LENGTH = 4096
 _SEQUENCE_PARALLEL_GONE = (
     "is gone and ignored: each rank scores its own samples, in smaller batches where their caches do not fit"
@@ -188,7 +190,9 @@ class RulerEval(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step % self._every_n_steps == 0 and trainer.global_step != self._checked_step:
-            self._check(trainer, pl_module, at_end=trainer.global_step == trainer.max_steps)
+            write_steps(trainer, before=trainer.global_step - 1)  # callbacks after this one add to the current row
+            with trainer.profiler.profile(RULER_CHECK):
+                self._check(trainer, pl_module, at_end=trainer.global_step == trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._checked_step:

@@ -4,12 +4,12 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.data.resume_progress import is_after_micro_batch
+from lrsa_lightning.collectives import Hosts
+from lrsa_lightning.data.resume_progress import ends_step, is_after_micro_batch, leave_signals_alone
 from lrsa_lightning.errors import Stopped
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopOnSignal(Callback):
-    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C after the running micro-batch; the exit status is 128 + the signal.
+    """Ends training on SIGTERM, SIGUSR1 and Ctrl+C; the exit status is 128 + the signal.
 
-    `Checkpoints` then saves the last complete optimizer step; the gradients of a partial accumulation are computed
-    again. A second Ctrl+C ends the run at once, without saving.
+    One process stops after the running micro-batch, several after the running optimizer step. `Checkpoints` then saves
+    the last complete optimizer step; the gradients of a partial accumulation are computed again. A second Ctrl+C ends
+    the run at once, without saving.
 
     A running validation or RULER check is interrupted: on one device at once, on several at the end of its batch. All
-    devices agree, whichever gets the signal. A resumed run makes up for a RULER check, and for a validation after the
-    last step. It does not repeat an earlier validation, which Lightning counts as done.
+    processes agree, whichever gets the signal, and wait for no device to do so. A resumed run makes up for a RULER
+    check, and for a validation after the last step. It does not repeat an earlier validation, which Lightning counts as
+    done.
 
     This replaces Lightning's handlers. They exit with status 0, let SIGUSR1 kill the process, and save inside the
     handler under SLURM. A job that is queued again with `--ckpt_path last` resumes. This callback comes first, so that
@@ -36,10 +38,12 @@ class StopOnSignal(Callback):
         self._trainer: Trainer | None = None
         self._at_rest = False
         self._writes = False
+        self._hosts = Hosts()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces the handlers that Lightning has registered; Lightning restores the process's own at the end."""
         self._trainer, self._received, self._at_rest = trainer, None, True
+        leave_signals_alone(trainer)
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive)
@@ -48,7 +52,8 @@ class StopOnSignal(Callback):
         self._at_rest = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        self.raise_if_signalled(trainer)
+        if trainer.world_size == 1 or ends_step(trainer):
+            self.raise_if_signalled(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._at_rest = True
@@ -71,8 +76,7 @@ class StopOnSignal(Callback):
         """
         number = self._received or 0
         if trainer.world_size > 1:
-            number = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(number, reduce_op="max"))
+            number = self._hosts.largest(number)
         if number:
             raise _stopped_by(trainer, number)
 
@@ -82,18 +86,22 @@ class StopOnSignal(Callback):
                 raise KeyboardInterrupt
             return
         self._received = number
-        log.warning("%s: saving and stopping after this batch", signal.Signals(number).name)
+        what = "batch" if self._trainer.world_size == 1 else "step"
+        log.warning("%s: saving and stopping after this %s", signal.Signals(number).name, what)
         can_stop = not self._writes and (self._at_rest or is_after_micro_batch(self._trainer))
         if self._trainer.world_size == 1 and can_stop:
             raise _stopped_by(self._trainer, number)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Delays a signal that comes inside until the end.
+        """Delays a signal that comes inside until the end of the outermost write.
 
         Raises:
             Stopped: a signal has come, and there is only one process.
         """
+        if self._writes:
+            yield
+            return
         before, self._writes = self._received, True
         try:
             yield
@@ -112,20 +120,6 @@ def raise_if_signalled(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, StopOnSignal):
             callback.raise_if_signalled(trainer)
-
-
-@contextmanager
-def writing(trainer: Trainer) -> Iterator[None]:
-    """Goes around a write that must be complete, such as a checkpoint: no signal interrupts it.
-
-    Raises:
-        Stopped: at the end, if a signal came inside.
-    """
-    with ExitStack() as stack:
-        for callback in trainer.callbacks:
-            if isinstance(callback, StopOnSignal):
-                stack.enter_context(callback.writing())
-        yield
 
 
 def _stopped_by(trainer: Trainer, number: int) -> Stopped:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter, deque
+from collections.abc import Mapping
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -13,8 +14,12 @@ from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dt
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from lrsa_lightning.callbacks.ruler_eval import RULER_CHECK
+from lrsa_lightning.collectives import max_over_ranks
 from lrsa_lightning.flops import DecoderFlops
+from lrsa_lightning.precision import MasterPrecision
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, checked
+from lrsa_lightning.step_log import READING, StepRow
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +27,11 @@ log = logging.getLogger(__name__)
 _PARTS = {
     "[_TrainingEpochLoop].train_dataloader_next": "data",
     "run_training_batch": "compute",
-    "[Callback]RulerEval.on_train_batch_end": "evaluation",
+    RULER_CHECK: "evaluation",
     "validation": "evaluation",
     "save_checkpoint": "checkpoints",
 }
+_SYNCHRONOUS = ("evaluation", "checkpoints")  # the host has their results when they end
 # The data sheet's dense bfloat16 peak. Lightning's table lacks the name "NVIDIA H200" and lists the sparse peak.
 _H200_BF16 = 989.4e12
 _ASCEND_910B_BF16 = 354e12  # approximately, from public tables
@@ -37,7 +43,12 @@ class Throughput(Callback):
     Padding does not count as tokens. ``mfu`` counts the operations of the mode's own attention. ``mfu_dense`` counts
     those of full causal attention: a dense run needs this utilisation to be as fast. A sparse mode's may exceed 1.
     Where the device's peak is unknown, only the TFLOP/s are logged. The speed leaves out evaluations, and the first
-    step, which may compile. ``seconds/*`` count from the step before.
+    step, which may compile.
+
+    ``seconds/*`` are the host's, from the end of the step before. They add up to the time that has passed. The host
+    waits for the device only where the metrics are read (`trainer.log_every_n_steps`), and before an evaluation or a
+    checkpoint. ``compute`` is therefore the mean over the steps that were read together; it has the time of the
+    kernel launches and of the wait. ``data`` is the wait for the next micro-batch, during which the device may work.
     """
 
     @checked
@@ -53,6 +64,7 @@ class Throughput(Callback):
         self.peak_tflops = peak_tflops
         self._steps: deque[_Step] = deque(maxlen=window)
         self._lengths: Counter[int] = Counter()
+        self._laps: dict[int, _Lap] = {}
         self._is_first = True
         self._clock: StepProfiler | None = None
 
@@ -63,7 +75,7 @@ class Throughput(Callback):
         if self._peak is None and device.type != "cpu" and trainer.is_global_zero:
             log.info("the peak of this device is unknown: set Throughput.peak_tflops to see the utilisation")
         trainer.profiler = self._clock = StepProfiler(trainer.profiler, device)
-        self._last_step, self._last_seen = trainer.global_step, pl_module.seen_tokens
+        self._last_step, self._last_seen, self._laps = trainer.global_step, pl_module.seen_tokens, {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.profiler = self._clock.inner
@@ -87,23 +99,39 @@ class Throughput(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        seconds = self._clock.lap()
-        self.log_dict({f"throughput/seconds/{part}": value for part, value in seconds.items()})
-        sharing = 1 if sharding is None else sharding.group.size
-        self._add_step(pl_module, sum(seconds.values()) - seconds["evaluation"], trainer.world_size, sharing)
-        if self._steps:
-            self.log_dict({f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()})
-        memory = getattr(torch, trainer.strategy.root_device.type)  # torch.cuda, torch.npu
-        if hasattr(memory, "max_memory_allocated"):
-            peak = memory.max_memory_allocated(trainer.strategy.root_device) / 2**30
-            self.log("throughput/peak_memory_gib", peak, sync_dist=True, reduce_fx="max")
+        self._laps[trainer.global_step - 1] = _Lap(self._clock.lap(), self._lengths)
+        self._lengths = Counter()
+        pl_module.step_log.add(_memory(trainer.strategy.root_device))
 
-    def _add_step(self, pl_module: LightningModule, seconds: float, num_devices: int, sharing: int) -> None:
+    def on_steps_read(self, trainer: Trainer, pl_module: LightningModule, rows: list[StepRow]) -> None:
+        """The device is idle now: the time since the last reading is that of the steps read."""
+        read = [(row.values, self._laps.pop(row.step)) for row in rows if row.step in self._laps]
+        if not read:
+            return
+        compute = self._clock.take_wait() + sum(lap.seconds["compute"] for _, lap in read)
+        sharding = getattr(trainer.strategy, "sharding", None)
+        sharing = 1 if sharding is None else sharding.group.size
+        for values, lap in read:
+            seconds = lap.seconds | {"compute": compute / len(read)}
+            self._add_step(pl_module, values, lap.lengths, _training(seconds), trainer.world_size, sharing)
+            values |= {f"throughput/seconds/{part}": value for part, value in seconds.items()}
+            if self._steps:
+                values |= {f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()}
+
+    def _add_step(
+        self,
+        pl_module: LightningModule,
+        values: Mapping[str, float],
+        lengths: Mapping[int, int],
+        seconds: float,
+        num_devices: int,
+        sharing: int,
+    ) -> None:
         """Each of the ``sharing`` devices that hold segments of a row does its part of the row's operations."""
-        tokens, label_tokens = (now - then for now, then in zip(pl_module.seen_tokens, self._last_seen, strict=True))
-        flops = self._decoder.training(self._lengths, label_tokens * sharing // num_devices, pl_module.attention)
-        self._last_seen = pl_module.seen_tokens
-        self._lengths.clear()
+        seen = int(values["train/tokens"]), int(values["train/answer_tokens"])
+        tokens, label_tokens = (now - then for now, then in zip(seen, self._last_seen, strict=True))
+        self._last_seen = seen
+        flops = self._decoder.training(lengths, label_tokens * sharing // num_devices, pl_module.attention)
         if not self._is_first:
             self._steps.append(_Step(seconds, tokens, flops.real // sharing, flops.dense // sharing))
         self._is_first = False
@@ -117,6 +145,13 @@ class Throughput(Callback):
             if self._peak is not None:
                 speed[f"mfu{suffix}"] = flops / total.seconds / self._peak
         return speed
+
+
+class _Lap(NamedTuple):
+    """What the host knows at the end of a step: seconds of its parts, and the number of sequences of each length."""
+
+    seconds: dict[str, float]
+    lengths: Counter[int]
 
 
 class _Step(NamedTuple):
@@ -141,33 +176,55 @@ class StepProfiler(Profiler):
         self._device = device
         self._seconds: Counter[str] = Counter()
         self._running: dict[str, float] = {}
+        self._waited = 0.0
         self._lap_started = perf_counter()
 
     def start(self, action_name: str) -> None:
-        if action_name in _PARTS:
+        part = _PARTS.get(action_name)
+        if part in _SYNCHRONOUS and self._device.type != "cpu":
+            started = perf_counter()
+            torch.accelerator.synchronize(self._device)  # what the device still has to do is training's
+            self._seconds["compute"] += perf_counter() - started
+        if part is not None or action_name == READING:
             self._running[action_name] = perf_counter()
         self.inner.start(action_name)
 
     def stop(self, action_name: str) -> None:
         self.inner.stop(action_name)
         if action_name in self._running:
-            self._seconds[_PARTS[action_name]] += perf_counter() - self._running.pop(action_name)
+            seconds = perf_counter() - self._running.pop(action_name)
+            if action_name == READING:
+                self._waited += seconds
+            else:
+                self._seconds[_PARTS[action_name]] += seconds
 
     def lap(self) -> dict[str, float]:
-        """Seconds of each part since the last lap; "other" has the rest.
-
-        Waits until the device's queue is empty; this time counts as computation.
-        """
-        waited = perf_counter()
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+        """Seconds of each part since the last lap; "other" has the rest. The device may still work."""
         now = perf_counter()
-        self._seconds["compute"] += now - waited
         seconds = {part: self._seconds[part] for part in dict.fromkeys(_PARTS.values())}
-        seconds["other"] = now - self._lap_started - sum(seconds.values())
+        seconds["other"] = now - self._lap_started - self._waited - sum(seconds.values())
         self._seconds.clear()
-        self._lap_started = now
+        self._lap_started, self._waited = now, 0.0
         return seconds
+
+    def take_wait(self) -> float:
+        """Seconds since the last lap that the host has waited for the device to read metrics. No lap has them."""
+        waited, self._waited = self._waited, 0.0
+        self._lap_started += waited
+        return waited
+
+
+def _training(seconds: Mapping[str, float]) -> float:
+    return sum(seconds.values()) - seconds["evaluation"]
+
+
+def _memory(device: torch.device) -> dict[str, Tensor]:
+    """Peak memory of the fullest device, where it is known; the tensor is made on the device, not copied to it."""
+    memory = torch.get_device_module(device)  # torch.cuda, torch.npu
+    if not hasattr(memory, "max_memory_allocated"):
+        return {}
+    peak = memory.max_memory_allocated(device) / 2**30
+    return {"throughput/peak_memory_gib": max_over_ranks(torch.full((), peak, device=device))}
 
 
 def lengths_of(batch: dict[str, Any]) -> list[int]:
@@ -180,7 +237,8 @@ def lengths_of(batch: dict[str, Any]) -> list[int]:
 
 def _peak_flops(trainer: Trainer) -> float | None:
     """Peak operations per second of one device's data sheet, for matrices in the run's precision."""
-    device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
+    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    dtype = torch.bfloat16 if isinstance(plugin, MasterPrecision) else _plugin_to_compute_dtype(plugin)
     is_half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "npu" and "910B" in torch.npu.get_device_name(device) and is_half:
         return _ASCEND_910B_BF16

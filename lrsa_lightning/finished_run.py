@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from lrsa_lightning.callbacks import Checkpoints, RulerEval
+from lrsa_lightning.callbacks import RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.checkpoint_files import read_written
 from lrsa_lightning.data import LongContextDataModule
@@ -54,7 +54,6 @@ class FinishedRun:
     def complete(self, model: LightningModule, datamodule: LongContextDataModule, ckpt_path: str, **_) -> None:
         """Runs the missing RULER check and validation, then says that the run is finished."""
         trainer, step = self.trainer, self.checkpoint["global_step"]
-        self._log_last_step(step)
         checks = [callback for callback in trainer.callbacks if isinstance(callback, RulerEval)]
         lacking = [callback for callback in checks if not callback.records_path(trainer, step).exists()]
         validates = self._lacks_validation(datamodule, step)
@@ -70,14 +69,6 @@ class FinishedRun:
             "%s is finished: step %d is its last by %s; to train on, raise this limit",
             *(trainer.default_root_dir, step, self.limit),
         )
-
-    def _log_last_step(self, step: int) -> None:
-        """For a run that was interrupted after its last checkpoint and before the loggers wrote."""
-        states = self.checkpoint.get("callbacks", {})
-        for callback in self.trainer.callbacks:
-            if isinstance(callback, Checkpoints) and callback.state_key in states:
-                callback.load_state_dict(states[callback.state_key])
-                callback.log_unlogged(self.trainer, step)
 
     def _lacks_validation(self, datamodule: LongContextDataModule, step: int) -> bool:
         """Whether a validation was due after the last step and the metrics file does not have it."""

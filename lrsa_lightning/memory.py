@@ -18,6 +18,9 @@ from lrsa_lightning.devices import Work
 POLICIES = ("none", "selective", "attention", "full", "offload")
 # `recompute: auto` keeps what fits in this fraction of the memory that tensors can have.
 AUTO_FRACTION = 0.9
+# Bytes per label token and word of the vocabulary: logits in float32 and their logarithms; then gradients as well.
+LOSS_FORWARD = 8
+LOSS_BACKWARD = 12
 # The attention's forward takes this fraction of forward and backward.
 _ATTENTION_FORWARD = 0.26
 
@@ -39,7 +42,7 @@ class LayerShape:
         is_sparse: whether the attention hides earlier tokens.
         element: bytes of a number in matrix products: 2 in bf16.
         residual: bytes of a number in the residual stream: 4 under autocast.
-        is_fused: whether norms, RoPE and SwiGLU are one kernel each.
+        is_fused: whether norms and RoPE are one kernel each, and the MLP never keeps SwiGLU's product.
     """
 
     rows: int
@@ -129,8 +132,8 @@ class LayerShape:
 
     @property
     def swiglu_bytes(self) -> int:
-        """What SwiGLU keeps beside gate and up: the product, and where it is not fused also silu(gate)."""
-        return self.feed_forward * self.element * (1 if self.is_fused else 2)
+        """What SwiGLU keeps beside gate and up: where it is not fused the product and silu(gate)."""
+        return 0 if self.is_fused else 2 * self.feed_forward * self.element
 
     @property
     def gate_and_up_bytes(self) -> int:
@@ -178,11 +181,25 @@ def working_bytes(shape: LayerShape, policy: str) -> int:
     The most is held within SwiGLU: the gradients of its product and of its factors, and that of the residual stream.
     """
     rebuilt = activation_bytes(shape, "none") - activation_bytes(shape, policy)
-    # Fused kernels write gradients over their inputs. Otherwise the product is free, and three gradients are there.
+    # Fused kernels write over their inputs. Otherwise the product is free, and three gradients are there.
     in_swiglu = shape.gate_and_up_bytes // 2 * (1 if shape.is_fused else 2)
     gradients = in_swiglu + 2 * shape.input_bytes
     in_flight = 2 * shape.input_bytes if policy == "offload" else 0
     return rebuilt + gradients + in_flight
+
+
+def loss_bytes(shape: LayerShape, chunk_size: int, vocab_size: int, in_float32: int = LOSS_BACKWARD) -> int:
+    """The last norm, the last hidden states with their gradient, and the logits of a chunk of label tokens.
+
+    Args:
+        shape: of the last layer.
+        chunk_size: label tokens whose logits exist at a time.
+        vocab_size: words.
+        in_float32: bytes per label token and word beside the logits in the dtype of products.
+    """
+    labels = min(chunk_size, shape.rows * shape.tokens)
+    logits = labels * vocab_size * (shape.element + in_float32)
+    return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
 
 
 def forward_work(shape: LayerShape) -> Work:
@@ -206,8 +223,9 @@ def recomputed_work(shape: LayerShape, policy: str) -> Work:
         return Work()
     tokens, hidden = shape.rows * shape.tokens, shape.hidden
     if policy in ("selective", "attention"):
-        gate_and_up = 4 * tokens * hidden * shape.intermediate if policy == "attention" else 0
-        return Work(flops=gate_and_up, bytes=_norms_and_swiglu(shape))
+        mlp = 6 * tokens * hidden * shape.intermediate if policy == "attention" else 0
+        is_cheap = shape.is_fused and policy == "selective"
+        return Work(flops=mlp, bytes=_norms(shape) if is_cheap else _norms(shape) + _swiglu(shape))
     # Recomputation ends with the last activation that the backward needs: the down projection's input.
     forward = forward_work(shape) + Work(flops=-2 * tokens * hidden * shape.intermediate)
     return forward + Work(host_bytes=2 * shape.input_bytes) if policy == "offload" else forward
@@ -219,19 +237,22 @@ def _attention(shape: LayerShape) -> Work:
     return Work(sparse_attention_flops=flops) if shape.is_sparse else Work(dense_attention_flops=flops)
 
 
-def _norms_and_swiglu(shape: LayerShape) -> float:
-    """Bytes that two norms and SwiGLU read and write in a forward."""
-    if shape.is_fused:
-        return 2 * shape.stream * (shape.residual + shape.element) + 3 * shape.feed_forward * shape.element
-    # Cast, square, mean, scale, cast, weight; silu, product.
-    return 2 * shape.stream * (22 + 5 * shape.element) + 5 * shape.feed_forward * shape.element
+def _norms(shape: LayerShape) -> float:
+    """Bytes that two norms read and write in a forward: cast, square, mean, scale, cast, weight where not fused."""
+    a_number = shape.residual + shape.element if shape.is_fused else 22 + 5 * shape.element
+    return 2 * shape.stream * a_number
+
+
+def _swiglu(shape: LayerShape) -> float:
+    """Bytes that SwiGLU reads and writes in a forward: two kernels where it is not fused."""
+    return (3 if shape.is_fused else 5) * shape.feed_forward * shape.element
 
 
 def _elementwise(shape: LayerShape) -> float:
     """Bytes that everything but the matrix products and the attention reads and writes in a forward."""
     rotated = shape.rows * shape.tokens * (shape.heads + shape.kv_heads) * shape.head_dim * shape.element
     rotary = rotated * (2 if shape.is_fused else 10)
-    return _norms_and_swiglu(shape) + 6 * shape.input_bytes + rotary
+    return _norms(shape) + _swiglu(shape) + 6 * shape.input_bytes + rotary
 
 
 def choose_policies(

@@ -13,8 +13,8 @@ class StepTotals(NamedTuple):
     """An optimizer step, in tensors on the device.
 
     Attributes:
-        loss: this rank's part of the global batch's loss; all ranks' parts add up to it.
-        label_loss: the same, of the mean over label tokens.
+        loss: the global batch's.
+        label_loss: its mean over label tokens.
         seen_tokens: tokens of all steps on all ranks, without padding, and the label tokens among them, int64 [2].
     """
 
@@ -27,12 +27,15 @@ class StepMeter:
     """Adds micro-batches up to an optimizer step, and steps up to a run.
 
     Sums stay on the device. Reading `seen_tokens` waits for it, nothing else does.
+
+    Attributes:
+        seen_before: tokens of all steps but the last, and the label tokens among them, int64 [2], on the device.
     """
 
     def __init__(self):
         self._sums: list[Tensor] | None = None
         self._max_labels = 0
-        self._seen = self._seen_before = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self._seen = self.seen_before = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     @property
     def is_between_steps(self) -> bool:
@@ -75,14 +78,18 @@ class StepMeter:
         """
         (loss, counts, *label_loss_sum), self._sums, self._max_labels = self._sums, None, 0
         counts = sum_over_ranks(counts)
-        self._seen_before = self._seen
+        self.seen_before = self._seen
         self._seen = counts + self._seen.to(counts.device)
         label_loss = label_loss_sum[0] / counts[1] if label_loss_sum else loss
-        return StepTotals(loss, label_loss, self._seen)
+        return StepTotals(*sum_over_ranks(torch.stack([loss, label_loss])), self._seen)
 
-    def take_back_step(self) -> None:
-        """Removes the tokens of the last step, because the optimizer does not take it."""
-        self._seen = self._seen_before
+    def take_back_to(self, seen_before: Tensor) -> None:
+        """Removes the tokens of a step and of all later ones, because the optimizer does not take them.
+
+        Args:
+            seen_before: that attribute, as it was after the first of these steps.
+        """
+        self._seen = seen_before
 
 
 def count_tokens(batch: dict[str, Tensor]) -> Tensor:

@@ -4,8 +4,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -13,9 +12,11 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.fused import FusedLayers, fuse
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
 from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
@@ -28,6 +29,9 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
+from lrsa_lightning.recompute import Policy, recompute_of, set_policies
+from lrsa_lightning.recompute_choice import policies
+from lrsa_lightning.step_log import StepLog, write_steps
 
 T = TypeVar("T")
 
@@ -50,8 +54,10 @@ class LongContextModule(lightning.LightningModule):
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,
         warmup_steps: NonNegativeInt = 0,
-        gradient_checkpointing: bool = False,
+        recompute: Policy | Literal["auto"] = "auto",
+        fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
+        gradient_checkpointing: bool | None = None,
     ):
         """
         Args:
@@ -65,8 +71,12 @@ class LongContextModule(lightning.LightningModule):
             betas: betas of AdamW.
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
             warmup_steps: steps of linear warm-up before the cosine.
-            gradient_checkpointing: compute each layer again in the backward, which saves memory.
+            recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
+                SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full,
+                with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
+            fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
+            gradient_checkpointing: the earlier name of recompute: true is full, false is none.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -84,10 +94,12 @@ class LongContextModule(lightning.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.gradient_checkpointing = gradient_checkpointing
+        self.recompute = recompute_of(recompute, gradient_checkpointing)
+        self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self.meter = StepMeter()
+        self.step_log = StepLog()
         self._loaded_steps = 0
         if from_config is not None:
             self._load_config()  # costs nothing, and finds a wrong key before any data is read
@@ -115,11 +127,14 @@ class LongContextModule(lightning.LightningModule):
 
         self.model = load_model(self._load_config(), self.name_or_path)
         self._attention_at_length.install(self.model)
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
+        fuse(self.model, self.fused_layers, "cpu" if strategy is None else strategy.root_device.type)
         if isinstance(strategy, SequenceParallelStrategy):
             strategy.parallelize(self.attention, self.model, self.seq_len)
+
+    def on_train_start(self) -> None:
+        """Decides what is computed again, now that the weights have their place on the device."""
+        set_policies(self.model.get_decoder().layers, policies(self, self.trainer))
 
     def _load_config(self):
         from lrsa_lightning.pretrained import load_config
@@ -138,14 +153,15 @@ class LongContextModule(lightning.LightningModule):
         Args:
             input_ids: int64 [B, N], or this rank's segment of the rows.
             position_ids: of the same shape.
-            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row.
+            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row. A mode
+                need not look for them in the positions.
 
         Returns:
             [B, N, D], or this rank's segment.
         """
-        packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        rows = self.attention.row_arguments(cu_seqlens, input_ids.device)
         decoder = self.model.get_decoder()
-        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **packed).last_hidden_state
+        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **rows).last_hidden_state
 
     def as_forward(self, function: Callable[[], T]) -> T:
         """Calls a function that runs parts of the model: strategies that shard weights gather them for it."""
@@ -190,7 +206,10 @@ class LongContextModule(lightning.LightningModule):
     def _loss_sum(self, hidden_BND: Tensor, batch: dict[str, Any], weights_BN: Tensor | None) -> Tensor:
         head = self.model.get_output_embeddings()
         labels_BN, max_labels_per_rank = batch["labels"], batch["max_labels_per_rank"]
-        return linear_cross_entropy(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, max_labels_per_rank)
+        return linear_cross_entropy(
+            *(hidden_BND, head, labels_BN, self.loss_chunk_size, weights_BN, max_labels_per_rank),
+            positions_T=batch.get("label_positions"),
+        )
 
     def _end_step(self) -> None:
         """Logs the sums over the global batch, and the learning rate of its optimizer step."""
@@ -199,13 +218,18 @@ class LongContextModule(lightning.LightningModule):
                 f"no sample of step {self.trainer.global_step + 1} has label tokens, so there is nothing to train on: "
                 "look at the data with scripts/inspect_data.py"
             )
-        step = self.meter.end_step(partial(self.trainer.strategy.reduce, reduce_op="sum"))
-        self.log("train/loss", step.loss, prog_bar=True, sync_dist=True, reduce_fx="sum")
-        self.log("train/answer_loss", step.label_loss, sync_dist=True, reduce_fx="sum")
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
-        # In float64: float32 cannot count beyond 16 million.
-        self.log("train/tokens", step.seen_tokens[0].double())
-        self.log("train/answer_tokens", step.seen_tokens[1].double())
+        step = self.meter.end_step(sum_over_ranks)
+        self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it
+        self.step_log.begin(self.trainer)
+        self.step_log.add(
+            {
+                "train/loss": step.loss,
+                "train/answer_loss": step.label_loss,
+                "train/lr": self.optimizers().param_groups[0]["lr"],
+                "train/tokens": step.seen_tokens[0],
+                "train/answer_tokens": step.seen_tokens[1],
+            }
+        )
 
     @property
     def trained_steps(self) -> int:
@@ -218,6 +242,7 @@ class LongContextModule(lightning.LightningModule):
         return self.meter.seen_tokens
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        write_steps(self.trainer)
         checkpoint["seen_tokens"] = list(self.seen_tokens)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -230,21 +255,37 @@ class LongContextModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips as Lightning does, and logs the norm of the gradients before clipping."""
-        plugin = self.trainer.precision_plugin
-        if _clips_as_torch_does(plugin):
+        """Clips as Lightning does. One norm of the gradients serves clipping, the log and `on_gradient_norm` hooks."""
+        plugin, norm, parameters = self.trainer.precision_plugin, None, []
+        if not isinstance(plugin, DeepSpeedPrecision):
             parameters = list(plugin.main_params(optimizer))
             norm = gradient_norm(parameters)
-            self.log("train/grad_norm", norm)
-            if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-                return torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if knows_norm := _clips_as_torch_does(plugin):
+            self.step_log.add({"train/grad_norm": norm})
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "on_gradient_norm"):
+                callback.on_gradient_norm(self.trainer, self, optimizer, norm)
+        if knows_norm and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_batch_end(self, *_) -> None:
+    def optimizer_step(self, *args, **kwargs) -> None:
         """Logs the gradient norm under DeepSpeed, which gives it only after the step."""
+        super().optimizer_step(*args, **kwargs)
         norm = getattr(self.trainer.model, "get_global_grad_norm", lambda: None)()
         if self.meter.is_between_steps and norm is not None:
-            self.log("train/grad_norm", float(norm))
+            self.step_log.add({"train/grad_norm": norm})
+
+    def on_train_batch_end(self, *_) -> None:
+        if self.meter.is_between_steps and self.step_log.is_due(self.trainer):
+            write_steps(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        write_steps(self.trainer)
+
+    def on_validation_start(self) -> None:
+        write_steps(self.trainer)
 
     def configure_optimizers(self):
         """AdamW with weight decay on matrices alone; linear warm-up, then cosine to 0 at the last step."""

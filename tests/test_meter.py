@@ -27,8 +27,8 @@ def test_tokens_are_counted_without_padding():
 
 def test_a_step_adds_up_its_micro_batches():
     step = step_of(StepMeter(), (6, 2), (5, 3))
-    assert step.loss == 2
-    assert step.label_loss == (10 + 10) / (2 * (2 + 3))
+    assert step.loss == 2 * 2
+    assert step.label_loss == 2 * (10 + 10) / (2 * (2 + 3))
     assert step.seen_tokens.tolist() == [2 * (6 + 5), 2 * (2 + 3)]
 
 
@@ -61,9 +61,11 @@ def test_tokens_go_on_from_a_checkpoint_and_a_step_can_be_taken_back():
     for _ in range(2):
         step_of(meter, (6, 2))
         assert meter.seen_tokens == (112, 14)
-        meter.take_back_step()
+        meter.take_back_to(meter.seen_before)
         assert meter.seen_tokens == (100, 10)
     step_of(meter, (6, 2))
     step_of(meter, (1, 1))
-    meter.take_back_step()
+    before = meter.seen_before
+    step_of(meter, (3, 1))
+    meter.take_back_to(before)
     assert meter.seen_tokens == (112, 14)

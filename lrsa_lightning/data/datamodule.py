@@ -20,6 +20,7 @@ from lrsa_lightning.data.sources import SourceName
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples
+from lrsa_lightning.data.transfer import for_transfer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import AtLeastTwo, MixtureWeight, NonNegativeInt, PositiveInt, checked
 
@@ -238,9 +239,11 @@ class LongContextDataModule(lightning.LightningDataModule):
         return self.micro_batch_size * self._data_parallel_size
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """This rank's segment of the rows, under sequence parallelism."""
+        """This rank's segment of the rows, under sequence parallelism, in memory from which the device reads."""
+        if not batch:
+            return batch
         sharding = getattr(self.trainer.strategy, "sharding", None)
-        return sharding.cut(batch) if sharding is not None and batch else batch
+        return for_transfer(batch if sharding is None else sharding.cut(batch), self.trainer.strategy.root_device)
 
     @property
     def _data_parallel_size(self) -> int:

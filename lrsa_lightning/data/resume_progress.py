@@ -1,6 +1,7 @@
 """Where a run is in its data. No other file reads or writes the private state of Lightning's loops."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from lightning import Trainer
@@ -19,17 +20,45 @@ def is_after_micro_batch(trainer: Trainer) -> bool:
     return progress.completed < progress.processed
 
 
-def take_back_step(trainer: Trainer) -> None:
-    """Makes the next checkpoint one from before the current optimizer step, which is not taken.
+def leave_signals_alone(trainer: Trainer) -> None:
+    """Turns off Lightning's exchange about signals, for which all devices wait at each micro-batch."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
-    To be called at the last micro-batch of the step. The resumed run reads the global batch of the step again.
+
+class StepStart:
+    """Where a run stands at the last micro-batch of an optimizer step, before the step is taken. The host knows it all.
+
+    Later steps of the same epoch may follow before the step is taken back, unless they change weights.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    # The same as when a signal stops the run after a micro-batch, within an epoch.
-    progress.increment_processed()
-    progress.is_last_batch = False
-    if isinstance(trainer.train_dataloader, ResumableLoader):
-        trainer.train_dataloader.take_back_step()
+
+    def __init__(self, trainer: Trainer):
+        self._loops = trainer.fit_loop.state_dict()
+        self._schedulers = deepcopy([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
+        self._settings = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        ]
+        self._read = trainer.train_dataloader.state_dict() if _resumes(trainer) else None
+
+    def take_back(self, trainer: Trainer) -> None:
+        """Makes the next checkpoint one from before the step. A resumed run reads its global batch again."""
+        trainer.fit_loop.load_state_dict(self._loops)
+        for config, state in zip(trainer.lr_scheduler_configs, self._schedulers, strict=True):
+            config.scheduler.load_state_dict(state)
+        for optimizer, of_groups in zip(trainer.optimizers, self._settings, strict=True):
+            for group, settings in zip(optimizer.param_groups, of_groups, strict=True):
+                group.update(settings)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        # The same as when a signal stops the run after a micro-batch, within an epoch.
+        progress.increment_processed()
+        progress.is_last_batch = False
+        if self._read is not None:
+            trainer.train_dataloader.load_state_dict(self._read)
+            trainer.train_dataloader.take_back_step()
+
+
+def _resumes(trainer: Trainer) -> bool:
+    return isinstance(trainer.train_dataloader, ResumableLoader)
 
 
 class SavedProgress:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from lrsa_lightning.devices import Device
 from lrsa_lightning.memory import (
     AUTO_FRACTION,
+    LOSS_BACKWARD,
+    LOSS_FORWARD,
     POLICIES,
     LayerShape,
     activation_bytes,
     choose_policies,
+    loss_bytes,
     recomputed_work,
     working_bytes,
 )
@@ -22,9 +25,6 @@ from lrsa_lightning.plan.states import States
 from lrsa_lightning.plan.step_time import Times, times_of
 
 Components = dict[str, int]
-# Bytes per label token and word of the vocabulary: logits in float32 and their logarithms; then gradients as well.
-_LOSS_FORWARD = 8
-_LOSS_BACKWARD = 12
 # Of the free memory; `BatchSizes` of the RULER check leaves the rest to activations.
 _CACHES_MAY_TAKE = 0.8
 
@@ -93,7 +93,7 @@ def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> li
     cost = {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES}
     working = {policy: working_bytes(shape, policy) for policy in POLICIES}
     # The loss and a layer's backward are not at the same time.
-    loss, pending = _loss_bytes(run, shape, _LOSS_BACKWARD), states.pending
+    loss, pending = _loss_bytes(run, shape, LOSS_BACKWARD), states.pending
     working = {policy: max(loss, need + pending) for policy, need in working.items()}
     budget = int(AUTO_FRACTION * device.usable) - sum(_resident(states).values()) - states.gathered - states.copies
     return choose_policies(run.size.layers, kept, cost, budget, working)
@@ -109,10 +109,7 @@ def _resident(states: States) -> Components:
 
 
 def _loss_bytes(run: Run, shape: LayerShape, in_float32: int) -> int:
-    """The last norm, the last hidden states with their gradient, and the logits of a chunk."""
-    labels = min(run.loss_chunk_size, shape.rows * shape.tokens)
-    logits = labels * run.config.vocab_size * (shape.element + in_float32)
-    return logits + shape.input_bytes + shape.norm_bytes + shape.stream * shape.element
+    return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size, in_float32)
 
 
 def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> Components:
@@ -121,7 +118,7 @@ def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[
         "gathered and buckets": states.gathered,
         "copies of autocast": states.copies,
         "activations": sum(map(activation_bytes, shapes, policies)),
-        "loss": _loss_bytes(run, shapes[-1], _LOSS_FORWARD),
+        "loss": _loss_bytes(run, shapes[-1], LOSS_FORWARD),
     }
 
 
@@ -145,7 +142,7 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
     at_loss = moments[f"backward of layer {len(shapes) - 1}"] | {
         "gradients": states.gradients if adds_up else 0,
         "recomputed, and gradients of activations": 0,
-        "loss": _loss_bytes(run, shapes[-1], _LOSS_BACKWARD),
+        "loss": _loss_bytes(run, shapes[-1], LOSS_BACKWARD),
     }
     return {"backward of the loss": at_loss, **moments}
 

@@ -6,13 +6,13 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
 
 from lrsa_lightning.callbacks import progress
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.step_log import StepRow
 from tests.runs import callback, command
 
 
@@ -23,10 +23,12 @@ def clock(monkeypatch):
     return clock
 
 
-def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8) -> None:
-    """Steps of ten seconds and 500 tokens each, two micro-batches a step; an evaluation of an hour goes before."""
-    metrics = {"train/loss": torch.tensor(2.5)}
-    trainer = SimpleNamespace(global_step=first, max_steps=10, callback_metrics=metrics)
+def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8, every: int = 2) -> None:
+    """Steps of ten seconds and 500 tokens each, two micro-batches a step; an evaluation of an hour goes before.
+
+    Metrics are read at every second step.
+    """
+    trainer, rows = SimpleNamespace(global_step=first, max_steps=10), []
     module = SimpleNamespace(seen_tokens=(500 * first, 5))
     callback.on_train_start(trainer, module)
     clock.now += 3600
@@ -34,22 +36,31 @@ def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8) -> N
         for micro in range(2):
             callback.on_train_batch_start(trainer, module, None, micro)
             clock.now += 5
-            trainer.global_step, module.seen_tokens = step + micro, (500 * (step + micro), 5)
+            trainer.global_step = step + micro
             callback.on_train_batch_end(trainer, module, None, None, micro)
+        rows.append(StepRow(step, {"train/loss": 2.5 + step / 10, "train/tokens": 500.0 * (step + 1)}))
+        if (step + 1) % every == 0:
+            callback.on_steps_read(trainer, module, rows)
+            rows.clear()
     callback.on_train_end(trainer, module)
 
 
 def test_plain_lines_show_loss_speed_and_time_left(clock, capsys):
     run_steps(StepProgress(every_n_lines=4), clock)
     assert capsys.readouterr().out.splitlines() == [
-        "step 4/10  loss 2.5000  50 tokens/s  0:01:00 left",
-        "step 8/10  loss 2.5000  50 tokens/s  0:00:20 left",
+        "step 4/10  loss 2.8000  50 tokens/s  0:01:00 left",
+        "step 8/10  loss 3.2000  50 tokens/s  0:00:20 left",
     ]
+
+
+def test_a_line_waits_for_the_metrics(clock, capsys):
+    run_steps(StepProgress(every_n_lines=3), clock)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["4/10", "6/10"]
 
 
 def test_a_resumed_run_measures_speed_since_its_start(clock, capsys):
     run_steps(StepProgress(every_n_lines=4), clock, first=4)
-    assert capsys.readouterr().out.splitlines() == ["step 8/10  loss 2.5000  50 tokens/s  0:00:20 left"]
+    assert capsys.readouterr().out.splitlines() == ["step 8/10  loss 3.2000  50 tokens/s  0:00:20 left"]
 
 
 def test_a_terminal_shows_a_bar(clock, monkeypatch, capsys):
@@ -59,13 +70,13 @@ def test_a_terminal_shows_a_bar(clock, monkeypatch, capsys):
     run_steps(StepProgress(), clock)
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).strip().splitlines()[-1]
     assert "8/10" in last
-    assert "loss 2.5000  50 tokens/s" in last
+    assert "loss 3.2000  50 tokens/s" in last
     assert capsys.readouterr().out == ""
 
 
 def test_the_command_writes_plain_lines_without_a_terminal(arguments, in_tmp_path, capsys):
     arguments["trainer.callbacks"] = json.dumps([callback("StepProgress", every_n_lines=2)])
-    main(command({**arguments, "trainer.max_steps": "4"}))
+    main(command({**arguments, "trainer.max_steps": "4", "trainer.log_every_n_steps": "2"}))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
     assert all(re.search(r"loss \d\.\d{4}  [\d,]+ tokens/s  0:00:\d\d left$", line) for line in lines)

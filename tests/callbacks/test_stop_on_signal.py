@@ -158,7 +158,7 @@ def fit_on_two(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "step"), [(6, 3), (7, 4)])
+@pytest.mark.parametrize(("batch", "step"), [(5, 3), (6, 4)])
 def test_all_processes_stop_at_the_same_step_when_one_gets_a_signal(fit, fit_on_two, batch, step):
     fit(name="whole")
     assert fit_on_two(interruption("SignalAtBatch", signal="SIGUSR1", batch=batch, rank=1)) == [138, 0]

@@ -17,6 +17,7 @@ from lrsa_lightning.data.dataset import LongContextDataset
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.flops import DecoderFlops
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.step_log import READING, StepLog, StepRow
 from tests.conftest import TINY_MODEL
 from tests.runs import callback, checkpoints, command, metrics
 
@@ -90,23 +91,23 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
 
     Each is of one row on this device, which other devices may share, and of 300 tokens on all, 8 of them label tokens.
     """
-    throughput, logged = Throughput(peak_tflops=0.5), {}
+    throughput = Throughput(peak_tflops=0.5)
     sharding = SimpleNamespace(seq_len=160, group=SimpleNamespace(size=shared_by)) if shared_by > 1 else None
     strategy = SimpleNamespace(root_device=torch.device("cpu"), sharding=sharding)
-    trainer = SimpleNamespace(
-        strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices, datamodule=None
-    )
+    trainer = SimpleNamespace(strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices)
     model = SimpleNamespace(config=SimpleNamespace(**TINY_MODEL, vocab_size=97))
-    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0))
+    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0), step_log=StepLog())
     throughput.on_train_start(trainer, module)
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
-    throughput._clock = SimpleNamespace(lap=lambda: next(laps))
-    throughput.log_dict = logged.update
+    throughput._clock = SimpleNamespace(lap=lambda: next(laps), take_wait=lambda: 0.0)
+    module.step_log.begin(SimpleNamespace(global_step=0, current_epoch=0))
     batch = {"input_ids": torch.zeros(1, 160 // shared_by)}
-    for step in range(3):
-        trainer.global_step, module.seen_tokens = step + 1, (300 * (step + 1), 8 * (step + 1))
-        throughput.on_train_batch_end(trainer, module, None, batch, step)
-    return logged
+    for trainer.global_step in (1, 2, 3):
+        throughput.on_train_batch_end(trainer, module, None, batch, 0)
+    rows = [StepRow(n - 1, {"train/tokens": 300.0 * n, "train/answer_tokens": 8.0 * n}) for n in (1, 2, 3)]
+    throughput.on_steps_read(trainer, module, rows[:1])
+    throughput.on_steps_read(trainer, module, rows[1:])
+    return rows[-1].values
 
 
 def test_the_speed_is_that_of_training_alone():
@@ -165,11 +166,52 @@ def test_the_peak_is_of_the_device_and_the_precision(monkeypatch):
     assert peak("NVIDIA H200", "cpu") is None
 
 
-def test_a_lap_waits_for_the_device(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """A profiler of a device that works 5 s on what it has got, and a clock moved on by hand."""
+    clock, waits = SimpleNamespace(now=0.0), []
     monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: setattr(clock, "now", clock.now + 5))
-    stopwatch = StepProfiler(PassThroughProfiler(), torch.device("cuda", 0))
+
+    def wait(device) -> None:
+        waits.append(device)
+        clock.now += 5
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    return StepProfiler(PassThroughProfiler(), torch.device("cuda", 0)), clock, waits
+
+
+def test_a_lap_does_not_wait_for_the_device_but_a_reading_does(on_a_device):
+    stopwatch, clock, waits = on_a_device
     with stopwatch.profile("run_training_batch"):
         clock.now += 1  # the launches
-    assert stopwatch.lap() == {"data": 0, "compute": 6, "evaluation": 0, "checkpoints": 0, "other": 0}
+    assert stopwatch.lap() == {"data": 0, "compute": 1, "evaluation": 0, "checkpoints": 0, "other": 0}
+    with stopwatch.profile(READING):
+        clock.now += 4
+    clock.now += 2
+    assert stopwatch.take_wait() == 4
+    assert stopwatch.lap() == {"data": 0, "compute": 0, "evaluation": 0, "checkpoints": 0, "other": 2}
+    assert waits == []
+
+
+@pytest.mark.parametrize(("action", "part"), [("validation", "evaluation"), ("save_checkpoint", "checkpoints")])
+def test_what_waits_for_the_device_is_not_charged_with_trainings_work(on_a_device, action, part):
+    stopwatch, clock, waits = on_a_device
+    with stopwatch.profile(action):
+        clock.now += 3
+    assert len(waits) == 1
+    assert stopwatch.lap() == {"data": 0, "compute": 5, "evaluation": 0, "checkpoints": 0, "other": 0, part: 3}
+
+
+def test_steps_that_are_read_together_share_the_time_of_computation(arguments, monkeypatch):
+    """The third step of three launches for 30 s, the others not at all."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
+    step = LongContextModule.training_step
+
+    def slow(self, batch, batch_idx):
+        clock.now += 15 if self.trainer.global_step == 3 else 0
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LongContextModule, "training_step", slow)
+    rows = rows_of({**arguments, "trainer.log_every_n_steps": "4"})
+    assert [row["throughput/seconds/compute"] for row in rows] == [0, 10, 10, 10, 0, 0]

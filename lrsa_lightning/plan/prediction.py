@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lrsa_lightning.devices import Device
+from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import (
     AUTO_FRACTION,
     LOSS_BACKWARD,
     LOSS_FORWARD,
     POLICIES,
-    LayerShape,
     activation_bytes,
     choose_policies,
     loss_bytes,

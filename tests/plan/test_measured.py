@@ -25,7 +25,6 @@ VANILLA = {"mode": Vanilla()}
         ({"precision": "bf16-mixed"}, 30.4),
         ({"precision": "bf16-mixed", "global_batch_size": 16}, 34.05),
         (FUSED, 16.1),
-        (FUSED | {"recompute": "none"}, 75.8),
         (LONG, 37.2),
         (LONG | QUARTER, 37.2),
         (LONG | VANILLA, 37.2),
@@ -34,6 +33,13 @@ VANILLA = {"mode": Vanilla()}
 )
 def test_memory_is_within_a_tenth_of_measured_peaks(changed, gib):
     assert predict(run_of(**changed), H100).peak / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+def test_the_measured_fused_mlp_also_kept_its_product():
+    """75.8 GiB were measured with Liger's SwiGLU, which keeps the product. Our fused MLP does not."""
+    products = 28 * 2 * 32768 * 8960
+    peak = predict(run_of(**FUSED, recompute="none"), H100).peak
+    assert (peak + products) / 2**30 == pytest.approx(75.8, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,13 @@
-"""Activation memory of decoder layers by recomputation policy, and the policies that a budget allows.
+"""Activation memory and work of decoder layers by recomputation policy, and the policies that a budget allows.
 
 Nothing here needs a model or a device. `lrsa plan` predicts with it, and the module chooses policies by it.
-
-Shape letters: B rows, N tokens of a rank, T = B * N, D hidden size, F intermediate size, H heads, G KV heads,
-d head size, E keys that a row's attention keeps for the backward.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
-from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.attention.layout import TILE, KVLayout, causal_pairs
 from lrsa_lightning.devices import Work
+from lrsa_lightning.layer_shape import LayerShape
 
 # By memory, most first.
 POLICIES = ("none", "selective", "attention", "full", "offload")
@@ -23,136 +18,6 @@ LOSS_FORWARD = 8
 LOSS_BACKWARD = 12
 # The attention's forward takes this fraction of forward and backward.
 _ATTENTION_FORWARD = 0.26
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """A decoder layer with a gated feed-forward (Qwen2, Llama, Mistral and their like) and the tokens that it sees.
-
-    Attributes:
-        rows: B.
-        tokens: N, tokens of a row on this rank.
-        hidden: D.
-        intermediate: F.
-        heads: H.
-        kv_heads: G.
-        head_dim: d.
-        keys: E, keys of a row that the attention keeps, in tokens of all KV heads; N where it keeps the raw ones.
-        pairs: query-key pairs of a row that this rank attends over, all heads.
-        is_sparse: whether the attention hides earlier tokens.
-        element: bytes of a number in matrix products: 2 in bf16.
-        residual: bytes of a number in the residual stream: 4 under autocast.
-        is_fused: whether norms and RoPE are one kernel each, and the MLP never keeps SwiGLU's product.
-    """
-
-    rows: int
-    tokens: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    keys: int
-    pairs: int
-    is_sparse: bool = False
-    element: int = 2
-    residual: int = 2
-    is_fused: bool = True
-
-    @classmethod
-    def of(
-        cls,
-        config,
-        mode: AttentionMode,
-        rows: int,
-        tokens: int,
-        element: int = 2,
-        residual: int | None = None,
-        is_fused: bool = True,
-        layer_idx: int = 0,
-    ) -> "LayerShape":
-        """That of a decoder's configuration on one device, without sequence parallelism.
-
-        Args:
-            config: of the text decoder.
-            mode: the attention mode.
-            rows: B.
-            tokens: N.
-            element: bytes of a number in matrix products.
-            residual: bytes of a number in the residual stream; ``element`` when None.
-            is_fused: whether norms, RoPE and SwiGLU are one kernel each.
-            layer_idx: a decoder layer; modes may treat layers differently.
-        """
-        heads = config.num_attention_heads
-        pairs = mode.visible_pairs(tokens, layer_idx)
-        return cls(
-            rows,
-            tokens,
-            config.hidden_size,
-            config.intermediate_size,
-            heads,
-            config.num_key_value_heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-            extended_keys(mode, tokens, layer_idx),
-            pairs,
-            pairs < causal_pairs(tokens),
-            element,
-            residual or element,
-            is_fused,
-        )
-
-    @property
-    def stream(self) -> int:
-        """T * D."""
-        return self.rows * self.tokens * self.hidden
-
-    @property
-    def feed_forward(self) -> int:
-        """T * F."""
-        return self.rows * self.tokens * self.intermediate
-
-    @property
-    def _queries(self) -> int:
-        """T * H * d."""
-        return self.rows * self.tokens * self.heads * self.head_dim
-
-    @property
-    def input_bytes(self) -> int:
-        """Of a layer's input, or of its gradient."""
-        return self.stream * self.residual
-
-    @property
-    def norm_bytes(self) -> int:
-        """What one norm keeps beside its input: its output, and where it is not fused also its steps in float32."""
-        if self.is_fused:
-            return self.stream * self.element
-        # A copy of its input in float32 takes the input's place, unless that is float32 itself.
-        in_float32 = self.stream * (4 - self.residual)
-        return in_float32 + self.stream * (self.residual + self.element)
-
-    @property
-    def swiglu_bytes(self) -> int:
-        """What SwiGLU keeps beside gate and up: where it is not fused the product and silu(gate)."""
-        return 0 if self.is_fused else 2 * self.feed_forward * self.element
-
-    @property
-    def gate_and_up_bytes(self) -> int:
-        return 2 * self.feed_forward * self.element
-
-    @property
-    def attention_bytes(self) -> int:
-        """Queries, extended keys and values, the output, and its log-sum-exp in float32."""
-        keys_and_values = 2 * self.rows * self.keys * self.kv_heads * self.head_dim
-        log_sum_exp = 4 * self.rows * self.tokens * self.heads
-        return (2 * self._queries + keys_and_values) * self.element + log_sum_exp
-
-
-def extended_keys(mode: AttentionMode, tokens: int, layer_idx: int = 0) -> int:
-    """E of one row: raw keys, and where a rule compresses chunks the kernel's [duplicates ; compact ; raw]."""
-    rule = mode.context_rule(tokens, 1, layer_idx)
-    if rule is None or not rule.drops_tokens or rule.compressed_chunks(tokens) == 0:
-        return tokens
-    return KVLayout.of_sequence(rule, tokens, TILE).with_duplicates().num_keys
 
 
 def activation_bytes(shape: LayerShape, policy: str) -> int:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.devices import Work
+from lrsa_lightning.devices import H100, Work
+from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import (
     POLICIES,
-    LayerShape,
     activation_bytes,
     choose_policies,
     forward_work,
@@ -66,12 +66,12 @@ def _shape(**changed) -> LayerShape:
 
 
 def test_a_fused_layer_by_hand():
-    """In numbers of two bytes: residuals 80 each, q and output 80, keys and values 40, gate, up and product 320."""
+    """In numbers of two bytes: residuals 80 each, q and output 80, keys and values 40, gate and up 320."""
     kept = {policy: activation_bytes(_shape(), policy) for policy in POLICIES}
     log_sum_exp = 4 * 10 * 2
     attention = 2 * (2 * 80 + 2 * 80 + 2 * 40) + log_sum_exp
     assert kept == {
-        "none": attention + 2 * (2 * 80 + 3 * 320),
+        "none": attention + 2 * (2 * 80 + 2 * 320),
         "selective": attention + 2 * 2 * 320,
         "attention": attention,
         "full": 2 * 80,
@@ -81,15 +81,18 @@ def test_a_fused_layer_by_hand():
 
 
 def test_a_policy_that_keeps_less_computes_more():
-    shape = _shape(rows=3, tokens=4096, keys=5000, pairs=4096 * 2048)
+    sizes = {"hidden": 1536, "intermediate": 8960, "heads": 12, "kv_heads": 2, "head_dim": 128, "keys": 40000}
+    shape = _shape(tokens=32768, pairs=2**28, **sizes)
     kept = [activation_bytes(shape, policy) for policy in POLICIES]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == len(POLICIES)
-    work = [recomputed_work(shape, policy) for policy in POLICIES]
-    for name in ("flops", "bytes", "host_bytes"):
-        assert [getattr(part, name) for part in work] == sorted(getattr(part, name) for part in work)
-    down = 2 * 3 * 4096 * 8 * 32
-    assert recomputed_work(shape, "full") == forward_work(shape) + Work(flops=-down)
+    seconds = [H100.seconds(recomputed_work(shape, policy)) for policy in POLICIES]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) == len(POLICIES)
+    product = 2 * 32768 * 1536 * 8960
+    assert recomputed_work(shape, "selective").flops == 0
+    assert recomputed_work(shape, "attention").flops == 3 * product  # the MLP
+    assert recomputed_work(shape, "full") == forward_work(shape) + Work(flops=-product)
 
 
 @pytest.mark.parametrize("working", [None, {"none": 1, "full": 7, "offload": 9}])

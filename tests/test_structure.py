@@ -20,7 +20,7 @@ TIERS = (
         *("collectives", "step_log"),
     },
     {"attention"},
-    {"flops", "generation", "memory", "lrsa_lightning"},
+    {"flops", "generation", "memory", "layer_shape", "lrsa_lightning"},
     {"data"},
     {"distributed"},
     {"npu"},

@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lrsa_lightning.devices import Device
+from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import (
     AUTO_FRACTION,
     LOSS_BACKWARD,
     LOSS_FORWARD,
     POLICIES,
-    LayerShape,
     activation_bytes,
     choose_policies,
     loss_bytes,
@@ -130,9 +130,9 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
     for index, (shape, policy) in enumerate(zip(shapes, policies, strict=True)):
         kept += activation_bytes(shape, policy)
         done = run.size.total - run.size.layer * (index + 1)
-        share = 1 if adds_up else done / run.size.total
+        gradients = states.gradients if adds_up else states.gradients * done // run.size.total
         moments[f"backward of layer {index}"] = _resident(states) | {
-            "gradients": int(share * states.gradients),
+            "gradients": gradients,
             "gradients on their way": states.pending if run.size.is_tied else 0,
             "gathered and buckets": states.gathered,
             "copies of autocast": states.copies if keeps_copies else 0,

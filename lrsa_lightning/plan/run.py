@@ -6,7 +6,7 @@ from typing import Any
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.memory import LayerShape
+from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.ruler_check import RulerCheck
@@ -71,8 +71,8 @@ class Run:
             global_batch_size=given.data.global_batch_size,
             loss_chunk_size=module.loss_chunk_size,
             precision=str(given.trainer.precision),
-            recompute=_recompute(module),
-            is_fused=getattr(module, "fused_layers", False) is not False,
+            recompute=module.recompute,
+            is_fused=module.fused_layers is not False,
             division=Division.of(given.trainer.strategy, devices),
             max_steps=given.trainer.max_steps if given.trainer.max_steps > 0 else None,
             ruler=RulerCheck.of(given.trainer.callbacks, module.seq_len),
@@ -111,10 +111,3 @@ class Run:
 def _check_attention(mode: AttentionMode) -> None:
     if getattr(mode, "implementation", None) == "eager" or mode.execution.backend == "naive":
         raise InputError(f"the plan does not cover {mode!r}, which holds the scores of all pairs of tokens")
-
-
-def _recompute(module: Any) -> str:
-    """model.recompute; models before it had gradient checkpointing or not."""
-    if hasattr(module, "recompute"):
-        return module.recompute
-    return "full" if module.gradient_checkpointing else "none"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from lrsa_lightning.devices import Device, Work
-from lrsa_lightning.memory import LayerShape, backward_work, forward_work, recomputed_work
+from lrsa_lightning.layer_shape import LayerShape
+from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import received_bytes
 

@@ -42,7 +42,7 @@ def test_the_papers_run_is_planned_without_files_and_accelerator(capsys):
     assert plan["fits"] == (plan["peak_bytes"] <= H100.usable)
     assert plan["sequence_parallel_degrees"]["ulysses"] == [1, 2, 4, 6, 12]
     assert plan["sequence_parallel_degrees"]["context"] == list(range(1, 17))
-    assert plan["ruler_check"]["RULER caches"] == 8 * 2 * 28 * 2 * 128 * 32768 * 4  # float32 under bf16-mixed
+    assert plan["ruler_check"]["RULER caches"] == 8 * 2 * 28 * 2 * 128 * 32768 * 2
 
 
 def test_the_table_is_plain_where_there_is_no_terminal(capsys):

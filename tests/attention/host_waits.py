@@ -26,6 +26,8 @@ class HostWaits(TorchDispatchMode):
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         copies = name in ("_to_copy", "copy_") and args[-1].device != out.device
-        if picks or copies or name in _READS or name == "lift_fresh":
+        # Single numbers take part in arithmetic from the host, and older Gemmas make one.
+        made = name == "lift_fresh" and args[0].ndim > 0
+        if picks or copies or made or name in _READS:
             self.found.append(f"{name}: {[frame.name for frame in traceback.extract_stack()[-8:-1]]}")
         return out

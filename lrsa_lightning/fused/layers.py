@@ -136,6 +136,12 @@ _KINDS = (
 )
 
 
+class _StandIn(SimpleNamespace):
+    """A module of the given parts. transformers' layers look up the class's forward."""
+
+    forward = None
+
+
 def _is_silu(function: Callable) -> bool:
     x = _probe(7)
     return torch.equal(function(x), silu(x))
@@ -144,21 +150,21 @@ def _is_silu(function: Callable) -> bool:
 @cache
 def _is_usual_rms_norm(kind: type[nn.Module]) -> bool:
     x, weight = _probe(3, 8), _probe(8)
-    stub = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
+    stub = _StandIn(weight=weight, variance_epsilon=1e-3)
     return _agrees(lambda: kind.forward(stub, x), plain_rms_norm(x, weight, 1e-3))
 
 
 @cache
 def _is_usual_swiglu(kind: type[nn.Module]) -> bool:
     x = _probe(3, 8)
-    stub = SimpleNamespace(gate_proj=torch.sin, up_proj=torch.cos, down_proj=torch.exp, act_fn=silu)
+    stub = _StandIn(gate_proj=torch.sin, up_proj=torch.cos, down_proj=torch.exp, act_fn=silu)
     return _agrees(lambda: kind.forward(stub, x), (silu(x.sin()) * x.cos()).exp())
 
 
 @cache
 def _is_usual_layer(kind: type[nn.Module]) -> bool:
     x = _probe(1, 3, 8)
-    stub = SimpleNamespace(
+    stub = _StandIn(
         input_layernorm=torch.sin,
         self_attn=lambda hidden_states, **_: (3 * hidden_states, None),
         post_attention_layernorm=torch.cos,

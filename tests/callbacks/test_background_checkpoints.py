@@ -166,6 +166,12 @@ def test_a_signal_during_a_write_waits_for_it(fit, capsys):
     assert same(load(6)["state_dict"], load(6, "whole")["state_dict"])
 
 
+def test_a_signal_in_the_step_after_a_save_waits_for_its_write_and_does_not_repeat_it(fit, capsys):
+    assert fit(held(step=2, until=2, then="SIGTERM"), every_n_steps=2) == 128 + signal.SIGTERM
+    assert "saved in runs/x/checkpoints/step=2.ckpt" in capsys.readouterr().err
+    assert [event for event in HeldWrite.events if "is" in event] == ["step 2 is written", "step 2 is complete"]
+
+
 def test_a_run_killed_during_a_write_resumes_from_the_checkpoint_before(fit, arguments):
     fit(name="whole", every_n_steps=2)
     line = command({**arguments, **entries(held(step=4, until=5, then="SIGKILL"), every_n_steps=2)})

@@ -123,9 +123,10 @@ def test_links_and_scores_follow_a_complete_write(fit):
 
 
 def test_a_checkpoint_that_fails_gets_no_score(fit):
-    measure = interruption("Measure", values={"3": 50.0})
+    measure = interruption("Measure", values={"3": 50.0, "6": 40.0})
     assert fit(held(step=3, until=4, then="full"), measure, every_n_steps=3, monitor="ruler/subset_mean") == 0
-    assert names() == ["last.ckpt", "step=6.ckpt"]
+    assert names() == ["best.ckpt", "last.ckpt", "scores.json", "step=6.ckpt"]
+    assert json.loads((FOLDER / "scores.json").read_text()) == {"6": 40.0}
 
 
 @pytest.mark.parametrize("reaction", ["continue", "stop"])

@@ -68,19 +68,22 @@ class HeldWrite(Callback):
 
     def _note(self, event: str) -> None:
         if event not in self.events:
-            self.events.append(event)
-            print(f"rank {self._rank}: {event}", file=sys.stderr)
+            self._append(event)
+
+    def _append(self, event: str) -> None:
+        self.events.append(event)
+        print(f"rank {self._rank}: {event}", file=sys.stderr)
 
     def _hold(self, checkpoint: dict, path: Path) -> None:
         step = int(re.search(r"step=(\d+)", str(path))[1])
-        self._note(f"step {step} is written")
+        self._append(f"step {step} is written")
         if step == self.step:
             path.write_bytes(b"half")
             if not self._is_reached.wait(_PATIENCE):
                 raise AssertionError("training waits for the write")
             self._go_on()
         self._write(checkpoint, path)
-        self._note(f"step {step} is complete")
+        self._append(f"step {step} is complete")
 
     def _go_on(self) -> None:
         if self.then == "fail":

@@ -123,9 +123,10 @@ def test_links_and_scores_follow_a_complete_write(fit):
 
 
 def test_a_checkpoint_that_fails_gets_no_score(fit):
-    measure = interruption("Measure", values={"3": 50.0})
+    measure = interruption("Measure", values={"3": 50.0, "6": 40.0})
     assert fit(held(step=3, until=4, then="full"), measure, every_n_steps=3, monitor="ruler/subset_mean") == 0
-    assert names() == ["last.ckpt", "step=6.ckpt"]
+    assert names() == ["best.ckpt", "last.ckpt", "scores.json", "step=6.ckpt"]
+    assert json.loads((FOLDER / "scores.json").read_text()) == {"6": 40.0}
 
 
 @pytest.mark.parametrize("reaction", ["continue", "stop"])
@@ -164,6 +165,12 @@ def test_a_signal_during_a_write_waits_for_it(fit, capsys):
     assert fit(every_n_steps=2, options={"ckpt_path": "last"}) == 0
     assert losses() == losses("whole")
     assert same(load(6)["state_dict"], load(6, "whole")["state_dict"])
+
+
+def test_a_signal_in_the_step_after_a_save_waits_for_its_write_and_does_not_repeat_it(fit, capsys):
+    assert fit(held(step=2, until=2, then="SIGTERM"), every_n_steps=2) == 128 + signal.SIGTERM
+    assert "saved in runs/x/checkpoints/step=2.ckpt" in capsys.readouterr().err
+    assert [event for event in HeldWrite.events if "is" in event] == ["step 2 is written", "step 2 is complete"]
 
 
 def test_a_run_killed_during_a_write_resumes_from_the_checkpoint_before(fit, arguments):

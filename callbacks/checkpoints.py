@@ -1,11 +1,9 @@
 """Checkpoints that survive a kill, and which of them are kept."""
 
-import json
 import logging
 import math
-import re
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -14,17 +12,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.callbacks.kept_checkpoints import KeptCheckpoints
 from lrsa_lightning.callbacks.monitor import Monitor
-from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, AtomicFiles, link, remove
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.callbacks.state_check import check_states
+from lrsa_lightning.checkpoint_files import AtomicFiles
+from lrsa_lightning.data.resume_progress import ends_step
 from lrsa_lightning.errors import InputError, Stopped
-from lrsa_lightning.plain_state import LEFT_OUT, check_plain
+from lrsa_lightning.host_copy import HostCopies
+from lrsa_lightning.plain_state import LEFT_OUT
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.step_log import write_steps, writing
 
 log = logging.getLogger(__name__)
-_SCORES = "scores.json"
 
 
 class Checkpoints(Checkpoint):
@@ -33,6 +32,10 @@ class Checkpoints(Checkpoint):
     ``last.ckpt`` and ``best.ckpt`` are links to one of them. Writes are atomic: a run that is killed during a write
     resumes from the previous checkpoint. Every rule for keeping refers to the same file (a folder under ZeRO), so
     nothing is written twice.
+
+    Training waits only until the state is copied to host memory. A thread writes the copy, and at most one write is in
+    flight: the next save, the end of the run, an error and a signal wait for it. Links, scores and removals follow when
+    it is complete.
     """
 
     @checked
@@ -46,6 +49,7 @@ class Checkpoints(Checkpoint):
         keep_best: PositiveInt = 1,
         on_full_disk: Literal["continue", "stop"] = "continue",
         dirpath: str | None = None,
+        asynchronous: bool = True,
     ):
         """
         Args:
@@ -59,32 +63,31 @@ class Checkpoints(Checkpoint):
             on_full_disk: whether training goes on without the checkpoint, with a warning, or ends. Earlier checkpoints
                 remain either way. A run whose last step could not be saved ends with an error.
             dirpath: folder; checkpoints/ in the run directory if None.
+            asynchronous: whether training goes on while a checkpoint is written. This takes as much host memory as the
+                checkpoint; where it is too small, training waits, and the log says so.
         """
         self.every_n_steps = every_n_steps
-        self.keep_last = keep_last
-        self.keep_every_n_steps = keep_every_n_steps
         self.monitor = monitor
-        self.mode = mode
-        self.keep_best = keep_best
         self.on_full_disk = on_full_disk
         self.dirpath = dirpath
-        self._folder = Path()
-        self._saved_step = 0  # there is nothing to save before the first step
-        self._scores: dict[int, float] = {}
+        self.asynchronous = asynchronous
+        self._kept = KeptCheckpoints(keep_last, keep_every_n_steps, mode, keep_best)
+        self._in_flight = 0  # the step that is being written; 0 if none is
+        self._in_flight_score: float | None = None
+        self._has_reserved = False
         self._measured = None
         self._given_up, self._given_up_step = "", 0  # reason and step of the newest checkpoint, if it was not saved
         self._monitor = Monitor(monitor)
-        self._effort = BestEffort(f"{LAST}, {BEST} and {_SCORES}")
 
     @property
     def best_model_path(self) -> str:
         """Path of the best checkpoint by `monitor`; empty if none has a score."""
-        return str(self._path(best[0])) if (best := self._best()) else ""
+        return str(self._kept.path(best[0])) if (best := self._kept.best()) else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        self._kept.folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicFiles()
+            trainer.strategy.checkpoint_io = AtomicFiles(getattr(trainer.strategy, "host_copies", HostCopies)())
         if stage == "fit":
             self._monitor.check_data(trainer)
 
@@ -94,35 +97,34 @@ class Checkpoints(Checkpoint):
         Raises:
             InputError: the state of a callback or the datamodule could not be loaded again from a checkpoint.
         """
-        for name, part in _states(trainer):
-            check_plain(part, name)
+        check_states(trainer)
         if trainer.is_global_zero:
-            for partial in self._folder.glob(f".*{PARTIAL}"):
-                remove(partial)
+            self._kept.remove_interrupted()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        self._saved_step = checkpoint["global_step"]
+        self._kept.newest = checkpoint["global_step"]
         if left_out := checkpoint.get(LEFT_OUT):
-            log.warning("the checkpoint of step %d was saved without %s", self._saved_step, ", ".join(left_out))
+            log.warning("the checkpoint of step %d was saved without %s", self._kept.newest, ", ".join(left_out))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        file = self._folder / _SCORES
-        scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        # The run may resume from an earlier step: later steps are measured again.
-        self._scores = {int(step): value for step, value in scores.items() if int(step) <= trainer.global_step}
+        self._kept.read_scores(trainer.global_step)
         self._measured = trainer.callback_metrics.get(self.monitor)
         if trainer.global_step == 0:
             self._monitor.check_start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         step = trainer.global_step
+        self._look_at_write(trainer)
+        if step > 0 and not self._has_reserved:
+            self._reserve(trainer)
         # A run ends by steps, by epochs, or by max_time and other reasons to stop.
         is_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         ends = step == trainer.max_steps or is_last_epoch or trainer.should_stop
-        if step not in (self._saved_step, self._given_up_step) and (step % self.every_n_steps == 0 or ends):
+        handled = (self._kept.newest, self._in_flight, self._given_up_step)
+        if step not in handled and (step % self.every_n_steps == 0 or ends):
             self._save(trainer)
         self._score(trainer)
-        if step == self._saved_step > 0:
+        if step > 0 and step in (self._kept.newest, self._in_flight):
             self._monitor.look(trainer, is_due=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,50 +134,110 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises an InputError if the last step could not be saved; it names the newest saved one."""
+        self._finish(trainer)
         self._monitor.sum_up(trainer)
         if self._given_up:
-            saved = self._path(self._saved_step)
-            safe = f"step {self._saved_step} is safe in {saved}" if self._saved_step else "no step is saved"
+            saved = self._kept.path(self._kept.newest)
+            safe = f"step {self._kept.newest} is safe in {saved}" if self._kept.newest else "no step is saved"
             raise InputError(
                 f"the last step, {trainer.global_step}, was not saved ({self._given_up}); {safe}: free the disk and "
                 "resume with --ckpt_path last"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._effort.sum_up()
+        self._kept.sum_up()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves if a signal ended the run. After an error it does not: the step may be incomplete."""
         if isinstance(exception, Stopped):
-            if trainer.global_step not in (0, self._saved_step):
+            self._finish(trainer)
+            if trainer.global_step not in (0, self._kept.newest):
                 self._save(trainer)
-            exception.saved = str(self._path(self._saved_step)) if self._saved_step else None
+                self._finish(trainer)
+            exception.saved = str(self._kept.path(self._kept.newest)) if self._kept.newest else None
+        elif self._in_flight:
+            self._finish_alone(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        self._finish(trainer)
         with writing(trainer):
-            self._write(trainer)
+            refused, is_written = self._begin(trainer)
+            if refused or is_written:
+                self._conclude(trainer, refused)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _is_asynchronous(self, trainer: Trainer) -> bool:
+        return self.asynchronous and isinstance(trainer.strategy.checkpoint_io, AtomicFiles)
+
+    def _begin(self, trainer: Trainer) -> tuple[str, bool]:
+        """Returns why the state, or a part of it, is refused, and whether the write is over; the same on all ranks."""
+        step, files, refused = trainer.global_step, trainer.strategy.checkpoint_io, ""
         write_steps(trainer)  # a resumed run finds the rows of all steps of its checkpoint
-        path, refused = self._path(trainer.global_step), ""
         try:
-            trainer.save_checkpoint(path, weights_only=False)
+            with files.in_background() if self._is_asynchronous(trainer) else nullcontext():
+                trainer.save_checkpoint(self._kept.path(step), weights_only=False)
         except InputError as error:
             refused = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the ranks that do not write wait there
-        full = str(getattr(trainer.strategy.checkpoint_io, "disk_full", None) or "")
-        full, refused = trainer.strategy.broadcast((full, refused))
+        self._in_flight = step
+        is_written = trainer.strategy.reduce_boolean_decision(getattr(files, "is_written", True), all=True)
+        return trainer.strategy.broadcast(refused), is_written
+
+    def _reserve(self, trainer: Trainer) -> None:
+        """Has memory pinned for the copies, as soon as the optimizer has its states."""
+        self._has_reserved = True
+        if self._is_asynchronous(trainer) and trainer.is_global_zero:
+            states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
+            tensors = [*trainer.lightning_module.parameters(), *chain(*(state.values() for state in states))]
+            trainer.strategy.checkpoint_io.copies.reserve(tensors)
+
+    def _look_at_write(self, trainer: Trainer) -> None:
+        """Concludes a write that is complete. Ranks ask one another at growing distances, since they must agree."""
+        distance = trainer.global_step - self._in_flight
+        if not self._in_flight or distance == 0:
+            return
+        is_due = trainer.world_size == 1 or (ends_step(trainer) and distance & (distance - 1) == 0)
+        files = trainer.strategy.checkpoint_io
+        if is_due and trainer.strategy.reduce_boolean_decision(files.is_written, all=True):
+            self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Waits for the write in flight, if there is one. All ranks must call it.
+
+        Raises:
+            InputError: the disk is full, and this is to end the run.
+        """
+        if self._in_flight:
+            with writing(trainer):
+                self._conclude(trainer)
+
+    def _conclude(self, trainer: Trainer, refused: str = "") -> None:
+        files, (step, self._in_flight) = trainer.strategy.checkpoint_io, (self._in_flight, 0)
+        score, self._in_flight_score = self._in_flight_score, None
+        if isinstance(files, AtomicFiles):
+            with trainer.profiler.profile("save_checkpoint"):
+                files.finish()
+        full = trainer.strategy.broadcast(str(getattr(files, "disk_full", None) or ""))
+        path = self._kept.path(step)
         if full:
-            self._given_up, self._given_up_step = full, trainer.global_step
+            self._given_up, self._given_up_step = full, step
             self._give_up(path, full)
         elif not refused or path.exists():
-            self._saved_step, self._given_up = trainer.global_step, ""
+            self._kept.newest, self._given_up = step, ""
             if trainer.is_global_zero:
-                with self._effort.attempt():
-                    link(self._folder / LAST, path)
-                    self._prune()
+                self._kept.name_last()
+            self._add_score(trainer, score)
         if refused:
             raise InputError(f"{refused}: fix it and resume with --ckpt_path last")
+
+    def _finish_alone(self, trainer: Trainer) -> None:
+        """Waits for the write of this rank after an error: the other ranks may be elsewhere."""
+        step, self._in_flight = self._in_flight, 0
+        path = self._kept.path(step)
+        if error := trainer.strategy.checkpoint_io.abandon():
+            log.warning("%s was not saved (%s); the earlier checkpoints are complete", path, error)
+        elif path.is_file() and trainer.is_global_zero:  # a folder needs all ranks
+            self._kept.newest = step
+            self._kept.name_last()
 
     def _give_up(self, path: Path, reason: str) -> None:
         what = f"{path} was not saved ({reason}); the earlier checkpoints are complete"
@@ -189,46 +251,15 @@ class Checkpoints(Checkpoint):
         measured = trainer.callback_metrics.get(self.monitor) if self.monitor is not None else None
         fresh, self._measured = measured is not None and measured is not self._measured, measured
         # NaN and infinity are no scores: NaN cannot be compared, and infinity means that something broke.
-        if fresh and trainer.global_step == self._saved_step and math.isfinite(measured):
-            self._scores[self._saved_step] = float(measured)
-            if trainer.is_global_zero:
-                with self._effort.attempt():
-                    write_text(self._folder / _SCORES, json.dumps(self._scores))
-                    if best := self._best():
-                        link(self._folder / BEST, self._path(best[0]))
-                    self._prune()
-
-    def _best(self) -> list[int]:
-        """Steps of the best checkpoints, the best first; of two equal ones the earlier first."""
-        sign = 1 if self.mode == "min" else -1
-        scored = [step for step in self._scores if self._path(step).exists()]
-        return sorted(scored, key=lambda step: (sign * self._scores[step], step))[: self.keep_best]
-
-    def _prune(self) -> None:
-        """Removes the checkpoints that no rule keeps. Those of later steps stay: the run resumed from before them."""
-        if self.keep_last is None:
+        if not fresh or not math.isfinite(measured):
             return
-        files = self._folder.glob("step=*.ckpt")
-        found = {int(name[1]): path for path in files if (name := re.fullmatch(r"step=(\d+)\.ckpt", path.name))}
-        steps = sorted(step for step in found if step <= self._saved_step)
-        kept = {*steps[-self.keep_last :], *self._best()}
-        kept |= {step for step in steps if self.keep_every_n_steps and step % self.keep_every_n_steps == 0}
-        for step in set(steps) - kept:
-            remove(found[step])
+        if trainer.global_step == self._in_flight:
+            self._in_flight_score = float(measured)
+        elif trainer.global_step == self._kept.newest:
+            self._add_score(trainer, float(measured))
 
-    def _path(self, step: int) -> Path:
-        return self._folder / f"step={step}.ckpt"
-
-
-def _states(trainer: Trainer) -> Iterator[tuple[str, dict]]:
-    """Names and states of callbacks, module and datamodule in a checkpoint, as far as they exist before training."""
-    modules = [module for module in (trainer.lightning_module, trainer.datamodule) if module is not None]
-    for module in modules:
-        yield "hyper_parameters", dict(module.hparams)
-    owners = {f"callbacks[{callback.state_key!r}]": callback for callback in trainer.callbacks}
-    owners |= {type(module).__qualname__: module for module in modules[1:]}
-    for name, owner in owners.items():
-        state = {}
-        with suppress(Exception):  # some states exist only during training: they are checked when they are written
-            state = owner.state_dict()
-        yield name, state
+    def _add_score(self, trainer: Trainer, score: float | None) -> None:
+        if score is not None:
+            self._kept.scores[self._kept.newest] = score
+            if trainer.is_global_zero:
+                self._kept.save_scores()

@@ -46,8 +46,8 @@ def _ways(trainer: Trainer) -> list[str]:
     ways = []
     if _SEGMENTS not in os.environ.get(_ALLOCATOR[device], ""):
         ways.append(f"{_ALLOCATOR[device]}={_SEGMENTS}")
-    if not trainer.lightning_module.gradient_checkpointing:
-        ways.append("model.gradient_checkpointing: true")
+    if trainer.lightning_module.recompute not in ("full", "offload"):
+        ways.append("model.recompute: full")
     if (rows := getattr(trainer.datamodule, "micro_batch_size", 1)) > 1:
         ways.append(f"data.micro_batch_size: 1 instead of {rows}")
     files = ("npu_zero2_sp2.yaml", "npu_zero3_sp2.yaml") if device == "npu" else ("zero2_sp2.yaml", "zero3_sp4.yaml")

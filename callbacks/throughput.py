@@ -17,6 +17,7 @@ from torch import Tensor
 from lrsa_lightning.callbacks.ruler_eval import RULER_CHECK
 from lrsa_lightning.collectives import max_over_ranks
 from lrsa_lightning.flops import DecoderFlops
+from lrsa_lightning.precision import MasterPrecision
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, checked
 from lrsa_lightning.step_log import READING, StepRow
 
@@ -236,7 +237,8 @@ def lengths_of(batch: dict[str, Any]) -> list[int]:
 
 def _peak_flops(trainer: Trainer) -> float | None:
     """Peak operations per second of one device's data sheet, for matrices in the run's precision."""
-    device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
+    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    dtype = torch.bfloat16 if isinstance(plugin, MasterPrecision) else _plugin_to_compute_dtype(plugin)
     is_half = dtype in (torch.bfloat16, torch.float16)
     if device.type == "npu" and "910B" in torch.npu.get_device_name(device) and is_half:
         return _ASCEND_910B_BF16

@@ -27,6 +27,10 @@ def main(args: list[str] | None = None) -> None:
         print(f"usage: lrsa {_CHOICE} [options]\n\n{chr(10).join(lines)}\n")
         print("`lrsa fit --help` lists the options of a subcommand, which are the keys of its YAML files.")
         return
+    if given[0] == "plan":
+        from lrsa_lightning.commands.plan import run as plan
+
+        return plan(given[1:])
     from lrsa_lightning.commands.training import run
 
     run(args)

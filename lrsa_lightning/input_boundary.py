@@ -16,13 +16,14 @@ from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.library_errors import DEBUG, computing_has_begun, describe, input_error, is_users_mistake
 
 _GRACE_S = 2
-# Deprecations in the newest releases, a datamodule without validation files, and advice on loaders and summaries. None
-# of it applies to prepared data and our attention.
+# Deprecations in the newest releases, arguments that a command passes on, a datamodule without validation files, and
+# advice on loaders and summaries. None of it applies to prepared data and our attention.
 _NOISE = (
     "'set_vital' is deprecated",
     ".*LeafSpec.* is deprecated",
     r"\s*``(instantiate_classes|enable_path)``",
     r"\s*By default only one JsonargparseDeprecationWarning",
+    "LightningCLI's args parameter is intended",
     "Total length of `list` across ranks is zero",
     ".*does not have many workers",
     ".*not supported by the model summary",

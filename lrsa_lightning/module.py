@@ -4,7 +4,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -16,6 +16,7 @@ from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.fused import FusedLayers, fuse
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
 from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
@@ -28,6 +29,8 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
+from lrsa_lightning.recompute import Policy, recompute_of, set_policies
+from lrsa_lightning.recompute_choice import policies
 from lrsa_lightning.step_log import StepLog, write_steps
 
 T = TypeVar("T")
@@ -51,8 +54,10 @@ class LongContextModule(lightning.LightningModule):
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,
         warmup_steps: NonNegativeInt = 0,
-        gradient_checkpointing: bool = False,
+        recompute: Policy | Literal["auto"] = "auto",
+        fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
+        gradient_checkpointing: bool | None = None,
     ):
         """
         Args:
@@ -66,8 +71,12 @@ class LongContextModule(lightning.LightningModule):
             betas: betas of AdamW.
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
             warmup_steps: steps of linear warm-up before the cosine.
-            gradient_checkpointing: compute each layer again in the backward, which saves memory.
+            recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
+                SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full,
+                with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
+            fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
+            gradient_checkpointing: the earlier name of recompute: true is full, false is none.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -85,7 +94,8 @@ class LongContextModule(lightning.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.gradient_checkpointing = gradient_checkpointing
+        self.recompute = recompute_of(recompute, gradient_checkpointing)
+        self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
         self.model = None
         self.meter = StepMeter()
@@ -117,11 +127,14 @@ class LongContextModule(lightning.LightningModule):
 
         self.model = load_model(self._load_config(), self.name_or_path)
         self._attention_at_length.install(self.model)
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
+        fuse(self.model, self.fused_layers, "cpu" if strategy is None else strategy.root_device.type)
         if isinstance(strategy, SequenceParallelStrategy):
             strategy.parallelize(self.attention, self.model, self.seq_len)
+
+    def on_train_start(self) -> None:
+        """Decides what is computed again, now that the weights have their place on the device."""
+        set_policies(self.model.get_decoder().layers, policies(self, self.trainer))
 
     def _load_config(self):
         from lrsa_lightning.pretrained import load_config
@@ -140,14 +153,15 @@ class LongContextModule(lightning.LightningModule):
         Args:
             input_ids: int64 [B, N], or this rank's segment of the rows.
             position_ids: of the same shape.
-            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row.
+            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row. A mode
+                need not look for them in the positions.
 
         Returns:
             [B, N, D], or this rank's segment.
         """
-        packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        rows = self.attention.row_arguments(cu_seqlens, input_ids.device)
         decoder = self.model.get_decoder()
-        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **packed).last_hidden_state
+        return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **rows).last_hidden_state
 
     def as_forward(self, function: Callable[[], T]) -> T:
         """Calls a function that runs parts of the model: strategies that shard weights gather them for it."""

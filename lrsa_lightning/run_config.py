@@ -20,7 +20,7 @@ _NO_EFFECT_ON_SAMPLES = ("val_files", "micro_batch_size", "num_workers", "prepar
 _GUARDED = ("seed_everything", "model", "data")
 _FREE = re.compile(
     rf"data\.({'|'.join(_NO_EFFECT_ON_SAMPLES)})"
-    r"|model\.(lr|betas|weight_decay|warmup_steps|gradient_checkpointing|loss_chunk_size)"
+    r"|model\.(lr|betas|weight_decay|warmup_steps|recompute|gradient_checkpointing|fused_layers|loss_chunk_size)"
     r"|model\.attention\.init_args\.(backend|chunks_per_fill)"
 )
 # Each node may have a disk of its own; the rest of the configuration decides what is on it.

@@ -1,10 +1,12 @@
-"""Lightning's Trainer with ranges of its numbers."""
+"""Lightning's Trainer with ranges of its numbers, and the precision `bf16-master`."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 from lightning import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 
+from lrsa_lightning import precision as precisions
 from lrsa_lightning.ranges import (
     CountOrEndless,
     CountOrFraction,
@@ -16,6 +18,8 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
+
+_OfLightning = get_type_hints(Trainer.__init__)["precision"]
 
 
 class RangedTrainer(Trainer):
@@ -40,6 +44,9 @@ class RangedTrainer(Trainer):
         accumulate_grad_batches: PositiveInt = 1,
         max_time: Duration | timedelta | dict[str, int] | None = None,
         gradient_clip_val: NonNegativeFiniteFloat | None = None,
+        precision: Literal["bf16-master"] | _OfLightning = None,
+        strategy: str | Strategy = "auto",
+        plugins: Any = None,
         **further,
     ):
         """
@@ -59,7 +66,25 @@ class RangedTrainer(Trainer):
             accumulate_grad_batches: follows from data.global_batch_size; leave it out.
             max_time: of the training, as days:hours:minutes:seconds.
             gradient_clip_val: greatest norm of the gradient; 0 and null do not clip.
+            precision: bf16-master computes in bfloat16 and keeps float32 master weights; others are Lightning's.
+            strategy: name of a strategy, or a strategy.
+            plugins: Lightning's.
             **further: Lightning's own.
         """
         own = {name: value for name, value in locals().items() if name not in ("self", "further", "__class__")}
+        if precision == precisions.NAME:
+            own |= _with_masters(strategy, plugins)
         super().__init__(**own, **further)
+
+
+def _with_masters(strategy: str | Strategy, plugins: Any) -> dict[str, Any]:
+    """The precision and the plugins that give a strategy float32 masters. DeepSpeed's bfloat16 always has them."""
+    if isinstance(strategy, str):
+        strategy = StrategyRegistry.get(strategy)["strategy"] if strategy in StrategyRegistry else None
+    kind = strategy if isinstance(strategy, type) else type(strategy)
+    if issubclass(kind, DeepSpeedStrategy):
+        return {"precision": "bf16-true"}
+    given = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    shards = issubclass(kind, ModelParallelStrategy)
+    plugin = precisions.MasterPrecision() if shards else precisions.MasterWeights()
+    return {"precision": None, "plugins": [*given, plugin]}

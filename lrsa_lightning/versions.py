@@ -11,7 +11,7 @@ import torch
 from lrsa_lightning.version import __version__
 
 _PACKAGES = (
-    *("transformers", "lightning", "triton", "flash-attn-4", "nvidia-cutlass-dsl"),
+    *("transformers", "lightning", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "liger-kernel"),
     *("deepspeed", "torch-npu", "wandb"),
 )
 

@@ -1,188 +1,207 @@
-"""Times training steps of a Qwen2.5-1.5B shape with sequence parallelism, and prints a Markdown table.
+"""Times training steps on sequences that several devices share, and prints a Markdown table.
 
-Rows: each GPU alone, then full attention under Ulysses, LRSA under Ulysses and LRSA under context parallelism, over all
-GPUs of the launch. Random weights and tokens, batch 1, bf16, activation checkpointing, module and strategies of
-`lrsa fit`. Full attention is transformers' sdpa, and also FlashAttention-4 if flash-attn-4 is installed.
-"received" is the data that the first rank gets per step for the shared sequence. "efficiency" is a row's tokens per
-second over those of the same number of GPUs alone. "loss" is the last step's; rows of one attention agree up to bf16
-rounding.
-Usage: torchrun --nproc-per-node 2 scripts/bench_distributed.py [--lengths 65536 131072] [--strategy zero2]
+Rows: full attention (FlashAttention-4) and LRSA, under Ulysses and context parallelism, by each strategy and over each
+link, through `lrsa fit` in its default configuration. The link "host" sets NCCL_P2P_DISABLE=1: the devices then
+exchange data through the host's memory, as a stand-in for a slow link. Options that this command does not know go to
+`lrsa fit`. "received" is what a rank gets per step for the shared sequence, in bfloat16. "to full attention" compares
+with full attention under Ulysses, "efficiency" with as many devices that have a sequence each (--kinds alone ...), both
+by the same strategy and link. "loss" is the last logged one.
+Usage: python scripts/bench_distributed.py [--length 131072] [--strategies zero2 fsdp2] [--links direct host]
 """
 
-import atexit
-import gc
+import argparse
+import json
 import os
 import re
-import shutil
+import shlex
+import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from itertools import pairwise
-from statistics import median
+from pathlib import Path
+from typing import Any
 
-import lightning
 import torch
-from bench_attention import dense_fa4, print_versions
-from bench_generate import LAYERS, VOCABULARY, shape
-from lightning import Callback, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from bench.inputs import Inputs, config_keys
+from bench.processes import Failed, results
+from bench.runs import FLASH_4, Row, Settings
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.command_line import ScriptParser
-from lrsa_lightning.distributed import SequenceParallel, SPDDPStrategy, SPDeepSpeedStrategy, SPModelParallelStrategy
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
+from lrsa_lightning.ranges import AtLeastTwo, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
+from lrsa_lightning.versions import versions
 
 STRATEGIES = {
-    "ddp": SPDDPStrategy,
-    "fsdp2": SPModelParallelStrategy,
-    "zero2": partial(SPDeepSpeedStrategy, stage=2),
-    "zero3": partial(SPDeepSpeedStrategy, stage=3),
+    "ddp": ("SPDDPStrategy", {}),
+    "fsdp2": ("SPModelParallelStrategy", {}),
+    "zero2": ("SPDeepSpeedStrategy", {"stage": 2}),
+    "zero3": ("SPDeepSpeedStrategy", {"stage": 3}),
 }
-NUM_LABELS = 512
+LINKS = {"direct": {}, "host": {"NCCL_P2P_DISABLE": "1"}}
+COLUMNS = (
+    *("attention", "shared by", "strategy", "link", "s a step", "tokens/s", "to full attention", "efficiency"),
+    *("peak GiB of each rank", "received GiB of each rank", "loss"),
+)
 
 
-def random_weights(num_layers: int) -> str:
-    """A folder with a model drawn on the GPU: `lrsa fit` draws on the host, which would take a minute per row."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder)
-    config = shape(2**18, num_layers, rope_theta=1e4)  # as the losses in docs/performance.md have it
-    torch.manual_seed(0)
-    with torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))):
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    return folder
+@dataclass(frozen=True)
+class SharedRow:
+    """A row of the table.
 
+    Attributes:
+        attention: its name.
+        mode: the attention.
+        kind: ulysses, context, or alone, where each device has a sequence of its own.
+        strategy: of `STRATEGIES`.
+        link: of `LINKS`.
+        devices: how many.
+    """
 
-class RandomRows(lightning.LightningDataModule):
-    """The same row of random tokens at every step, cut into segments as in `lrsa fit`."""
+    attention: str
+    mode: AttentionMode
+    kind: str
+    strategy: str
+    link: str
+    devices: int
 
-    def __init__(self, seq_len: int, steps: int):
-        super().__init__()
-        self.seq_len, self.steps = seq_len, steps
+    @property
+    def name(self) -> str:
+        return f"{self.attention} {self.kind} {self.strategy} {self.link}"
 
-    def train_dataloader(self) -> DataLoader:
-        torch.manual_seed(0)
-        ids = torch.randint(0, VOCABULARY, (1, self.seq_len))
-        is_label = torch.arange(self.seq_len) >= self.seq_len - NUM_LABELS
-        row = {
-            "input_ids": ids,
-            "labels": ids.masked_fill(~is_label, -100),
-            "position_ids": torch.arange(self.seq_len)[None],
-            "weights": is_label[None].float(),
-            "lengths": torch.tensor([self.seq_len]),
-            "num_tokens": torch.tensor(NUM_LABELS * self.trainer.strategy.data_parallel_size),
-            "max_labels_per_rank": NUM_LABELS,
+    @property
+    def sequences(self) -> int:
+        return self.devices if self.kind == "alone" else 1
+
+    def row(self) -> Row:
+        class_name, arguments = STRATEGIES[self.strategy]
+        sharing = {} if self.kind == "alone" else {"sequence_parallel": {"size": self.devices, "kind": self.kind}}
+        trainer = {
+            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+            "devices": self.devices,
+            "strategy": {
+                "class_path": f"lrsa_lightning.distributed.{class_name}",
+                "init_args": {**arguments, **sharing},
+            },
         }
-        sharding = self.trainer.strategy.sharding
-        return DataLoader([sharding.cut(row) if sharding else row] * self.steps, batch_size=None)
+        return Row(self.name, self.mode, trainer=trainer, global_batch=self.sequences)
 
 
-class StepTimes(Callback):
-    """The times at which optimizer steps end, with the device synchronised, and the last loss."""
-
-    def __init__(self):
-        self.ends: list[float] = []
-        self.loss = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, *_) -> None:
-        torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-        self.loss = float(trainer.callback_metrics["train/loss"])
-
-
-def measure(mode: AttentionMode, shared: SequenceParallel, seq_len: int, options) -> tuple[float, float, float, float]:
-    """Seconds per step, peak GiB of the first GPU, GiB that it receives per step, and the last loss."""
-    gc.collect()  # the model of the previous row
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    lightning.seed_everything(0, verbose=False)
-    times = StepTimes()
-    trainer = Trainer(
-        accelerator="cuda",
-        devices=options.world_size,
-        precision="bf16-true",
-        strategy=STRATEGIES[options.strategy](sequence_parallel=shared),
-        max_steps=options.steps,
-        callbacks=[times],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    module = LongContextModule(mode, options.weights, seq_len=seq_len, gradient_checkpointing=True)
-    trainer.fit(module, RandomRows(seq_len, options.steps))
-    # The first step compiles, the second still fills caches.
-    seconds = median(end - start for start, end in pairwise(times.ends[1:]))
-    sharding = trainer.strategy.sharding
-    received = sum(sharding.group.received.values()) * 2 / 2**30 / options.steps if sharding else 0.0
-    if isinstance(trainer.strategy, SPDeepSpeedStrategy):
-        trainer.strategy.deepspeed_engine.destroy()  # otherwise its hooks keep weights and states on the GPU
-    return seconds, torch.cuda.max_memory_allocated() / 2**30, received, times.loss
+def work(settings: Settings, shared: SharedRow) -> dict[str, Any]:
+    """One row, on one of its ranks."""
+    row, rank = shared.row(), int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if (reason := row.left_out()) is not None:
+        return {"failed": reason}
+    if rank == 0:
+        settings.inputs.write(device)
+    settings.inputs.wait()
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {"card": card, **row.run(settings, device)}
 
 
-def fa4(module, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, *_, **__) -> tuple[Tensor, None]:
-    """FlashAttention-4 for transformers. Some of its versions do not find the package by themselves."""
-    return dense_fa4(q_BHND, k_BGND, v_BGND).transpose(1, 2), None
+def rows(options: argparse.Namespace) -> list[list[SharedRow]]:
+    """The rows of each link and strategy, which share processes; full attention comes first."""
+    modes = {"full attention": Vanilla(FLASH_4)}
+    if options.sdpa:
+        modes = {"full attention": Vanilla()}
+    modes |= {f"LRSA r={ratio:g}": LRSA(lag_size=options.lag, retention_ratio=ratio) for ratio in options.ratios}
+    groups = [
+        [
+            SharedRow(name, mode, kind, strategy, link, options.devices)
+            for kind in options.kinds
+            for name, mode in modes.items()
+        ]
+        for link in options.links
+        for strategy in options.strategies
+    ]
+    return [[row for row in group if re.search(options.rows, row.name)] for group in groups]
 
 
-def rows(size: int, ratios: list[float]) -> list[tuple[str, AttentionMode, SequenceParallel]]:
-    """All rows to measure; those in which each GPU runs alone come first."""
-    modes = {f"LRSA r={ratio:g}": LRSA(retention_ratio=ratio) for ratio in ratios}
-    modes["Vanilla sdpa"] = Vanilla()
-    if find_spec("flash_attn") is not None:
-        AttentionInterface.register("fa4", fa4)
-        AttentionMaskInterface.register("fa4", lambda *_, **__: None)
-        modes["Vanilla FlashAttention-4"] = Vanilla("fa4")
-    alone = [(name, mode, SequenceParallel(1)) for name, mode in modes.items()]
-    if size == 1:
-        return alone
-    ulysses = [(name, mode, SequenceParallel(size, "ulysses")) for name, mode in modes.items()]
-    context = [(name, mode, SequenceParallel(size, "context")) for name, mode in modes.items() if "LRSA" in name]
-    return alone + ulysses + context
+def measure(options: argparse.Namespace, settings: Settings) -> Iterator[tuple[SharedRow, dict[str, Any]]]:
+    """Each row with its figures, or with why it has none."""
+    for group in rows(options):
+        environment = LINKS[group[0].link] if group else {}
+        for row, of_ranks in results(partial(work, settings), group, options.row_timeout, options.devices, environment):
+            if isinstance(of_ranks, Failed):
+                yield row, {"failed": str(of_ranks)}
+                continue
+            first = of_ranks[0]
+            for name in ("peak_gib", "received_gib"):
+                first[name] = [figures[name] for figures in of_ranks if name in figures]
+            yield row, first
+
+
+def cells(row: SharedRow, figures: dict[str, Any], speeds: dict[tuple[str, ...], float], length: int) -> list[str]:
+    """The cells of a row; notes its tokens per second."""
+    named = [row.attention, f"{row.devices}, {row.kind}", row.strategy, row.link]
+    if "failed" in figures:
+        return [*named, figures["failed"], *[""] * (len(COLUMNS) - 5)]
+    seconds = figures["median_ms"] / 1000
+    speed = row.sequences * length / seconds
+    speeds[row.attention, row.kind, row.strategy, row.link] = speed
+    full = speeds.get(("full attention", "ulysses", row.strategy, row.link))
+    alone = speeds.get((row.attention, "alone", row.strategy, row.link))
+    return [
+        *named,
+        *(f"{seconds:.3f}", f"{speed:.0f}", f"{speed / full:.2f}x" if full else ""),
+        f"{speed / alone:.0%}" if alone else "",
+        *(", ".join(f"{value:.2f}" for value in figures[name]) for name in ("peak_gib", "received_gib")),
+        f"{figures['losses'][-1]:.4f}" if figures["losses"] else "",
+    ]
+
+
+def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = ScriptParser(__doc__)
+    found = torch.cuda.device_count()
+    parser.add_argument("--length", type=PositiveInt, default=131072, help="tokens of a sequence")
+    parser.add_argument("--labels", type=PositiveInt, default=512, help="label tokens of a sequence, its last ones")
+    parser.add_argument("--model", default="qwen2.5-1.5b", help="a shape (tiny, qwen2.5-7b, ...), or JSON keys")
+    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5], help="of LRSA")
+    parser.add_argument("--lag", type=PositiveInt, default=1024, help="lag size of LRSA")
+    parser.add_argument("--devices", type=AtLeastTwo, default=max(2, found), help="that share a sequence; default: all")
+    parser.add_argument("--kinds", choices=("alone", "ulysses", "context"), nargs="+", default=["ulysses", "context"])
+    parser.add_argument("--strategies", choices=STRATEGIES, nargs="+", default=["zero2"], help="who holds what")
+    parser.add_argument("--links", choices=LINKS, nargs="+", default=["direct"], help="how devices exchange data")
+    parser.add_argument("--sdpa", action="store_true", help="full attention by sdpa instead of FlashAttention-4")
+    parser.add_argument("--rows", default="", help="regular expression, such as 'LRSA r=0.5 context zero2'")
+    parser.add_argument("--warmup", type=PositiveInt, default=2, help="steps before the measured ones")
+    parser.add_argument("--steps", type=PositiveInt, default=3, help="measured steps")
+    parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=150.0, help="seconds for one row")
+    parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
+    options, passed = parser.parse_known_args(args)
+    try:
+        options.keys = config_keys(options.model, options.length)
+    except ValueError as error:
+        parser.error(f"--model: {error}")
+    return options, passed
 
 
 @report_input_errors
-def main() -> None:
-    parser = ScriptParser(__doc__)
-    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[65536, 131072], help="tokens of a sequence")
-    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5], help="of LRSA")
-    parser.add_argument("--strategy", choices=STRATEGIES, default="zero2", help="how weights and states are divided")
-    parser.add_argument(
-        "--rows", default="", help="regular expression for the rows to measure, such as 'LRSA r=0.5 1, alone'"
-    )
-    parser.add_argument("--layers", type=PositiveInt, default=LAYERS, help="decoder layers; fewer take less time")
-    parser.add_argument("--steps", type=PositiveInt, default=5, help="steps of each row, two of them to warm up")
-    options = parser.parse_args()
-    options.weights = random_weights(options.layers)
-    options.world_size, is_first = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("RANK", "0") == "0"
-    if is_first:
-        print(f"{options.world_size} x", end=" ")
-        print_versions(options.strategy)
-        print()
-        print("| tokens | attention | shared by | s a step | tokens/s | efficiency | peak GiB | received GiB | loss |")
-        print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for seq_len in options.lengths:
-        alone = {}
-        for name, mode, shared in rows(options.world_size, options.ratios):
-            by = f"{shared.size}, {shared.kind}" if shared.size > 1 else "1, alone"
-            if not re.search(options.rows, f"{name} {by}"):
-                continue
-            seconds, peak, received, loss = measure(mode, shared, seq_len, options)
-            speed = seq_len * (options.world_size // shared.size) / seconds
-            if shared.size == 1:
-                alone[name] = speed
-            if is_first:
-                efficiency = f"{speed / alone[name]:.0%}" if name in alone else ""
-                print(
-                    f"| {seq_len} | {name} | {by} | {seconds:.3f} | {speed:.0f} | {efficiency} "
-                    f"| {peak:.1f} | {received:.2f} | {loss:.4f} |",
-                    flush=True,
-                )
+def main(args: list[str] | None = None) -> None:
+    options, passed = parse(args)
+    software = ", ".join(f"{name} {number}" for name, number in versions().items())
+    print(f"{shlex.join(sys.argv)}\n{software}\n")
+    for link in options.links:
+        for name, value in LINKS[link].items():
+            print(f"link {link}: with {name}={value}\n")
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
+    speeds: dict[tuple[str, ...], float] = {}
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        steps = options.warmup + options.steps + 1  # one more, so that no epoch ends in a measured step
+        inputs = Inputs(Path(folder), options.keys, options.length, options.labels, options.devices * steps)
+        settings = Settings(inputs, 1, 1, options.warmup, options.steps, 0, tuple(passed))
+        for row, figures in measure(options, settings):
+            print(f"| {' | '.join(cells(row, figures, speeds, options.length))} |", flush=True)
+            found.append({"row": row.name, **figures})
+            if options.json is not None:
+                options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    cards = sorted({figures["card"] for figures in found if "card" in figures})
+    print(f"\n{options.devices} x {' or '.join(cards) or 'no device'}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ COMMANDS = [
     (["eval_ruler", "--model", "x", "--attention", "absent.yaml"], "absent.yaml (--attention) does not exist"),
     (["eval_ruler", "--checkpoint", "absent.ckpt", "--skip_missing"], "absent.ckpt does not exist"),
     (["eval_ruler", "--predictions", "absent.jsonl"], "absent"),
+    (["bench_step", "--labels", "1"], "--labels is 1, but must be from 2 to 32767"),
+    (["bench_step", "--model", "qwen9"], "--model: 'qwen9' is none of tiny, qwen2.5-0.5b"),
+    (["bench_step", "--model", "{"], "--model: "),
+    (["bench_step", "--global-batch", "3", "--micro-batch", "2"], "--global-batch 3 is not a multiple"),
+    (["bench_distributed", "--devices", "1"], "--devices is '1', but must be"),
 ]
 
 

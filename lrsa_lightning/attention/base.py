@@ -7,8 +7,11 @@ from dataclasses import is_dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from lrsa_lightning.attention.execution import Execution
 from lrsa_lightning.attention.layout import causal_pairs
+from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
 
@@ -68,6 +71,18 @@ class AttentionMode(ABC):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         return ALL_ATTENTION_FUNCTIONS[self.registry_key()]
+
+    def row_arguments(self, cu_seqlens: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
+        """Arguments of the decoder's forward in training, where it is known which samples are in each row.
+
+        Rows are padded on the right, and their positions begin at 0 in each sample. The default leaves it to
+        transformers to find packed rows by their positions.
+
+        Args:
+            cu_seqlens: boundaries of the samples in each packed row, from 0 to N; None for one sample a row.
+            device: of the tokens.
+        """
+        return {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
 
     def for_heads(self, first_kv_head: int) -> "AttentionMode":
         """The mode on a share of the heads, as Ulysses runs it; the mode itself where heads do not matter."""

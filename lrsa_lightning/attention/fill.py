@@ -7,6 +7,8 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, C com
 tokens), R raw keys, Q queries.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,15 +81,20 @@ def attend(
     if q_BHQD.device.type == "npu":  # its attention takes all fills of one chunk at once
         from lrsa_lightning.attention.fill_npu import FusedFills
 
-        return FusedFills.apply(q_BHQD, *compact, *raw, [*layout.fills(1)], scale)
-    return _Fills.apply(q_BHQD, *compact, *raw, [*layout.fills(chunks_per_fill)], scale)
+        return FusedFills.apply(q_BHQD, *compact, *raw, _fills(layout, 1), scale)
+    return _Fills.apply(q_BHQD, *compact, *raw, _fills(layout, chunks_per_fill), scale)
+
+
+@lru_cache(maxsize=256)
+def _fills(layout: KVLayout, chunks_per_fill: int) -> tuple[Fill, ...]:
+    return tuple(layout.fills(chunks_per_fill))
 
 
 class _Fills(torch.autograd.Function):
     """All fills of a sequence. The backward joins each fill's keys again: kept, they would grow with N squared."""
 
     @staticmethod
-    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[Fill], scale: float | None):
+    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: Sequence[Fill], scale: float | None):
         ctx.save_for_backward(q, k_compact, v_compact, k_raw, v_raw)
         ctx.fills, ctx.scale = fills, scale
         out = q.new_empty(*q.shape[:-1], v_raw.shape[-1])

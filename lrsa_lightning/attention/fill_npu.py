@@ -35,7 +35,7 @@ class FusedFills(torch.autograd.Function):
     """Fills of one chunk each. Takes q [B, H, Q, D], compact and raw keys and values, the fills, the scale or None."""
 
     @staticmethod
-    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: list[Fill], scale: float | None):
+    def forward(ctx, q, k_compact, v_compact, k_raw, v_raw, fills: Sequence[Fill], scale: float | None):
         ctx.scale = q.shape[-1] ** -0.5 if scale is None else scale
         ctx.calls = list(_calls(fills, q.shape[0]))
         outs, statistics = [], []

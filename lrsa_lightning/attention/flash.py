@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists, visible_bounds
+from lrsa_lightning.attention.recently_used import recently_used
 from lrsa_lightning.attention.rule import LagRule
 
 # The query tile of FlashAttention-4's Hopper backward by head size.
@@ -52,7 +53,7 @@ class _Attention(torch.autograd.Function):
             softmax_scale=scale,
             mask_mod=_mask_mod(*_sizes(layout.rule)),
             aux_scalars=_lengths(layout),
-            block_sparse_tensors=_tile_lists(layout, q_BNHD.device, TILE, by_key=False),
+            block_sparse_tensors=_tile_lists(layout, q_BNHD.device, TILE, False),
             return_lse=any(ctx.needs_input_grad),
             out=out[:, before:],
         )[1]
@@ -79,7 +80,7 @@ class _Attention(torch.autograd.Function):
             ctx.scale,
             mask_mod=_mask_mod(*_sizes(layout.rule)),
             aux_scalars=_lengths(layout),
-            block_sparse_tensors=_tile_lists(layout, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], by_key=True),
+            block_sparse_tensors=_tile_lists(layout, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], True),
             dq=grad_q[:, before:],
         )
         if before:
@@ -113,18 +114,18 @@ def _add_sink_gradients(
         gradient += part
 
 
-@lru_cache(maxsize=16)
+@recently_used(size=lambda layout, device, query_tile, by_key: layout.tile_list_bytes(query_tile))
 def _tile_lists(layout: KVLayout, device: torch.device, query_tile: int, by_key: bool):
     """Key tiles of each query tile, for the forward, or query tiles of each key tile, for the backward."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
 
-    seen, full = layout.tiles(query_tile)
+    seen, full = layout.tiles(query_tile, device)
     chosen = (z.T if by_key else z for z in (seen & ~full, full))
-    tensors = (t.to(device) for z in chosen for t in tile_lists(z))
-    return BlockSparseTensorsTorch(*tensors, block_size=(query_tile, TILE))
+    lists = (z for tiles in chosen for z in tile_lists(tiles))
+    return BlockSparseTensorsTorch(*lists, block_size=(query_tile, TILE))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)  # plain numbers; packed rows have many lengths
 def _lengths(layout: KVLayout) -> tuple:
     """What the mask depends on beside the rule: arguments of the kernel, and slow enough to make to be kept."""
     from cutlass import Int32

@@ -5,7 +5,7 @@ Shape suffixes: B batch, H query heads, G KV heads, N tokens, D head size, Q que
 
 import logging
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lrsa_lightning.attention import flash
 from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists
 from lrsa_lightning.attention.packing import sample_by_sample
+from lrsa_lightning.attention.recently_used import recently_used
 from lrsa_lightning.attention.rule import LagRule, gather_tokens, rule_of
 from lrsa_lightning.attention.scorers import LagKVScorer
 
@@ -28,7 +29,16 @@ _AFTER_SINK_FROM = 32768
 _FLOAT32_AS_THREE_PRODUCTS = {"FLOAT32_PRECISION": "'tf32x3'"}
 
 
-@sample_by_sample
+def _compiled_length(q_BHND: Tensor, kernel: Kernel | None = None, **_) -> int:
+    """Tokens that a sample of a packed row is padded to. Triton compiles for each length: it gets eight an octave."""
+    num_tokens = q_BHND.shape[2]
+    if (kernel or pick_kernel(q_BHND)) == "FLASH":
+        return num_tokens
+    step = 2 ** max(0, num_tokens.bit_length() - 4)
+    return -(-num_tokens // step) * step
+
+
+@partial(sample_by_sample, padded_length=_compiled_length)
 def lrsa_attention(
     q_BHND: Tensor,
     k_BGND: Tensor,
@@ -97,7 +107,7 @@ def _run(kernel: Kernel, q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, layout:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1024)  # plain numbers; packed rows have many lengths
 def _training_layout(num_tokens: int, rule: LagRule, kernel: Kernel, has_backward: bool) -> KVLayout:
     if kernel == "TRITON":
         return KVLayout.of_sequence(rule, num_tokens, TILE)
@@ -107,7 +117,7 @@ def _training_layout(num_tokens: int, rule: LagRule, kernel: Kernel, has_backwar
     return layout.with_duplicates() if has_backward else layout
 
 
-@lru_cache(maxsize=8)
+@recently_used(size=lambda layout, device: 2 * layout.tile_list_bytes())  # by query tile, and by key tile
 def block_mask(layout: KVLayout, device: torch.device):
     """The mask of a layout as FlexAttention's BlockMask.
 
@@ -116,9 +126,10 @@ def block_mask(layout: KVLayout, device: torch.device):
     """
     from torch.nn.attention.flex_attention import BlockMask  # its import takes a second
 
-    seen, full = layout.tiles()
+    seen, full = layout.tiles(device=device)
     return BlockMask.from_kv_blocks(
-        *(t.to(device) for t in (*tile_lists(seen & ~full), *tile_lists(full))),
+        *tile_lists(seen & ~full),
+        *tile_lists(full),
         BLOCK_SIZE=(TILE, TILE),
         mask_mod=lambda b, h, query, key: layout.visible(query, key),
         seq_lengths=(layout.num_queries, layout.num_keys),
@@ -167,7 +178,9 @@ def _is_power_of_two(dim: int) -> bool:
 
 def pick_kernel(q_BHND: Tensor) -> Kernel:
     """FLASH where it runs and may; its backward adds up dq in no fixed order, so not under deterministic algorithms."""
-    flash_runs = _flash_runs(q_BHND.device, q_BHND.dtype, q_BHND.shape[-1])
+    # Under autocast RoPE leaves queries in float32, and the attention rounds them.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else q_BHND.dtype
+    flash_runs = _flash_runs(q_BHND.device, dtype, q_BHND.shape[-1])
     return "FLASH" if flash_runs and not torch.are_deterministic_algorithms_enabled() else "TRITON"
 
 
@@ -190,5 +203,5 @@ def _flex_attention():
 
     # One graph a shape and mask: with automatic dynamic shapes compilation was seen to hang, and past the limit
     # FlexAttention would fall back to materialising all scores.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     return torch.compile(flex_attention, dynamic=False)

@@ -139,7 +139,7 @@ def _extend_kernel(
 @triton.jit
 def _extend_backward_kernel(
     grad_k_ext_ptr, grad_v_ext_ptr, inverse_ptr, grad_k_ptr, grad_v_ptr,
-    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
+    stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn, stride_ob, stride_og, stride_on,
     groups, num_tokens, num_duplicates, raw_offset, first_raw, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Each token's gradient: the sum over its raw key, its compact key and the duplicate, as far as it has them."""
@@ -163,7 +163,7 @@ def _extend_backward_kernel(
     grad += tl.load(compact_at, mask=(compact >= 0)[:, None], other=0.0).to(tl.float32)
     duplicate_at = base + compact.to(tl.int64)[:, None] * stride_n
     grad += tl.load(duplicate_at, mask=((compact >= 0) & (compact < num_duplicates))[:, None], other=0.0).to(tl.float32)
-    out = (row.to(tl.int64) * num_tokens + token)[:, None] * DIM + channel
+    out = b * stride_ob + g * stride_og + token.to(tl.int64)[:, None] * stride_on + channel
     tl.store(grad_ptr + out, grad, mask=inside[:, None])
 
 
@@ -230,9 +230,10 @@ class Extend(torch.autograd.Function):
         k_ext, v_ext = _rows(grad_k_BGED), _rows(grad_v_BGED)
         batch, groups, num_tokens = inverse.shape
         dim = k_ext.shape[-1]
-        grad_k, grad_v = (z.new_empty(batch, groups, num_tokens, dim) for z in (k_ext, v_ext))
+        # A token's heads side by side, as the backward of RoPE and of the projections wants them: else it would copy.
+        grad_k, grad_v = (z.new_empty(batch, num_tokens, groups, dim).transpose(1, 2) for z in (k_ext, v_ext))
         _extend_backward_kernel[(triton.cdiv(num_tokens, 64), batch * groups, 2)](
-            k_ext, v_ext, inverse, grad_k, grad_v, *k_ext.stride()[:3], *v_ext.stride()[:3],
+            k_ext, v_ext, inverse, grad_k, grad_v, *k_ext.stride()[:3], *v_ext.stride()[:3], *grad_k.stride()[:3],
             groups, num_tokens, layout.num_duplicates, layout.raw_offset, layout.first_raw, dim, ROWS=64, num_warps=4,
         )  # fmt: skip
         return grad_k, grad_v, None, None, None

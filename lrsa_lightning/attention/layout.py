@@ -138,8 +138,8 @@ class KVLayout:
 
     def with_duplicates(self) -> "KVLayout":
         """The same layout with a duplicate of each compact tile that the later half of the queries sees completely."""
-        compact_end, _ = self.intervals(torch.tensor(self._later_half))
-        num_duplicates = min(int(compact_end) - self.num_duplicates, _MAX_DUPLICATES)
+        compact_end, _ = visible_bounds(self.rule, self._later_half + self.first_query, min, max)
+        num_duplicates = min(compact_end, _MAX_DUPLICATES)
         return replace(self, num_duplicates=num_duplicates // TILE * TILE)
 
     @property
@@ -147,17 +147,19 @@ class KVLayout:
         """First query that reads the duplicates."""
         return self.num_queries // 2 // TILE * TILE
 
-    def tiles(self, query_tile: int = TILE) -> tuple[Tensor, Tensor]:
+    def tiles(self, query_tile: int = TILE, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """The tiles that hold a visible element, and those that hold nothing else: bool [query tiles, key tiles].
+
+        Computed on the device that needs them: a copy would wait for it, and sorts of long lists take the host long.
 
         Both intervals only move forward from query to query. So the first and the last query of a tile decide on it.
         """
-        first = torch.arange(0, self.num_queries, query_tile).unsqueeze(-1)
+        first = torch.arange(0, self.num_queries, query_tile, device=device).unsqueeze(-1)
         last = (first + query_tile - 1).clamp(max=self.num_queries - 1)
         least, earliest = self.intervals(first)
         most, latest = self.intervals(last)
 
-        start = torch.arange(0, self.num_keys, TILE)
+        start = torch.arange(0, self.num_keys, TILE, device=device)
         end = (start + TILE).clamp(max=self.num_keys)
         raw = start >= self.raw_offset
         sees_raw = torch.maximum(start, earliest) < torch.minimum(end, last + self.diagonal + 1)
@@ -169,6 +171,10 @@ class KVLayout:
         has_duplicate = (start >= self.num_duplicates) & (start < 2 * self.num_duplicates)
         seen &= torch.where(first < self._later_half, ~duplicate, ~has_duplicate)
         return seen, seen & complete & torch.where(raw, all_raw, end <= least)
+
+    def tile_list_bytes(self, query_tile: int = TILE) -> int:
+        """Bytes of two lists of tiles, as `tile_lists` makes them of what `tiles` returns."""
+        return 8 * -(-self.num_queries // query_tile) * -(-self.num_keys // TILE)
 
 
 @dataclass(frozen=True)

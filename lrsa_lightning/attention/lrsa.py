@@ -4,7 +4,9 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrsa_lightning.attention import fill
@@ -15,7 +17,7 @@ from lrsa_lightning.attention.execution import BackendName, Execution
 from lrsa_lightning.attention.layer_call import check_layer_call
 from lrsa_lightning.attention.layout import causal_pairs, visible_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
-from lrsa_lightning.attention.rows import boundaries_found, find_rows
+from lrsa_lightning.attention.rows import boundaries_found, find_rows, mask_of_known_rows
 from lrsa_lightning.attention.rule import LagRule, kept_per_chunk
 from lrsa_lightning.attention.scorers import ScorerName, make_scorer
 from lrsa_lightning.errors import InputError
@@ -96,6 +98,10 @@ class LRSA(AttentionMode):
     def attention_function(self) -> Callable:
         return self._transformers_attention
 
+    def row_arguments(self, cu_seqlens: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
+        known = super().row_arguments(cu_seqlens, device)
+        return {"attention_mask": mask_of_known_rows(device), **known}
+
     def for_heads(self, first_kv_head: int) -> "LRSA":
         mode = copy.copy(self)
         mode._rule = replace(self._rule, first_kv_head=first_kv_head)
@@ -171,7 +177,7 @@ class LRSA(AttentionMode):
             query: after RoPE, [B, H, n, D].
             key: all keys that the queries need, [B, G, T, D].
             value: their values.
-            attention_mask: what `find_rows` returned.
+            attention_mask: what `find_rows` returned, or a `mask_of_known_rows`.
             scaling: of the logits.
             kv_cache: the `LagKVCache` in use, if any (`hand_cache_on`).
             cu_seqlens: boundaries of packed samples, as the model's forward was given them.

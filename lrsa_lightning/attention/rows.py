@@ -1,4 +1,8 @@
-"""What transformers' masks say about rows: where packed samples begin, and what is no causal mask at all."""
+"""What transformers' masks say about rows: where packed samples begin, and what is no causal mask at all.
+
+To look at a mask or at positions is to wait for the device. A caller who knows the rows gives `mask_of_known_rows`, and
+nothing looks.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +14,24 @@ from torch import Tensor
 
 from lrsa_lightning.attention.packing import boundaries_from_starts
 from lrsa_lightning.errors import InputError
+
+
+def mask_of_known_rows(device: torch.device) -> Tensor:
+    """What a model's forward takes as attention mask where its caller knows the rows.
+
+    It stands for causal rows of one sample each, padded on the right if at all, or of the samples that ``cu_seqlens``
+    says. transformers returns a mask of four dimensions as it is ("already prepared"), for every architecture that
+    makes its masks by `masking_utils`. So it does not search the positions for packed rows. The positions are to be
+    given: some architectures would count them from the mask.
+
+    Returns:
+        bool [1, 1, 0, 0]: a mask of a user's own has elements.
+    """
+    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
+
+
+def _says_rows_are_known(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 4 and mask.numel() == 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,8 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
     """Boundaries of the samples in each row, or None, for callers that do not give ``cu_seqlens``.
 
     Args:
-        mask: what `find_rows` returned; None where the layer is called without a model around it.
+        mask: what `find_rows` returned, or a `mask_of_known_rows`; None where the layer is called without a model
+            around it.
         module: the attention layer.
         position_ids: int64 [B or 1, n] of its queries, if the model passes them on.
         use_cache: argument of the model's forward.
@@ -105,6 +128,8 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
     Raises:
         InputError: the mask is not causal, or positions restart where transformers does not look for packed rows.
     """
+    if _says_rows_are_known(mask):
+        return None
     if mask is not None and not isinstance(mask, RowMask):
         raise InputError(
             f"LRSA makes its own mask, but layer {module.layer_idx} was given one ({type(mask).__name__}): "

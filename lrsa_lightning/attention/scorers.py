@@ -84,8 +84,8 @@ class RandomScorer:
         batch, groups, num_tokens, _ = k_BGND.shape
         position = torch.arange(location.start, location.start + num_tokens - lag_size, device=k_BGND.device)
         head_G1 = location.first_kv_head + torch.arange(groups, device=k_BGND.device).unsqueeze(-1)
-        seed, layer = torch.tensor([self.seed, location.layer_idx], device=k_BGND.device)
-        mixed = _mix(_mix(_mix(_mix(seed) + layer) + head_G1) + position)
+        # Seed and layer are mixed on the host: their copy to a device would wait for it.
+        mixed = _mix(_mix(_mix(_mix(self.seed) + location.layer_idx) + head_G1) + position)
         scores_GTL = (mixed >> 8).float().unflatten(-1, (-1, lag_size))
         return scores_GTL.expand(batch, -1, -1, -1)
 
@@ -115,8 +115,8 @@ def _lag_relative_std(z_BGTLD: Tensor, next_BGTLD: Tensor) -> Tensor:
     return normalised.masked_fill(span == 0, 0.0).std(dim=-1).softmax(dim=-1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (two rounds of xor-shift-multiply) in int64 without overflow."""
+def _mix(x: Tensor | int) -> Tensor | int:
+    """A 32-bit integer hash (two rounds of xor-shift-multiply), in int64 without overflow; ints give equal bits."""
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.layout import TILE
+from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
 
@@ -39,6 +44,10 @@ class Vanilla(AttentionMode):
                 f"did you mean {near[0]}?"
             )
 
+    def row_arguments(self, cu_seqlens: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
+        known = super().row_arguments(cu_seqlens, device)
+        return known | _of_flash(cu_seqlens, device) if cu_seqlens and "flash" in self.implementation else known
+
     def context_rule(self, num_tokens: int, size: int, layer_idx: int | None = None) -> LagRule:
         """A rule that keeps everything, in chunks small enough for an early and a late segment on each rank."""
         lag_size = max(1, num_tokens // (4 * size))
@@ -50,3 +59,17 @@ class Vanilla(AttentionMode):
         from transformers import DynamicCache
 
         return DynamicCache(config=config)
+
+
+def _of_flash(cu_seqlens: CuSeqlens, device: torch.device) -> dict[str, Any]:
+    """Packed rows as transformers' `FlashAttentionKwargs`.
+
+    Its flash attention has no mask. It looks for packed samples itself, in each layer, and waits for the device. And it
+    looks in batches of one row alone: in others, tokens would see other samples of their row.
+    """
+    lengths = [end - start for row in cu_seqlens for start, end in pairwise(row)]
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    if device.type == "cuda":  # the host would wait for a copy of other memory
+        bounds = bounds.pin_memory()
+    bounds, longest = bounds.to(device, non_blocking=True), max(lengths)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

@@ -3,4 +3,5 @@
 SUBCOMMANDS = {
     "fit": "train a model, or resume a run: lrsa fit --config configs/demo.yaml",
     "validate": "measure a checkpoint: lrsa validate --config runs/NAME/config.yaml --ckpt_path last",
+    "plan": "predict memory and time of a run: lrsa plan --config configs/experiment/paper_32k.yaml --device h100",
 }

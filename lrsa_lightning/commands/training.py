@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
 
+from lrsa_lightning import npu
 from lrsa_lightning.callbacks import (
     EndTogether,
     OutOfMemoryAdvice,
@@ -23,13 +24,13 @@ from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.commands import SUBCOMMANDS
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
-from lrsa_lightning.distributed.choice import check_choice
+from lrsa_lightning.distributed import choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.npu import resolve_auto
+from lrsa_lightning.plan.at_start import announce
 from lrsa_lightning.rank_guard import compare_ranks
 from lrsa_lightning.resume_guard import check_resume
 from lrsa_lightning.run_claim import claimed, run_name_for_processes
@@ -99,7 +100,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in SUBCOMMANDS}
+        return {name: commands[name] for name in SUBCOMMANDS if name in commands}
 
     def parse_arguments(self, parser, args) -> None:
         """Raises an InputError if random, NumPy and torch do not all accept the seed."""
@@ -114,8 +115,9 @@ class LRSACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory, its files and the checkpoint, before anything takes time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        check_choice(config.trainer.strategy)
-        resolve_auto(config.trainer)
+        choice.check_choice(config.trainer.strategy)
+        npu.resolve_auto(config.trainer)
+        choice.resolve_auto(config.trainer)
         self._allows_mismatch, requires = config.allow_mismatch, config.require_checkpoint
         config.allow_mismatch = config.require_checkpoint = False
         directory = RunDirectory.of(config)
@@ -201,6 +203,7 @@ class LRSACLI(LightningCLI):
         """Trains. A finished run only makes up for the checks it lacks, and says that it is finished."""
         finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
         if finished is None:
+            announce(self._given, model, self.trainer)
             self.trainer.fit(model, **kwargs)
         else:
             finished.complete(model, **kwargs)

@@ -6,8 +6,16 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 
+from lrsa_lightning import precision
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
@@ -61,6 +69,23 @@ def _check_mapping(text: str) -> None:
         raise InputError(f"trainer.strategy {text}: {reason}") from error
 
 
+def resolve_auto(trainer: Any) -> None:
+    """Replaces `auto` by FSDP2 where bf16-master runs in several processes: Lightning's choice, DDP, cannot run it.
+
+    Args:
+        trainer: namespace with accelerator, strategy, devices, num_nodes and precision; changed in place.
+    """
+    if trainer.strategy != "auto" or trainer.precision != precision.NAME:
+        return
+    accelerator = CPUAccelerator if trainer.accelerator == "cpu" else CUDAAccelerator
+    if not accelerator.is_available():
+        return
+    devices = accelerator.auto_device_count() if trainer.devices in ("auto", -1, "-1") else trainer.devices
+    count = devices if isinstance(devices, int) else len(accelerator.parse_devices(devices))
+    if count * trainer.num_nodes > 1:
+        trainer.strategy = "sp_fsdp2"
+
+
 def check_strategy(trainer: Trainer) -> None:
     """Refuses strategies that would not train by the run's settings, before any data or weight is read.
 
@@ -71,6 +96,11 @@ def check_strategy(trainer: Trainer) -> None:
     for theirs, ours in _OURS.items():
         if isinstance(strategy, theirs) and not isinstance(strategy, SequenceParallelStrategy):
             raise InputError(f"trainer.strategy is Lightning's own {type(strategy).__name__}: take {ours}")
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.precision_plugin, precision.MasterPrecision):
+        raise InputError(
+            "trainer.precision bf16-master does not run under DDP, which reduces gradients before they reach the "
+            "float32 masters: set trainer.strategy to sp_fsdp2 or sp_deepspeed, or trainer.precision to bf16-mixed"
+        )
     if not isinstance(strategy, ZeroStrategy):
         return
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":

@@ -65,13 +65,13 @@ class ShardedAttention(ABC):
 
     def install(self, model) -> None:
         """Swaps the attention of a model in which the mode is installed."""
-        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers import AttentionInterface
 
         ranks = f"rank {self.group.rank} of {self.group.size}, {self.seq_len} tokens"
         # transformers would look for a kernel if the name contained "flash".
         name = f"{self.kind}({self.mode.registry_key()}, {ranks})".replace("flash", "Flash")
+        # Without a mask function: causality is the mode's own, and transformers does not search for packed rows.
         AttentionInterface.register(name, self._transformers_attention)
-        AttentionMaskInterface.register(name, lambda *_, **__: None)  # causality is the mode's own
         set_attention(model, name)
 
     def _transformers_attention(self, module, query, key, value, attention_mask, scaling=None, **kwargs):

@@ -4,12 +4,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.host_copy import HostCopies
+from lrsa_lightning.precision import MasterPrecision
 
 
 class SequenceParallelStrategy:
@@ -119,6 +122,10 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
         """Loads tensors and plain data only, whatever ``weights_only`` says: Lightning does not pass it on."""
         return super().load_checkpoint(checkpoint_path, weights_only=True)
 
+    def host_copies(self) -> HostCopies:
+        """On a device, the complete state on the CPU belongs to the checkpoint alone: it was gathered for it."""
+        return HostCopies(are_gathered=self.root_device.type != "cpu")
+
     @property
     def sequence_group(self) -> SequenceGroup:
         mesh = self.device_mesh["tensor_parallel"]
@@ -126,13 +133,16 @@ class SPModelParallelStrategy(SequenceParallelStrategy, ModelParallelStrategy):
 
     def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:
         """Divides the sequences, then the weights: FSDP2 gathers each layer's weights when it runs and frees them."""
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         super().parallelize(mode, model, seq_len)
-        mesh = self.device_mesh["data_parallel", "tensor_parallel"]._flatten("ranks")
+        settings = {"mesh": self.device_mesh["data_parallel", "tensor_parallel"]._flatten("ranks")}
+        if isinstance(self.precision_plugin, MasterPrecision):
+            # Its default casts inputs too: the batch's float32 weights of the loss would lose digits.
+            settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for layer in model.get_decoder().layers:
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, **settings)
         # Embedding, last norm and head belong to the module: they may have tied weights, and its steps call each.
-        fully_shard(self.lightning_module, mesh=mesh)
+        fully_shard(self.lightning_module, **settings)
         for step in ("training_step", "validation_step", "as_forward"):
             register_fsdp_forward_method(self.lightning_module, step)

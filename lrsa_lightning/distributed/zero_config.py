@@ -36,7 +36,7 @@ def check_config(config: dict[str, Any]) -> None:
             f"the strategy's DeepSpeed config has ZeRO stage {stage_of(config)}: set zero_optimization.stage to 1, 2 "
             "or 3, or take the strategy sp_ddp, which divides nothing"
         )
-    if _offloads(config, "offload_param") and stage_of(config) < 3:
+    if offloads(config, "offload_param") and stage_of(config) < 3:
         raise InputError(
             f"offload_parameters needs ZeRO stage 3, not {stage_of(config)}: set stage: 3, or leave it out"
         )
@@ -49,7 +49,7 @@ def check_compiler(config: dict[str, Any]) -> None:
     """
     from deepspeed.git_version_info import installed_ops
 
-    if not _offloads(config, "offload_optimizer") or installed_ops.get("cpu_adam"):
+    if not offloads(config, "offload_optimizer") or installed_ops.get("cpu_adam"):
         return
     compiler = os.environ.get("CXX", "c++")
     if missing := [name for name in (compiler, "ninja") if shutil.which(name) is None]:
@@ -132,7 +132,7 @@ def _zero(config: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _offloads(config: dict[str, Any], what: str) -> bool:
+def offloads(config: dict[str, Any], what: str) -> bool:
     return (_zero(config).get(what) or {}).get("device", "none") != "none"
 
 

@@ -1,7 +1,7 @@
 """The files of DeepSpeed's checkpoints; importing this imports DeepSpeed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,52 +30,89 @@ _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 _LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
-class ShardFiles(TorchCheckpointEngine):
-    """Writes files to the disk and notes an error instead of raising it.
-
-    If one rank raised, the others would wait for it in the next collective.
+class Shards:
+    """Writes the files of this rank of one checkpoint, or copies them for a later write.
 
     Attributes:
-        error: of the first file that could not be written since `error` was set to None.
+        error: of the first file that could not be written. If one rank raised it, the others would wait for this one
+            in the next collective.
     """
 
-    error: Exception | None = None
+    def __init__(self, copied: Callable[[dict], dict | None]):
+        """
+        Args:
+            copied: copies a file's state, or returns None to have it written at once.
+        """
+        self.error: Exception | None = None
+        self._copied = copied
+        self._copies: list[tuple[dict, Path]] = []
 
-    def save(self, state_dict: dict, path: str) -> None:
+    def save(self, state: dict, path: Path) -> None:
+        if (copy := self._copied(state)) is None:
+            self._write(state, path)
+        else:
+            self._copies.append((copy, path))
+
+    def write_copies(self) -> None:
+        """May run in a thread."""
+        for copy, path in self._copies:
+            self._write(copy, path)
+        self._copies.clear()
+
+    def _write(self, state: dict, path: Path) -> None:
         try:
-            write_synced(state_dict, Path(path))
+            write_synced(state, path)
         except (OSError, RuntimeError) as error:
             # torch raises its own error for a full disk, and a pickled exception loses its cause.
             self.error = self.error or disk_full(error) or error
 
 
+class ShardFiles(TorchCheckpointEngine):
+    """Gives the files of a checkpoint to its `Shards`.
+
+    Attributes:
+        shards: of the checkpoint that DeepSpeed saves.
+    """
+
+    shards: Shards
+
+    def save(self, state_dict: dict, path: str) -> None:
+        self.shards.save(state_dict, Path(path))
+
+
 def save_shards(
-    engine: DeepSpeedEngine, folder: Path, client_state: dict[str, Any], exclude_frozen_parameters: bool
-) -> Exception | None:
-    """Writes the files of every rank of a checkpoint. All ranks must call it.
+    engine: DeepSpeedEngine,
+    folder: Path,
+    client_state: dict[str, Any],
+    exclude_frozen_parameters: bool,
+    copied: Callable[[dict], dict | None],
+) -> Shards:
+    """Writes the files of every rank of a checkpoint, or copies them. All ranks must call it.
 
     Args:
         engine: DeepSpeed's, with `ShardFiles` as its `checkpoint_engine`.
         folder: an existing one, the same on all ranks.
         client_state: Lightning's, the same on all ranks.
         exclude_frozen_parameters: omit the parameters that are not trained.
-
-    Returns:
-        The error of a rank that failed, on all ranks; None when everything is on the disk.
+        copied: as for `Shards`.
     """
     # ds_to_universal needs it for a checkpoint of ZeRO-1 or 2.
     version = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     client_state = {**client_state, UNIVERSAL_CHECKPOINT_INFO: version}
-    files = engine.checkpoint_engine
-    files.error = None
+    shards = engine.checkpoint_engine.shards = Shards(copied)
     try:
         engine.save_checkpoint(str(folder), TAG, client_state, False, exclude_frozen_parameters)
     except OSError as error:
         # Only the first rank copies DeepSpeed's scripts, before a last barrier.
-        files.error = files.error or error
+        shards.error = shards.error or error
         distributed.barrier()
+    return shards
+
+
+def first_error(error: Exception | None) -> Exception | None:
+    """The error of a rank that failed, on all ranks; None if there is none. All ranks must call it."""
     errors: list[Exception | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(errors, files.error)
+    distributed.all_gather_object(errors, error)
     return next((error for error in errors if error is not None), None)
 
 

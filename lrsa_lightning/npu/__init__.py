@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
+from lrsa_lightning import precision
 from lrsa_lightning.npu.accelerator import NPUAccelerator
-from lrsa_lightning.npu.fused import FusedLayers
 from lrsa_lightning.npu.strategies import (
     NPUDDPStrategy,
     NPUDeepSpeedStrategy,
@@ -18,7 +18,6 @@ from lrsa_lightning.npu.strategies import (
 )
 
 __all__ = [
-    "FusedLayers",
     "NPUAccelerator",
     "NPUDDPStrategy",
     "NPUDeepSpeedStrategy",
@@ -50,4 +49,5 @@ def resolve_auto(trainer: Any) -> None:
             return
         count = accelerator.auto_device_count() if trainer.devices == "auto" else trainer.devices
         is_single = len(accelerator.parse_devices(count)) == 1 and trainer.num_nodes == 1
-        trainer.strategy = SingleNPUStrategy.strategy_name if is_single else NPUDDPStrategy.strategy_name
+        several = NPUDeepSpeedStrategy if trainer.precision == precision.NAME else NPUDDPStrategy
+        trainer.strategy = (SingleNPUStrategy if is_single else several).strategy_name

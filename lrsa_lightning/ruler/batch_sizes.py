@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.ruler.ranks import Ranks, least_of_ranks
 from lrsa_lightning.ruler.records import CellName
 
@@ -48,6 +49,21 @@ class BatchSizes:
             )
         self._logged = too_large
         return fitting
+
+
+def cache_bytes(mode: AttentionMode, length: int, config, element: int) -> int:
+    """Bytes of the KV cache of one prompt, over all layers and heads.
+
+    Args:
+        mode: the attention whose cache it is.
+        length: tokens of the prompt.
+        config: the model's.
+        element: bytes of a number.
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rules = [mode.context_rule(length, 1, layer) for layer in range(config.num_hidden_layers)]
+    stored = [length if rule is None else rule.stored_len(length) for rule in rules]
+    return sum(stored) * 2 * config.num_key_value_heads * head_dim * element
 
 
 def free_bytes(device: torch.device) -> int | None:

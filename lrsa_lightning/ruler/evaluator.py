@@ -9,7 +9,7 @@ import torch
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval, checked
-from lrsa_lightning.ruler.batch_sizes import BatchSizes
+from lrsa_lightning.ruler.batch_sizes import BatchSizes, cache_bytes
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.ranks import Ranks
@@ -81,11 +81,7 @@ class RulerEvaluator:
     def prompt_bytes(self, cell: CellName, config, dtype: torch.dtype) -> int:
         """Bytes of the cache of one prompt that has the cell's length, over all layers and heads."""
         _, length, budget = cell
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        mode, layers = self.mode(length, budget), range(config.num_hidden_layers)
-        rules = [mode.context_rule(length, 1, layer) for layer in layers]
-        stored = [length if rule is None else rule.stored_len(length) for rule in rules]
-        return sum(stored) * 2 * config.num_key_value_heads * head_dim * dtype.itemsize
+        return cache_bytes(self.mode(length, budget), length, config, dtype.itemsize)
 
     def batch_sizes(self, model, ranks: Ranks) -> dict[CellName, int]:
         """Prompts in a batch of each cell: up to ``batch_size``, whose caches fit in the memory that is free now.

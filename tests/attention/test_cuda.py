@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA
-from lrsa_lightning.attention import fill, flex, lagkv, naive
+from lrsa_lightning.attention import fill, flash, flex, lagkv, naive
 from lrsa_lightning.attention.flex import pick_kernel
 from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import gather_tokens
@@ -117,14 +117,36 @@ def test_segments_that_ranks_hold(kernel, index):
     assert_close(outcome, with_gradients(attend(fill.attend, *wide), wide))
 
 
+# Under Triton the long samples are padded to one length.
+PACKED = [[0, 1450, 1550, 3000], [0, 1500, 3000]]
+
+
 @pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
 def test_packed_rows(kernel):
-    """The first row's long samples have one length, and the second row has that of GROUPED: kernels are shared."""
     qkv = random_qkv(2, *GROUPED[1:])
     skip_without(kernel, qkv[0])
-    mode, boundaries = LRSA(**LONG_CHUNKS), [[0, 1450, 1550, 3000], [0, 3000]]
-    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel, cu_seqlens=boundaries), qkv)
-    assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode, cu_seqlens=boundaries), qkv))
+    mode = LRSA(**LONG_CHUNKS)
+    outcome = with_gradients(flex.lrsa_attention(*qkv, mode, kernel=kernel, cu_seqlens=PACKED), qkv)
+    assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode, cu_seqlens=PACKED), qkv))
+
+
+@pytest.mark.parametrize("kernel", ["TRITON", "FLASH"])
+def test_the_host_waits_for_nothing(kernel):
+    """Neither where the lists of new lengths are made, nor in the backward."""
+    qkv = random_qkv(2, *GROUPED[1:])
+    skip_without(kernel, qkv[0])
+
+    def step():
+        flex.lrsa_attention(*qkv, LRSA(**LONG_CHUNKS), kernel=kernel, cu_seqlens=PACKED).sum().backward()
+
+    step()  # compiles
+    for lists in (flex._training_layout, flex.block_mask, flash._tile_lists):
+        lists.cache_clear()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

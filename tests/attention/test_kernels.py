@@ -205,9 +205,12 @@ def random_layout(mask: KVLayout, dtype=torch.float32):
 
 
 def assert_same_extension(interpreted, *arguments):
-    for ours, theirs in zip(interpreted(extend, *arguments), extend_by_gathering(*arguments), strict=True):
+    got = interpreted(extend, *arguments)
+    for ours, theirs in zip(got, extend_by_gathering(*arguments), strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+    # In the memory order of a model: its projections would copy them otherwise.
+    assert all(gradient.transpose(1, 2).is_contiguous() for gradient in got[2:])
 
 
 @pytest.mark.parametrize(("layout", "dtype"), zip(LAYOUTS, [torch.float32, torch.bfloat16] * 2, strict=True), ids=str)

@@ -4,10 +4,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.masking_utils import and_masks, causal_mask_function, or_masks, sliding_window_overlay
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention import fill, naive
+from lrsa_lightning.attention.packing import sample_by_sample
 from lrsa_lightning.attention.rows import RowMask, find_rows
 from lrsa_lightning.errors import InputError
 from tests.conftest import make_model
@@ -39,6 +42,47 @@ def test_executions(execution):
             expected = torch.autograd.grad(out, parts, weights[row : row + 1, :, start:end])
             for got, reference in zip(gradients, expected, strict=True):
                 torch.testing.assert_close(got[row : row + 1, :, start:end], reference, rtol=0, atol=1e-12)
+
+
+def test_samples_are_split_and_joined_in_one_copy():
+    """A slice of each sample would fill a complete row with zeros in the backward, a join of each row copy again."""
+
+    @sample_by_sample
+    def execution(q, k, v, mode, scale):
+        return q + k + v
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function._schema.name.removeprefix("aten::"))
+            return function(*args, **(kwargs or {}))
+
+    # As a projection leaves them: a token's heads side by side.
+    states = [torch.randn(2, 114, 4, 16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    names = []
+    with Recorder():
+        out = execution(*states, None, cu_seqlens=BOUNDARIES)
+    assert out.transpose(1, 2).is_contiguous()
+    assert names.count("cat") == 1
+    assert not {"clone", "copy_", "_to_copy"} & {*names}
+    names = []
+    with Recorder():
+        out.backward(torch.ones_like(out))
+    assert names.count("cat") == 3
+    assert not {"new_zeros", "zeros", "slice_backward", "select_backward", "clone", "copy_"} & {*names}
+    assert all(torch.equal(z.grad, torch.ones_like(z)) for z in states)
+
+
+def test_flash_attention_gets_the_samples_of_all_rows():
+    """By itself it looks for them in a batch of one row alone."""
+    arguments = Vanilla("flash_attention_2").row_arguments(BOUNDARIES, torch.device("cpu"))
+    assert arguments.pop("cu_seqlens") == BOUNDARIES
+    assert arguments.keys() <= FlashAttentionKwargs.__annotations__.keys()
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert arguments[name].dtype == torch.int32
+        assert arguments[name].tolist() == [0, 70, 73, 114, 228]
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 114
+    assert Vanilla("flash_attention_2").row_arguments(None, torch.device("cpu")) == {}
+    assert Vanilla().row_arguments(BOUNDARIES, torch.device("cpu")) == {"cu_seqlens": BOUNDARIES}
 
 
 @pytest.mark.parametrize("wrong", [[0, 50], [0, 60, 50, 114], [1, 114], [[0, 114]] * 3], ids=str)

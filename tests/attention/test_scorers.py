@@ -34,6 +34,14 @@ def test_random_depends_on_seed_layer_head_and_position_only():
     assert not torch.equal(base, kept(LRSA(lag_size=LAG, sink_size=SINK, scorer="random", seed=1), first))
 
 
+def test_random_keeps_what_it_kept_in_earlier_versions():
+    """A run that resumes goes on with the same tokens."""
+    mode = LRSA(lag_size=LAG, sink_size=SINK, scorer="random", seed=3, retention_ratio=0.25)
+    assert kept(mode, torch.zeros(1, 2, 34, 2), layer_idx=5).tolist() == [
+        [[8, 9, 12, 15, 22, 25], [2, 6, 13, 17, 21, 22]]
+    ]
+
+
 def test_random_is_even_and_keeps_the_budget():
     mode = LRSA(lag_size=100, sink_size=0, retention_ratio=0.25, scorer="random")
     idx = kept(LRSA(lag_size=100, sink_size=SINK, retention_ratio=0.25, scorer="random"), torch.randn(1, 1, 20_000, 2))

@@ -218,7 +218,7 @@ def test_checkpoints_of_later_steps_are_not_pruned_after_a_resume(fit):
 def test_a_value_that_is_not_finite_is_no_score(none):
     saved = Checkpoints(monitor="m", dirpath="c")
     saved.setup(SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=None)), None, "fit")
-    saved._saved_step = 3
+    saved._kept.newest = 3
     trainer = SimpleNamespace(callback_metrics={"m": torch.tensor(none)}, global_step=3, is_global_zero=True)
     saved._score(trainer)
     assert saved.best_model_path == ""

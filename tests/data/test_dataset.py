@@ -1,10 +1,13 @@
 """From samples to micro-batches: templates, masking, shift, padding, weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.data.dataset import LongContextDataset, pack_rows
 from lrsa_lightning.data.encoder import SampleEncoder
 from lrsa_lightning.data.sample import Sample
@@ -30,6 +33,22 @@ def dataset(tokenizer, template="base", samples=SAMPLES, seq_len=SEQ_LEN, **opti
 def row(data, index):
     batch = data[MicroBatch((index,), 1, 1)]
     return batch["input_ids"][0], batch["labels"][0]
+
+
+@pytest.mark.parametrize(("device", "num_pinned"), [("cuda", 6), ("cpu", 0)])
+def test_batches_are_pinned_for_a_gpu(tokenizer, monkeypatch, device, num_pinned):
+    """The host would wait for a copy from other memory."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda z: pinned.append(z) or z.clone())
+    batch = dataset(tokenizer, rows=[[0, 1]])[MicroBatch((0,), 17, 5)]
+    module = LongContextDataModule("train.jsonl")
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    moved = module.on_before_batch_transfer(batch, 0)
+    assert len(pinned) == num_pinned
+    assert moved.keys() == batch.keys()
+    assert moved["cu_seqlens"] == batch["cu_seqlens"]
+    assert all((moved[name] is batch[name]) == (device == "cpu") for name in ("input_ids", "labels", "num_tokens"))
+    assert module.on_before_batch_transfer({}, 0) == {}
 
 
 def test_batch_shapes_and_position_ids(tokenizer):

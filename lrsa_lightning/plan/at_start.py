@@ -1,0 +1,55 @@
+"""The line that `lrsa fit` begins with on an accelerator."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+
+from lrsa_lightning.devices import DEVICES, Device, find_device
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.plan.prediction import predict
+from lrsa_lightning.plan.report import verdict
+from lrsa_lightning.plan.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def announce(given: Any, module: LightningModule, trainer: Trainer) -> None:
+    """Logs the plan of a fit in one line, as a warning if the run will not fit; silent on CPUs.
+
+    A plan that fails never ends a run.
+
+    Args:
+        given: the parsed configuration of the run.
+        module: without weights yet.
+        trainer: of the run.
+    """
+    torch_device = trainer.strategy.root_device
+    if torch_device.type == "cpu" or not trainer.is_global_zero:
+        return
+    try:
+        device = device_at_hand(torch_device)
+        run = Run.of(given, module, trainer.world_size)
+        prediction = predict(run, device)
+    except InputError as error:
+        log.info("plan: %s", error)
+    except Exception as error:  # of a library, on a model or a device that the plan did not expect
+        log.info("plan: none, because of %s: %s", type(error).__name__, error)
+    else:
+        log.log(logging.INFO if prediction.fits else logging.WARNING, "plan: %s", verdict(run, prediction))
+        if not prediction.fits:
+            log.warning("plan: `lrsa plan` with the same options says what fits")
+
+
+def device_at_hand(torch_device: torch.device) -> Device:
+    """
+    Raises:
+        InputError: the device is not in the plan's table.
+    """
+    module = torch.get_device_module(torch_device)
+    name = module.get_device_name(torch_device)
+    device = find_device(name, module.get_device_properties(torch_device).total_memory)
+    if device is None:
+        raise InputError(f"the plan does not know the rates of {name}, only those of {', '.join(DEVICES)}")
+    return device

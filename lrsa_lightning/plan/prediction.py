@@ -1,0 +1,162 @@
+"""Peak memory of a rank by component, and the time of a step.
+
+Memory is predicted at each moment of training that can be the highest: the loss, the backward of each layer and the
+optimizer step. The peak is that of the highest one. A RULER check stands beside them: its batches shrink to what fits.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from lrsa_lightning.devices import Device
+from lrsa_lightning.memory import (
+    AUTO_FRACTION,
+    LOSS_BACKWARD,
+    LOSS_FORWARD,
+    POLICIES,
+    LayerShape,
+    activation_bytes,
+    choose_policies,
+    loss_bytes,
+    recomputed_work,
+    working_bytes,
+)
+from lrsa_lightning.plan.run import Run
+from lrsa_lightning.plan.states import States
+from lrsa_lightning.plan.step_time import Times, times_of
+
+Components = dict[str, int]
+# Of the free memory; `BatchSizes` of the RULER check leaves the rest to activations.
+_CACHES_MAY_TAKE = 0.8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run takes on a device.
+
+    Attributes:
+        device: which.
+        moments: bytes by component, by moment of training.
+        check: bytes by component in a RULER check; empty where there is none.
+        policies: recomputation of each layer.
+        times: of a step and of the run.
+    """
+
+    device: Device
+    moments: dict[str, Components]
+    check: Components
+    policies: list[str]
+    times: Times
+
+    @property
+    def peak_moment(self) -> str:
+        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.moments[self.peak_moment].values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.device.usable
+
+    @property
+    def recomputation(self) -> str:
+        """How many layers have which policy, those that keep most first."""
+        counts = Counter(self.policies)
+        return ", ".join(f"{counts[policy]} {policy}" for policy in POLICIES if counts[policy])
+
+
+def predict(run: Run, device: Device) -> Prediction:
+    """
+    Raises:
+        InputError: batches do not divide, or the plan does not cover a setting; says which.
+    """
+    shapes = run.shapes()
+    largest = max(shapes, key=lambda shape: activation_bytes(shape, "none"))
+    states = States.of(run.size, run.bytes_of, run.division)
+    policies = _policies(run, states, largest, device)
+    moments = {
+        "loss": _at_loss(run, states, shapes, policies),
+        **_backward(run, states, shapes, policies),
+        "optimizer step": _resident(states) | {"optimizer step": states.step},
+    }
+    check = _at_ruler_check(run, states, device) if run.ruler is not None and run.ruler.lengths else {}
+    return Prediction(device, moments, check, policies, times_of(run, shapes, policies, device))
+
+
+def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> list[str]:
+    """Those of `model.recompute`; auto chooses by the memory that is free beside everything else."""
+    if run.recompute != "auto":
+        return [run.recompute] * run.size.layers
+    kept = {policy: activation_bytes(shape, policy) for policy in POLICIES}
+    cost = {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES}
+    working = {policy: working_bytes(shape, policy) for policy in POLICIES}
+    # The loss and a layer's backward are not at the same time.
+    loss, pending = _loss_bytes(run, shape, LOSS_BACKWARD), states.pending
+    working = {policy: max(loss, need + pending) for policy, need in working.items()}
+    budget = int(AUTO_FRACTION * device.usable) - sum(_resident(states).values()) - states.gathered - states.copies
+    return choose_policies(run.size.layers, kept, cost, budget, working)
+
+
+def _resident(states: States) -> Components:
+    return {
+        "weights": states.weights,
+        "master weights": states.masters,
+        "gradients": states.gradients,
+        "optimizer states": states.optimizer,
+    }
+
+
+def _loss_bytes(run: Run, shape: LayerShape, in_float32: int) -> int:
+    return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size, in_float32)
+
+
+def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> Components:
+    """The end of the forward. The gradients of the step before are there: Lightning frees them after it."""
+    return _resident(states) | {
+        "gathered and buckets": states.gathered,
+        "copies of autocast": states.copies,
+        "activations": sum(map(activation_bytes, shapes, policies)),
+        "loss": _loss_bytes(run, shapes[-1], LOSS_FORWARD),
+    }
+
+
+def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> dict[str, Components]:
+    """The backward of the loss and of each layer. Its activations and those of the layers before it are still kept."""
+    moments, kept = {}, 0
+    adds_up = run.micro_batches > 1 or run.division.kind == "zero"
+    keeps_copies = any(policy not in ("full", "offload") for policy in policies)
+    for index, (shape, policy) in enumerate(zip(shapes, policies, strict=True)):
+        kept += activation_bytes(shape, policy)
+        done = run.size.total - run.size.layer * (index + 1)
+        share = 1 if adds_up else done / run.size.total
+        moments[f"backward of layer {index}"] = _resident(states) | {
+            "gradients": int(share * states.gradients),
+            "gradients on their way": states.pending if run.size.is_tied else 0,
+            "gathered and buckets": states.gathered,
+            "copies of autocast": states.copies if keeps_copies else 0,
+            "activations": kept,
+            "recomputed, and gradients of activations": working_bytes(shape, policy),
+        }
+    at_loss = moments[f"backward of layer {len(shapes) - 1}"] | {
+        "gradients": states.gradients if adds_up else 0,
+        "recomputed, and gradients of activations": 0,
+        "loss": _loss_bytes(run, shapes[-1], LOSS_BACKWARD),
+    }
+    return {"backward of the loss": at_loss, **moments}
+
+
+def _at_ruler_check(run: Run, states: States, device: Device) -> Components:
+    """Batches shrink until their caches fit, so that a check needs what is there."""
+    resident, ruler, precision = _resident(states), run.ruler, run.bytes_of
+    element = max(precision.element, precision.weights)  # caches have the dtype of the weights
+    piece = ruler.rows * min(ruler.prefill_chunk_size, max(ruler.lengths))
+    activations = piece * precision.element * (3 * run.config.intermediate_size + 6 * run.config.hidden_size)
+    free = device.usable - sum(resident.values()) - states.gathered
+    caches = min(ruler.cache_bytes(run.config, element), max(0, int(_CACHES_MAY_TAKE * free)))
+    return resident | {
+        "gathered and buckets": states.gathered,
+        "RULER caches": caches,
+        "RULER activations": min(activations, max(0, free - caches)),
+    }

@@ -1,0 +1,100 @@
+"""Seconds of an optimizer step and of a run: an estimate from rates, good to about 15% where they were measured."""
+
+from dataclasses import dataclass
+
+from lrsa_lightning.devices import Device, Work
+from lrsa_lightning.memory import LayerShape, backward_work, forward_work, recomputed_work
+from lrsa_lightning.plan.run import Run
+from lrsa_lightning.plan.sequence import received_bytes
+
+# AdamW reads weight, gradient and two moments in float32, and writes all but the gradient, and a copy in bf16.
+_BYTES_OF_A_STEP = 30
+# The host's launches for a new token of a 28-layer model, by layer.
+_SECONDS_OF_A_NEW_TOKEN = 0.030 / 28
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds.
+
+    Attributes:
+        micro_batch: forward and backward of one micro-batch.
+        step: an optimizer step with all its micro-batches.
+        ruler: one RULER check that generates; 0 where there is none.
+        run: to the last step, RULER checks included; None where the number of steps is unknown.
+        tokens: of an optimizer step, over all devices.
+    """
+
+    micro_batch: float
+    step: float
+    ruler: float
+    run: float | None
+    tokens: int
+
+
+def times_of(run: Run, shapes: list[LayerShape], policies: list[str], device: Device) -> Times:
+    """The times of a run on one kind of device, given each layer as a rank sees it, and its policy."""
+    work = _head(run) + _exchange(run) + _gathering(run)
+    for shape, policy in zip(shapes, policies, strict=True):
+        work = work + forward_work(shape) + backward_work(shape) + recomputed_work(shape, policy)
+    micro_batch = device.seconds(work)
+    step = run.micro_batches * micro_batch + device.seconds(_update(run))
+    rating, generation = _ruler(run, shapes, device)
+    checks = 0.0
+    if run.ruler is not None and run.max_steps is not None:
+        number = run.ruler.num_checks(run.max_steps)
+        generating = {"always": number, "ends": min(2, number), "never": 0}[run.ruler.generation]
+        checks = number * rating + generating * generation
+    whole = None if run.max_steps is None else run.max_steps * step + checks
+    return Times(micro_batch, step, rating + generation, whole, run.global_batch_size * run.seq_len)
+
+
+def _head(run: Run) -> Work:
+    """The head on one chunk of label tokens: forward, again, and backward."""
+    return Work(flops=4 * 2 * run.loss_chunk_size * run.config.hidden_size * run.config.vocab_size)
+
+
+def _exchange(run: Run) -> Work:
+    """What sequence parallelism moves in all layers of a micro-batch."""
+    received = received_bytes(run.config, run.mode, run.division.sequence_parallel, run.seq_len, run.bytes_of.element)
+    return Work(link_bytes=run.rows * run.size.layers * received)
+
+
+def _gathering(run: Run) -> Work:
+    """What a micro-batch moves of weights and gradients: all of both where the weights are divided."""
+    division, size = run.division, run.size.total
+    others = (division.devices - 1) / division.devices
+    weights = 2 * size * run.bytes_of.element if division.kind == "fsdp2" or division.stage == 3 else 0
+    gradients = 4 * size if division.kind == "fsdp2" or division.stage >= 2 else 0
+    return Work(link_bytes=others * (weights + gradients))
+
+
+def _update(run: Run) -> Work:
+    """The optimizer step, with the gradients' sum over the ranks where it waits for the last micro-batch."""
+    division, precision, size = run.division, run.bytes_of, run.size.total
+    others = (division.devices - 1) / division.devices
+    own = size if division.kind in ("single", "ddp") else size / division.devices
+    moved = _BYTES_OF_A_STEP if precision.moments == 8 else _BYTES_OF_A_STEP // 2
+    update = Work(bytes=own * moved * (1 if precision.is_fused_step else 3))
+    if division.offloads_optimizer:
+        update = Work(host_bytes=own * (_BYTES_OF_A_STEP + precision.gradients + precision.element))
+    if division.kind == "ddp":
+        return update + Work(link_bytes=2 * others * size * precision.gradients)
+    if division.kind == "zero" and division.stage < 3:
+        return update + Work(link_bytes=others * size * (precision.element + (4 if division.stage == 1 else 0)))
+    return update
+
+
+def _ruler(run: Run, shapes: list[LayerShape], device: Device) -> tuple[float, float]:
+    """One check: rating all references, and generating all answers. Ranks share the samples."""
+    if run.ruler is None:
+        return 0.0, 0.0
+    rating = 0.0
+    for _, length, mode in run.ruler.cells():
+        shape = LayerShape.of(run.config, mode, run.ruler.num_samples, length, shapes[0].element)
+        rating += device.seconds(forward_work(shape) * run.size.layers)
+    ranks = run.division.devices
+    # A rank with fewer samples still makes all passes, in smaller batches.
+    generation = run.ruler.new_tokens() * run.size.layers * _SECONDS_OF_A_NEW_TOKEN
+    prefill = rating
+    return rating / ranks, prefill / ranks + generation

@@ -1,0 +1,178 @@
+"""`lrsa plan`: its options are those of `lrsa fit`, it loads nothing, and bad input is one line."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands.plan import PlanCLI
+from lrsa_lightning.devices import H100
+from lrsa_lightning.plan import at_start
+from lrsa_lightning.plan.at_start import announce
+from tests.conftest import TINY_MODEL
+from tests.plan.runs import KEYS_1_5B
+from tests.refusals import cases, refused
+from tests.runs import callback, command
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+PAPER = {
+    "model.from_config": json.dumps(KEYS_1_5B),
+    "model.attention": "LRSA",
+    "data.train_files": "nowhere.jsonl",
+    "device": "h100",
+}
+
+
+def _plan(capsys, **changed) -> dict:
+    given = PAPER | {name.replace("__", "."): str(value) for name, value in changed.items()}
+    main([*command(given, "plan"), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_papers_run_is_planned_without_files_and_accelerator(capsys):
+    plan = _plan(capsys, trainer__accelerator="cuda")
+    assert plan["parameters"] == 1_543_714_304
+    assert plan["device"] == "H100 80GB"
+    assert plan["is_measured_device"]
+    assert plan["seconds"]["tokens"] == 16 * 32768
+    assert plan["peak_bytes"] == max(sum(parts.values()) for parts in plan["moments"].values())
+    assert plan["fits"] == (plan["peak_bytes"] <= H100.usable)
+    assert plan["sequence_parallel_degrees"]["ulysses"] == [1, 2, 4, 6, 12]
+    assert plan["sequence_parallel_degrees"]["context"] == list(range(1, 17))
+    assert plan["ruler_check"]["RULER caches"] == 8 * 2 * 28 * 2 * 128 * 32768 * 4  # float32 under bf16-mixed
+
+
+def test_the_table_is_plain_where_there_is_no_terminal(capsys):
+    main(command(PAPER, "plan"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 x H100 80GB, one device: peak ")
+    assert lines[0].endswith("(estimates)")
+    assert not any("\x1b" in line or "─" in line for line in lines)
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines}
+    assert rows["optimizer states"] == ["11.5", "11.5", "11.5"]
+    assert any(line.startswith("one device, recompute full ") for line in lines)
+    main(command(PAPER | {"device": "a100"}, "plan"))
+    assert "data sheets" in capsys.readouterr().out
+
+
+def test_options_of_a_fit_are_taken_and_change_the_plan(capsys):
+    """Also those that a plan ignores, so that a command line can be given as it is."""
+    before = _plan(capsys, trainer__precision="bf16-true")
+    ignored = {"ckpt_path": "last", "run_name": "x", "trainer__callbacks": "[]"}
+    after = _plan(capsys, trainer__precision="bf16-true", data__seq_len=8192, **ignored)
+    assert after["peak_bytes"] < before["peak_bytes"]
+    assert after["ruler_check"] == {}
+
+
+def test_strategies_and_devices(capsys):
+    strategy = {
+        "class_path": "lrsa_lightning.distributed.SPModelParallelStrategy",
+        "init_args": {"sequence_parallel": {"size": 4, "kind": "context"}},
+    }
+    plan = _plan(capsys, trainer__strategy=json.dumps(strategy), devices=8)
+    assert plan["division"] == "FSDP2, 4 share a sequence (context)"
+    assert plan["devices"] == 8
+    assert _plan(capsys, trainer__devices=2, trainer__num_nodes=3, data__global_batch_size=6)["devices"] == 6
+    assert _plan(capsys, trainer__devices="[0, 1]")["division"] == "DDP"
+    zero = _plan(capsys, trainer__strategy="sp_deepspeed", devices=2)
+    assert zero["division"] == "ZeRO-2"
+    assert zero["fitting"][0]["seconds"]["step"] == min(option["seconds"]["step"] for option in zero["fitting"])
+
+
+def test_what_fits_nowhere_names_a_way_out(capsys):
+    large = KEYS_1_5B | {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40}
+    large |= {"num_key_value_heads": 8, "num_hidden_layers": 64, "tie_word_embeddings": False}
+    plan = _plan(capsys, model__from_config=json.dumps(large))
+    assert not plan["fits"]
+    assert plan["fitting"] == []
+    assert "x H100 80GB: " in plan["way_out"]
+
+
+@cases(
+    [
+        ({"device": "tpu"}, "device", "h100"),
+        ({"devices": "0"}, "devices"),
+        ({"trainer.precision": "64-true"}, "the plan does not cover trainer.precision '64-true'", "bf16-mixed"),
+        ({"trainer.strategy": "fsdp"}, "the plan does not cover trainer.strategy FSDPStrategy"),
+        ({"trainer.strategy": "npu_single", "devices": "2"}, "SingleNPUStrategy is for one device, not 2"),
+        ({"trainer.strategy": "sp_dpp"}, "must be one of", "sp_ddp"),
+        ({"devices": "3"}, "data.global_batch_size 16 is not a multiple of 3"),
+        ({"data.seq_len": "200000"}, "beyond the model's 131072 positions"),
+        ({"model.from_config": json.dumps({"model_type": "gpt2"})}, "the plan does not cover 'gpt2'"),
+        ({"model.attention": "Vanilla", "model.attention.implementation": "eager"}, "the plan does not cover Vanilla"),
+        ({"model.lrr": "1"}, "model.lrr", "`lrsa plan --help`"),
+    ]
+)
+def test_bad_input_is_one_line(capsys, wrong, said):
+    refused(capsys, lambda: main(command(PAPER | wrong, "plan")), *said)
+
+
+def test_an_impossible_degree_names_the_possible_ones(capsys):
+    strategy = {
+        "class_path": "lrsa_lightning.distributed.SPDDPStrategy",
+        "init_args": {"sequence_parallel": {"size": 8, "kind": "ulysses"}},
+    }
+    wrong = PAPER | {"trainer.strategy": json.dumps(strategy), "devices": "8"}
+    refused(capsys, lambda: main(command(wrong, "plan")), "1, 2, 4, 6, 12 ranks, not 8")
+
+
+def test_without_an_accelerator_the_device_must_be_named(capsys):
+    without = {key: value for key, value in PAPER.items() if key != "device"}
+    refused(capsys, lambda: main(command(without, "plan")), "no accelerator here", "--device", "h100, h200")
+
+
+def _trainer(device: str) -> SimpleNamespace:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(strategy=strategy, is_global_zero=True, world_size=1)
+
+
+def _given(**changed) -> tuple:
+    cli = PlanCLI(command(PAPER | changed, "plan")[1:], run=False)
+    return cli.config, cli.model
+
+
+def _said(caplog) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == at_start.__name__]
+
+
+def test_a_fit_is_silent_on_cpus_and_says_one_line_elsewhere(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, at_start.__name__)
+    announce(*_given(), _trainer("cpu"))
+    assert _said(caplog) == []
+    monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
+    announce(*_given(**{"model.gradient_checkpointing": "true"}), _trainer("cuda"))
+    (record,) = _said(caplog)
+    assert record.levelno == logging.INFO
+    assert record.message.startswith("plan: 1 x H100 80GB, one device: peak ")
+
+
+def test_a_fit_is_warned_when_it_will_not_fit(monkeypatch, caplog):
+    monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
+    announce(*_given(**{"data.micro_batch_size": "8", "model.gradient_checkpointing": "false"}), _trainer("cuda"))
+    first, second = _said(caplog)
+    assert first.levelno == second.levelno == logging.WARNING
+    assert "does NOT fit" in first.message
+    assert "`lrsa plan`" in second.message
+
+
+def test_a_plan_that_fails_ends_no_run(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, at_start.__name__)
+    monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
+    keys = json.dumps({"model_type": "gpt2"})
+    announce(*_given(**{"model.from_config": keys, "model.attention": "Vanilla"}), _trainer("cuda"))
+    assert "the plan does not cover 'gpt2'" in caplog.text
+    monkeypatch.setattr(at_start, "predict", lambda *_: 1 / 0)
+    announce(*_given(), _trainer("cuda"))
+    assert "plan: none, because of ZeroDivisionError" in caplog.text
+
+
+def test_callbacks_of_a_plan_are_read_and_not_made(capsys):
+    """RulerEval would read files that do not exist."""
+    ruler = callback("RulerEval", tasks=["niah_single_2"], lengths=[4096], num_samples=2, budgets=[1.0, 0.5])
+    plan = _plan(capsys, trainer__callbacks=json.dumps([ruler]), trainer__precision="bf16-true")
+    assert plan["ruler_check"]["RULER caches"] == 2 * 2 * 28 * 2 * 128 * 4096 * 2
+    tiny = _plan(capsys, model__from_config=json.dumps(TINY_MODEL), data__seq_len=160)
+    assert tiny["peak_bytes"] < 2**30

@@ -221,15 +221,7 @@ class LongContextModule(lightning.LightningModule):
         step = self.meter.end_step(sum_over_ranks)
         self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it
         self.step_log.begin(self.trainer)
-        self.step_log.add(
-            {
-                "train/loss": step.loss,
-                "train/answer_loss": step.label_loss,
-                "train/lr": self.optimizers().param_groups[0]["lr"],
-                "train/tokens": step.seen_tokens[0],
-                "train/answer_tokens": step.seen_tokens[1],
-            }
-        )
+        self.step_log.add({**step.metrics(), "train/lr": self.optimizers().param_groups[0]["lr"]})
 
     @property
     def trained_steps(self) -> int:

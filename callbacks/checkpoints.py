@@ -250,8 +250,10 @@ class Checkpoints(Checkpoint):
         """Notes the metric if it was measured at the step of the newest checkpoint."""
         measured = trainer.callback_metrics.get(self.monitor) if self.monitor is not None else None
         fresh, self._measured = measured is not None and measured is not self._measured, measured
-        # NaN and infinity are no scores: NaN cannot be compared, and infinity means that something broke.
-        if not fresh or not math.isfinite(measured):
+        # To look at a value is to wait for the device: only at a checkpoint's step. NaN and infinity are no scores: NaN
+        # cannot be compared, and infinity means that something broke.
+        at_checkpoint = trainer.global_step in (self._in_flight, self._kept.newest)
+        if not fresh or not at_checkpoint or not math.isfinite(measured):
             return
         if trainer.global_step == self._in_flight:
             self._in_flight_score = float(measured)

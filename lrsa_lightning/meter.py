@@ -22,6 +22,11 @@ class StepTotals(NamedTuple):
     label_loss: Tensor
     seen_tokens: Tensor
 
+    def metrics(self) -> dict[str, Tensor]:
+        """By the names under which they are logged."""
+        names = ("train/loss", "train/answer_loss", "train/tokens", "train/answer_tokens")
+        return dict(zip(names, (self.loss, self.label_loss, *self.seen_tokens), strict=True))
+
 
 class StepMeter:
     """Adds micro-batches up to an optimizer step, and steps up to a run.

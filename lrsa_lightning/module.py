@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.collectives import sum_over_ranks
-from lrsa_lightning.data.resume_progress import SavedProgress
+from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers, fuse
@@ -176,7 +176,7 @@ class LongContextModule(lightning.LightningModule):
         # This micro-batch's part of the global batch's loss, a mean over label tokens or over samples.
         loss = self._loss_sum(hidden_BND, batch, batch["weights"]) / batch["num_tokens"]
         self.meter.add(batch, loss, self._label_loss_sum(hidden_BND, batch))
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+        if ends_step(self.trainer):
             self._end_step()
         # Lightning divides by the accumulation steps and the strategy averages over the ranks: undo both.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -221,15 +221,7 @@ class LongContextModule(lightning.LightningModule):
         step = self.meter.end_step(sum_over_ranks)
         self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it
         self.step_log.begin(self.trainer)
-        self.step_log.add(
-            {
-                "train/loss": step.loss,
-                "train/answer_loss": step.label_loss,
-                "train/lr": self.optimizers().param_groups[0]["lr"],
-                "train/tokens": step.seen_tokens[0],
-                "train/answer_tokens": step.seen_tokens[1],
-            }
-        )
+        self.step_log.add({**step.metrics(), "train/lr": self.optimizers().param_groups[0]["lr"]})
 
     @property
     def trained_steps(self) -> int:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from lrsa_lightning.cli import main
 from lrsa_lightning.errors import Stopped
 from lrsa_lightning.step_log import StepLog, write_steps
+from tests.runs import command, metrics
 
 
 class Logger:
@@ -85,3 +87,12 @@ def test_the_first_the_last_and_each_nth_step_are_due(trainer, every, last, due)
             found.append(trainer.global_step)
             log.read(trainer.global_step)
     assert found == due
+
+
+def test_a_step_of_fewer_micro_batches_at_the_end_of_an_epoch_has_its_row(arguments, in_tmp_path):
+    """Lightning steps after the last micro-batch of an epoch, here the third of steps of two."""
+    main(command({**arguments, "trainer.limit_train_batches": "3", "trainer.max_steps": "4"}))
+    rows = metrics()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert len({frozenset(row) for row in rows}) == 1
+    assert len({row["train/grad_norm"] for row in rows}) == 4

@@ -203,15 +203,21 @@ def test_what_waits_for_the_device_is_not_charged_with_trainings_work(on_a_devic
 
 
 def test_steps_that_are_read_together_share_the_time_of_computation(arguments, monkeypatch):
-    """The third step of three launches for 30 s, the others not at all."""
+    """The fourth step launches for 30 s, the others not at all; the host waits 12 s at each reading."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("lrsa_lightning.callbacks.throughput.perf_counter", lambda: clock.now)
-    step = LongContextModule.training_step
+    step, read = LongContextModule.training_step, StepLog.read
 
     def slow(self, batch, batch_idx):
         clock.now += 15 if self.trainer.global_step == 3 else 0
         return step(self, batch, batch_idx)
 
+    def waiting(self, before):
+        clock.now += 12
+        return read(self, before)
+
     monkeypatch.setattr(LongContextModule, "training_step", slow)
+    monkeypatch.setattr(StepLog, "read", waiting)
     rows = rows_of({**arguments, "trainer.log_every_n_steps": "4"})
-    assert [row["throughput/seconds/compute"] for row in rows] == [0, 10, 10, 10, 0, 0]
+    assert [row["throughput/seconds/compute"] for row in rows] == [12, 14, 14, 14, 6, 6]
+    assert all(row["throughput/seconds/other"] == 0 for row in rows)

@@ -19,7 +19,8 @@ from lrsa_lightning.ranges import (
     checked,
 )
 
-_OfLightning = get_type_hints(Trainer.__init__)["precision"]
+_OF_LIGHTNING = get_type_hints(Trainer.__init__)
+_Precision, _Plugins = _OF_LIGHTNING["precision"], _OF_LIGHTNING["plugins"]
 
 
 class RangedTrainer(Trainer):
@@ -44,9 +45,9 @@ class RangedTrainer(Trainer):
         accumulate_grad_batches: PositiveInt = 1,
         max_time: Duration | timedelta | dict[str, int] | None = None,
         gradient_clip_val: NonNegativeFiniteFloat | None = None,
-        precision: Literal["bf16-master"] | _OfLightning = None,
+        precision: Literal["bf16-master"] | _Precision = None,
         strategy: str | Strategy = "auto",
-        plugins: Any = None,
+        plugins: _Plugins = None,
         **further,
     ):
         """

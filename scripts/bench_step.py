@@ -53,7 +53,7 @@ def figures_of(row: Row, settings: Settings, measured: dict[str, Any], rate_tflo
     from transformers import AutoConfig
 
     inputs, seconds = settings.inputs, measured["median_ms"] / 1000
-    decoder = DecoderFlops.of(AutoConfig.from_pretrained(inputs.model))
+    decoder = DecoderFlops.of(AutoConfig.from_pretrained(inputs.model, trust_remote_code=False))
     rows = settings.global_batch
     flops = decoder.training({inputs.length: rows}, rows * inputs.labels, row.mode)
     return {

@@ -53,7 +53,7 @@ def test_defaults_are_the_papers_run(train_file, tokenizer_dir):
     model, data, trainer = cli.config.model, cli.config.data, cli.config.trainer
     assert (model.lr, list(model.betas), model.weight_decay, model.warmup_steps) == (1.25e-5, [0.9, 0.95], 0.1, 0)
     assert (data.seq_len, data.global_batch_size, model.seq_len) == (32768, 16, 32768)
-    assert (trainer.max_steps, trainer.precision) == (4000, "bf16-mixed")
+    assert (trainer.max_steps, trainer.precision) == (4000, "bf16-master")
     assert model.attention.init_args.lag_size == 1024
     assert model.attention.init_args.retention_ratio == 0.5
     assert model.name_or_path == "Qwen/Qwen2.5-1.5B"

@@ -168,10 +168,9 @@ def test_a_run_without_an_end_keeps_the_peak_and_says_so(run, caplog):
     assert "the run has no number of steps: model.lr stays at its peak" in caplog.text
 
 
-@pytest.mark.parametrize(("option", "forwards"), [("true", 2), ("false", 1)])
-def test_layers_are_computed_again_in_the_backward_under_checkpointing(run, option, forwards):
-    keeper = run(model__gradient_checkpointing=option, trainer__max_steps="1")
-    assert keeper.model.is_gradient_checkpointing == (option == "true")
+@pytest.mark.parametrize(("recompute", "forwards"), [("full", 2), ("none", 1), ("auto", 1)])
+def test_layers_are_computed_again_in_the_backward(run, recompute, forwards):
+    keeper = run(model__recompute=recompute, trainer__max_steps="1")
     assert keeper.forwards == [forwards] * 2
 
 
@@ -191,12 +190,12 @@ class Observed(Vanilla):
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "sp_fsdp2", "sp_deepspeed"])
-@pytest.mark.parametrize(("checkpointing", "forwards"), [("true", 2), ("false", 1)])
-def test_each_layer_gets_the_boundaries_of_packed_rows(arguments, strategy, checkpointing, forwards):
+@pytest.mark.parametrize(("recompute", "forwards"), [("full", 2), ("none", 1)])
+def test_each_layer_gets_the_boundaries_of_packed_rows(arguments, strategy, recompute, forwards):
     Observed.seen.clear()
     base = {key: value for key, value in arguments.items() if not key.startswith("model.attention.")}
     base |= {"data.packing": "true", "data.extend": "false", "data.seq_len": "300", "data.micro_batch_size": "4"}
-    base |= {"model.attention": f"{__name__}.Observed", "model.gradient_checkpointing": checkpointing}
+    base |= {"model.attention": f"{__name__}.Observed", "model.recompute": recompute}
     main(command({**base, "trainer.strategy": strategy, "trainer.max_steps": "1"}))
     first, *others = Observed.seen
     assert others == [first] * (TINY_MODEL["num_hidden_layers"] * forwards - 1)

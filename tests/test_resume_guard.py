@@ -17,7 +17,7 @@ GUARDED = {
     Vanilla: "implementation",
 }
 FREE = {
-    LongContextModule: "lr betas weight_decay warmup_steps gradient_checkpointing loss_chunk_size",
+    LongContextModule: "lr betas weight_decay warmup_steps gradient_checkpointing recompute fused_layers loss_chunk_size",
     LongContextDataModule: "val_files micro_batch_size num_workers prepare_workers cache_dir",
     LRSA: "backend chunks_per_fill",
     Vanilla: "",

@@ -16,13 +16,13 @@ def test_the_advice_names_what_was_in_use_and_what_the_run_does_not_do_yet(monke
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cuda:1")),
-        lightning_module=SimpleNamespace(gradient_checkpointing=False),
+        lightning_module=SimpleNamespace(recompute="selective"),
         datamodule=SimpleNamespace(micro_batch_size=4),
     )
     OutOfMemoryAdvice().on_exception(trainer, None, torch.OutOfMemoryError())
     assert caplog.messages == [
         "cuda:1 is out of memory: 80.0 GiB, 71.0 at the peak, 79.0 reserved. To lower it: "
-        "PYTORCH_ALLOC_CONF=expandable_segments:True; model.gradient_checkpointing: true; "
+        "PYTORCH_ALLOC_CONF=expandable_segments:True; model.recompute: full; "
         "data.micro_batch_size: 1 instead of 4; more devices that share each sequence, as in "
         "configs/trainer/zero2_sp2.yaml and zero3_sp4.yaml"
     ]

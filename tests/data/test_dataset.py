@@ -35,7 +35,7 @@ def row(data, index):
     return batch["input_ids"][0], batch["labels"][0]
 
 
-@pytest.mark.parametrize(("device", "num_pinned"), [("cuda", 6), ("cpu", 0)])
+@pytest.mark.parametrize(("device", "num_pinned"), [("cuda", 7), ("cpu", 0)])
 def test_batches_are_pinned_for_a_gpu(tokenizer, monkeypatch, device, num_pinned):
     """The host would wait for a copy from other memory."""
     pinned = []
@@ -45,7 +45,7 @@ def test_batches_are_pinned_for_a_gpu(tokenizer, monkeypatch, device, num_pinned
     module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
     moved = module.on_before_batch_transfer(batch, 0)
     assert len(pinned) == num_pinned
-    assert moved.keys() == batch.keys()
+    assert moved.keys() == batch.keys() | {"label_positions"}
     assert moved["cu_seqlens"] == batch["cu_seqlens"]
     assert all((moved[name] is batch[name]) == (device == "cpu") for name in ("input_ids", "labels", "num_tokens"))
     assert module.on_before_batch_transfer({}, 0) == {}

@@ -81,7 +81,7 @@ def test_full_attention(runs, kind):
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_recomputed_layers_choose_the_same_tokens(runs, name):
-    runs(2, strategy(name, 2, "context"), model__gradient_checkpointing="true")
+    runs(2, strategy(name, 2, "context"), model__recompute="full")
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3", "fsdp2"])

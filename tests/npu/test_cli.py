@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from transformers.models.qwen2 import modeling_qwen2
 
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
@@ -29,17 +28,10 @@ def test_names_of_yaml(on_npu, precision):
     assert isinstance(cli.trainer.precision_plugin, NPUMixedPrecision) == ("mixed" in precision)
 
 
-def test_fused_layers_are_a_callback(on_npu, capsys):
-    plain = modeling_qwen2.apply_rotary_pos_emb
-    LRSACLI(command(on_npu))
-    fused = [*command(on_npu | {"run_name": "fused"}), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"]
-    LRSACLI(fused)
+def test_fused_layers_by_one_switch(on_npu):
+    LRSACLI(command(on_npu | {"model.fused_layers": "false"}))
+    LRSACLI(command(on_npu | {"run_name": "fused", "model.fused_layers": "true"}))
     assert losses("fused") == pytest.approx(losses(), rel=1e-4)
-    assert modeling_qwen2.apply_rotary_pos_emb is plain
-    elsewhere = on_npu | {"run_name": "cpu", "trainer.accelerator": "cpu", "trainer.strategy": "auto"}
-    with pytest.raises(SystemExit):
-        main([*command(elsewhere), "--trainer.callbacks+=lrsa_lightning.npu.FusedLayers"])
-    assert "FusedLayers needs accelerator npu" in capsys.readouterr().err
 
 
 def test_accelerator_npu_alone_never_trains_on_the_cpu(on_npu):

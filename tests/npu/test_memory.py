@@ -25,7 +25,7 @@ def test_a_run_that_is_out_of_memory_is_told_what_lowers_it(arguments, monkeypat
     assert said.startswith("npu:0 is out of memory: ")
     for part in (
         " GiB, ", " at the peak", "PYTORCH_NPU_ALLOC_CONF=expandable_segments:True",
-        "model.gradient_checkpointing: true", "data.micro_batch_size: 1 instead of 2", "npu_zero2_sp2.yaml",
+        "model.recompute: full", "data.micro_batch_size: 1 instead of 2", "npu_zero2_sp2.yaml",
     ):  # fmt: skip
         assert part in said
 
@@ -40,7 +40,7 @@ def test_advice_leaves_out_what_is_done_already(monkeypatch, caplog):
     monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("npu:0")),
-        lightning_module=SimpleNamespace(gradient_checkpointing=True),
+        lightning_module=SimpleNamespace(recompute="full"),
         datamodule=SimpleNamespace(micro_batch_size=1),
     )
     OutOfMemoryAdvice().on_exception(trainer, None, torch.OutOfMemoryError())

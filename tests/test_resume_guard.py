@@ -17,7 +17,8 @@ GUARDED = {
     Vanilla: "implementation",
 }
 FREE = {
-    LongContextModule: "lr betas weight_decay warmup_steps gradient_checkpointing recompute fused_layers loss_chunk_size",
+    LongContextModule: "lr betas weight_decay warmup_steps loss_chunk_size "
+    "gradient_checkpointing recompute fused_layers",
     LongContextDataModule: "val_files micro_batch_size num_workers prepare_workers cache_dir",
     LRSA: "backend chunks_per_fill",
     Vanilla: "",

@@ -55,6 +55,8 @@ def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
         counts = Counter(chosen)
         parts = ", ".join(f"{counts[policy]} layers {policy}" for policy in POLICIES if counts[policy])
         log.info("recompute auto: %s, for %.1f GiB of activations", parts, budget / 2**30)
+        if budget < 0:
+            log.warning("gradients and optimizer states alone do not fit in the free memory of %s", device)
     return chosen
 
 

@@ -53,13 +53,19 @@ def _grid(x: Tensor) -> tuple[int]:
 
 
 @triton.jit
+def _rounded(x, dtype: tl.constexpr):
+    """As the plain MLP rounds silu(gate), in float32 again."""
+    return x.to(dtype).to(tl.float32)
+
+
+@triton.jit
 def _product_kernel(gate_ptr, up_ptr, product_ptr, count, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < count
     gate = tl.load(gate_ptr + offsets, inside).to(tl.float32)
     up = tl.load(up_ptr + offsets, inside)
     silu = gate * tl.sigmoid(gate)
-    tl.store(product_ptr + offsets, silu.to(up.dtype) * up, inside)
+    tl.store(product_ptr + offsets, _rounded(silu, up.dtype) * up.to(tl.float32), inside)
 
 
 @triton.jit
@@ -69,9 +75,10 @@ def _gradient_kernel(product_ptr, gate_ptr, up_ptr, count, BLOCK: tl.constexpr):
     inside = offsets < count
     grad = tl.load(product_ptr + offsets, inside).to(tl.float32)
     gate = tl.load(gate_ptr + offsets, inside).to(tl.float32)
-    up = tl.load(up_ptr + offsets, inside)
+    loaded = tl.load(up_ptr + offsets, inside)
+    up = loaded.to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
-    tl.store(product_ptr + offsets, silu.to(up.dtype) * up, inside)
-    tl.store(gate_ptr + offsets, grad * up.to(tl.float32) * (sigmoid + silu * (1 - sigmoid)), inside)
+    tl.store(product_ptr + offsets, _rounded(silu, loaded.dtype) * up, inside)
+    tl.store(gate_ptr + offsets, grad * up * (sigmoid + silu * (1 - sigmoid)), inside)
     tl.store(up_ptr + offsets, grad * silu, inside)

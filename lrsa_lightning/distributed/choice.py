@@ -75,7 +75,7 @@ def resolve_auto(trainer: Any) -> None:
     Args:
         trainer: namespace with accelerator, strategy, devices, num_nodes and precision; changed in place.
     """
-    if trainer.strategy != "auto" or trainer.precision != precision.NAME:
+    if trainer.strategy != "auto" or getattr(trainer, "precision", None) != precision.NAME:
         return
     accelerator = CPUAccelerator if trainer.accelerator == "cpu" else CUDAAccelerator
     if not accelerator.is_available():

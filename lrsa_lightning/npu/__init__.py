@@ -49,5 +49,5 @@ def resolve_auto(trainer: Any) -> None:
             return
         count = accelerator.auto_device_count() if trainer.devices == "auto" else trainer.devices
         is_single = len(accelerator.parse_devices(count)) == 1 and trainer.num_nodes == 1
-        several = NPUDeepSpeedStrategy if trainer.precision == precision.NAME else NPUDDPStrategy
+        several = NPUDeepSpeedStrategy if getattr(trainer, "precision", None) == precision.NAME else NPUDDPStrategy
         trainer.strategy = (SingleNPUStrategy if is_single else several).strategy_name

@@ -150,6 +150,7 @@ class Arguments:
         ({"devices": 1}, "npu", "npu_single"),
         ({"devices": [1]}, "npu", "npu_single"),
         ({"devices": 1, "num_nodes": 2}, "npu", "npu_ddp"),
+        ({"precision": "bf16-master"}, "npu", "npu_deepspeed"),
         ({"accelerator": "cpu"}, "cpu", "auto"),
         ({"accelerator": "npu", "strategy": "npu_ddp", "devices": 1}, "npu", "npu_ddp"),
     ],

@@ -21,7 +21,7 @@ class StopOnSignal(Callback):
 
     One process stops after the running micro-batch, several after the running optimizer step. `Checkpoints` then saves
     the last complete optimizer step; the gradients of a partial accumulation are computed again. A second Ctrl+C ends
-    the run at once, without saving.
+    the run without saving; only a checkpoint that is being written is waited for.
 
     A running validation or RULER check is interrupted: on one device at once, on several at the end of its batch. All
     processes agree, whichever gets the signal, and wait for no device to do so. A resumed run makes up for a RULER

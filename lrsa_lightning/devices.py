@@ -49,6 +49,7 @@ class Device:
         host_rate: bytes/s to and from pinned host memory.
         link_rate: bytes/s from other devices of the host.
         is_measured: whether someone measured the rates; otherwise they follow from data sheets.
+        has_fused_mlp: whether fused layers never keep SwiGLU's product.
     """
 
     label: str
@@ -60,11 +61,12 @@ class Device:
     host_rate: float
     link_rate: float
     is_measured: bool
+    has_fused_mlp: bool = True
 
     @property
     def usable(self) -> int:
         """Bytes that tensors can have: the context of the driver and fragments of the allocator take the rest."""
-        return int(self.memory - _CONTEXT - _FRAGMENTS * self.memory)
+        return int(self.memory - _CONTEXT - FRAGMENTS * self.memory)
 
     def seconds(self, work: Work) -> float:
         """How long the work takes, one kind after the other."""
@@ -80,9 +82,9 @@ class Device:
 
 _GIB = 2**30
 _CONTEXT = int(0.6 * _GIB)
-_FRAGMENTS = 0.03
+FRAGMENTS = 0.03  # of a device's memory
 
-# H100 80GB HBM3: 798 TFLOP/s in large products, of which those of a 1.5B shape reach 88%. A layer of it at 32768
+# H100 80GB HBM3: 798 TFLOP/s in large products; those of a 1.5B shape reach 88% of it. A layer of it at 32768
 # tokens, forward and backward, takes 18.3 ms dense (FlashAttention-4), 11.3 ms at r = 1/2, 7.1 ms at r = 1/4.
 # Element-wise kernels in a step reach two thirds of the 3.0 TB/s of a copy.
 H100 = Device("H100 80GB", int(79.1 * _GIB), 700e12, 540e12, 465e12, 2.0e12, 50e9, 250e9, True)
@@ -90,7 +92,9 @@ H100 = Device("H100 80GB", int(79.1 * _GIB), 700e12, 540e12, 465e12, 2.0e12, 50e
 H200 = Device("H200", int(139.8 * _GIB), 700e12, 533e12, 465e12, 2.9e12, 50e9, 250e9, True)
 # Data sheets: 312 and about 354 TFLOP/s, 2.0 and 1.6 TB/s. The shares of these peaks are guesses.
 A100 = Device("A100 80GB", int(79.1 * _GIB), 250e12, 160e12, 110e12, 1.5e12, 25e9, 180e9, False)
-ASCEND_910B = Device("Ascend 910B", int(61.0 * _GIB), 250e12, 120e12, 90e12, 1.1e12, 25e9, 100e9, False)
+ASCEND_910B = Device(
+    "Ascend 910B", int(61.0 * _GIB), 250e12, 120e12, 90e12, 1.1e12, 25e9, 100e9, False, has_fused_mlp=False
+)
 DEVICES = {"h100": H100, "h200": H200, "a100": A100, "910b": ASCEND_910B}
 
 

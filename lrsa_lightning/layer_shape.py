@@ -27,7 +27,8 @@ class LayerShape:
         is_sparse: whether the attention hides earlier tokens.
         element: bytes of a number in matrix products: 2 in bf16.
         residual: bytes of a number in the residual stream: 4 under autocast.
-        is_fused: whether norms and RoPE are one kernel each, and the MLP never keeps SwiGLU's product.
+        is_fused: whether norms, RoPE and SwiGLU are one kernel each.
+        has_fused_mlp: whether the MLP never keeps SwiGLU's product.
     """
 
     rows: int
@@ -43,6 +44,7 @@ class LayerShape:
     element: int = 2
     residual: int = 2
     is_fused: bool = True
+    has_fused_mlp: bool = True
 
     @classmethod
     def of(
@@ -84,6 +86,7 @@ class LayerShape:
             element,
             residual or element,
             is_fused,
+            has_fused_mlp=is_fused,
         )
 
     @property
@@ -117,8 +120,9 @@ class LayerShape:
 
     @property
     def swiglu_bytes(self) -> int:
-        """What SwiGLU keeps beside gate and up: where it is not fused the product and silu(gate)."""
-        return 0 if self.is_fused else 2 * self.feed_forward * self.element
+        """What SwiGLU keeps beside gate and up: the product, and where it is not fused also silu(gate)."""
+        kept = 0 if self.has_fused_mlp else 1 if self.is_fused else 2
+        return kept * self.feed_forward * self.element
 
     @property
     def gate_and_up_bytes(self) -> int:

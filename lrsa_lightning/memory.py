@@ -5,14 +5,16 @@ Nothing here needs a model or a device. `lrsa plan` predicts with it, and the mo
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import get_args
 
-from lrsa_lightning.devices import Work
+from lrsa_lightning.devices import Device, Work
 from lrsa_lightning.layer_shape import LayerShape
+from lrsa_lightning.recompute import Policy
 
 # By memory, most first.
-POLICIES = ("none", "selective", "attention", "full", "offload")
+POLICIES = get_args(Policy)
 # `recompute: auto` keeps what fits in this fraction of the memory that tensors can have.
-AUTO_FRACTION = 0.9
+AUTO_FRACTION = 0.92
 # Bytes per label token and word of the vocabulary: logits in float32 and their logarithms; then gradients as well.
 LOSS_FORWARD = 8
 LOSS_BACKWARD = 12
@@ -118,6 +120,28 @@ def _elementwise(shape: LayerShape) -> float:
     rotated = shape.rows * shape.tokens * (shape.heads + shape.kv_heads) * shape.head_dim * shape.element
     rotary = rotated * (2 if shape.is_fused else 10)
     return _norms(shape) + _swiglu(shape) + 6 * shape.input_bytes + rotary
+
+
+def fastest_policies(
+    layers: int, shape: LayerShape, budget: int, loss: int, pending: int, device: Device
+) -> list[Policy]:
+    """The fastest mixture of policies that fits.
+
+    Args:
+        layers: number of layers.
+        shape: of the largest one.
+        budget: bytes for kept activations, and for the loss or the backward of a layer.
+        loss: bytes of the loss. It is not there at the same time as the backward of a layer.
+        pending: bytes of the embedding's gradient before it is added to the others.
+        device: whose rates decide what is fast.
+    """
+    return choose_policies(
+        layers,
+        {policy: activation_bytes(shape, policy) for policy in POLICIES},
+        {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES},
+        budget,
+        {policy: max(loss, working_bytes(shape, policy) + pending) for policy in POLICIES},
+    )
 
 
 def choose_policies(

@@ -3,27 +3,25 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lrsa_lightning.devices import H100
+from lrsa_lightning.devices import FRAGMENTS, H100
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
-from lrsa_lightning.memory import (
-    AUTO_FRACTION,
-    POLICIES,
-    LayerShape,
-    activation_bytes,
-    choose_policies,
-    loss_bytes,
-    recomputed_work,
-    working_bytes,
-)
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.fused.operators import has_fused_mlp, missing
+from lrsa_lightning.layer_shape import LayerShape
+from lrsa_lightning.memory import AUTO_FRACTION, POLICIES, fastest_policies, loss_bytes
+from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.sequence import rank_shape
+from lrsa_lightning.plan.states import precision_of
 from lrsa_lightning.recompute import Policy
 
 log = logging.getLogger(__name__)
@@ -32,8 +30,7 @@ log = logging.getLogger(__name__)
 def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
     """A policy for each decoder layer, the same on all ranks: the module's own, or what auto chooses and logs.
 
-    Weights are on the device by now. auto takes `none` on a CPU. Elsewhere it counts what the first step adds:
-    gradients, AdamW's moments, bfloat16 copies.
+    Weights are on the device by now. auto takes `none` on a CPU. Elsewhere it also counts what the first step adds.
 
     Args:
         module: a LongContextModule with its model.
@@ -44,13 +41,13 @@ def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
         return [module.recompute] * layers
     if device.type == "cpu":
         return ["none"] * layers
-    budget = int(AUTO_FRACTION * _free(device)) - _of_first_step(trainer)
+    budget = _free(device) - of_first_step(trainer)
     budget = int(trainer.strategy.reduce(torch.tensor(float(budget), device=device), reduce_op="min"))
     try:
-        chosen = _choose(layers, budget, module, trainer)
-    except AttributeError as error:  # an architecture without the sizes of a usual decoder
+        chosen = choose(layers, budget, module, trainer)
+    except (AttributeError, InputError) as error:  # sizes or a precision that the plan does not know
         chosen = ["full"] * layers
-        log.info("recompute auto: full, because the memory of this architecture is unknown (%s)", error)
+        log.info("recompute auto: full, because the memory of this run is unknown (%s)", error)
     else:
         counts = Counter(chosen)
         parts = ", ".join(f"{counts[policy]} layers {policy}" for policy in POLICIES if counts[policy])
@@ -61,48 +58,52 @@ def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that tensors can still have on the device."""
+    """Bytes for what does not exist yet, if tensors are to take `AUTO_FRACTION` of what they can have."""
     memory = torch.get_device_module(device)
-    in_use = memory.memory_reserved(device) - memory.memory_allocated(device)
-    return memory.mem_get_info(device)[0] + in_use
+    allocated = memory.memory_allocated(device)
+    total = memory.mem_get_info(device)[0] + memory.memory_reserved(device)
+    return int(AUTO_FRACTION * (1 - FRAGMENTS) * total) - allocated
 
 
-def _of_first_step(trainer: Trainer) -> int:
-    """Bytes of gradients and optimizer states that do not exist yet, on this rank."""
-    total = 0
+def of_first_step(trainer: Trainer) -> int:
+    """Bytes of gradients, optimizer states and bfloat16 copies that do not exist yet, on this rank."""
+    total = getattr(trainer.precision_plugin, "bytes_of_copies", 0)
     for optimizer in trainer.optimizers:
         for parameter in _parameters(optimizer):
-            size = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            bytes_of_one = 4 if parameter.grad is None else 0
-            bytes_of_one += 0 if optimizer.state.get(parameter) else 2 * size.element_size()
-            total += bytes_of_one * size.numel()
-    return total + getattr(trainer.precision_plugin, "bytes_of_copies", 0)
+            own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            copies = (parameter.grad is None) + (0 if optimizer.state.get(parameter) else 2)
+            total += copies * own.numel() * own.element_size()
+    return total
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _choose(layers: int, budget: int, module: LightningModule, trainer: Trainer) -> list[Policy]:
-    shape = _shape(module, trainer)
-    loss = loss_bytes(shape, module.loss_chunk_size, module.model.config.get_text_config(decoder=True).vocab_size)
-    return choose_policies(
-        layers,
-        {policy: activation_bytes(shape, policy) for policy in POLICIES},
-        {policy: H100.seconds(recomputed_work(shape, policy)) for policy in POLICIES},
-        budget,
-        {policy: max(loss, working_bytes(shape, policy)) for policy in POLICIES},
-    )
+def choose(layers: int, budget: int, module: LightningModule, trainer: Trainer) -> list[Policy]:
+    """The fastest policies for a number of layers that fit into a budget of bytes."""
+    shape, vocab_size = _shape(module, trainer), module.model.config.get_text_config(decoder=True).vocab_size
+    loss = loss_bytes(shape, module.loss_chunk_size, vocab_size)
+    return fastest_policies(layers, shape, budget, loss, vocab_size * shape.hidden * shape.element, H100)
 
 
 def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
     """A layer as this rank sees it, from the numbers of the run."""
-    strategy, precision = trainer.strategy, str(trainer.precision)
-    config = module.model.config.get_text_config(decoder=True)
+    strategy, device_type = trainer.strategy, trainer.strategy.root_device.type
+    division = Division("zero" if isinstance(strategy, DeepSpeedStrategy) else "single")
+    precision = precision_of(trainer.precision, division)
     shared = isinstance(strategy, SequenceParallelStrategy)
     sequence = strategy.sequence_parallel if shared else SequenceParallel()
-    element, residual = (4 if precision == "32-true" else 2), (4 if precision.endswith("mixed") else None)
-    rows = getattr(trainer.datamodule, "micro_batch_size", 1)
-    is_fused = module.fused_layers is not False
-    mode = module.attention.for_length(module.seq_len)
-    return rank_shape(config, mode, sequence, rows, module.seq_len, element, residual or element, is_fused, 0)
+    is_fused = module.fused_layers is not False and not missing(device_type)
+    shape = rank_shape(
+        module.model.config.get_text_config(decoder=True),
+        module.attention.for_length(module.seq_len),
+        sequence,
+        getattr(trainer.datamodule, "micro_batch_size", 1),
+        module.seq_len,
+        precision.element,
+        precision.residual,
+        is_fused,
+        0,
+    )
+    return replace(shape, has_fused_mlp=is_fused and has_fused_mlp(device_type))

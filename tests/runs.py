@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lrsa_lightning.cli import main
 
@@ -53,3 +54,12 @@ def refusal(capsys, arguments: list[str]) -> str:
 def everything(folder: Path) -> dict[str, bytes]:
     """The files of a folder, with what they hold."""
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same(first, second) -> bool:
+    """Whether two checkpoints, or parts of them, are equal bit for bit."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second

@@ -13,7 +13,7 @@ import torch
 
 from lrsa_lightning.last_checkpoint import find_last
 from tests.interruptions import KillInSave, interruption
-from tests.runs import callback, command, losses
+from tests.runs import callback, command, losses, same
 from tests.warm import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_tmp_path")]
@@ -58,14 +58,6 @@ def start(arguments):
 
 def state(run: str) -> dict:
     return torch.load(find_last(Path(f"runs/{run}/checkpoints")).path, weights_only=True)
-
-
-def same(first, second) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def test_killed_runs_end_like_an_uninterrupted_one(start):

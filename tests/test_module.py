@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning import Callback
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -207,37 +206,6 @@ def test_nothing_between_micro_batches_holds_a_graph(run):
     keeper = run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting="sample")
     assert len(keeper.sums) == 2 * 3 * 3
     assert all(each.grad_fn is None and not each.requires_grad for each in keeper.sums)
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a device: a number read from a tensor."""
-
-    number = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.number += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("weighting", ["token", "sample"])
-def test_the_host_never_waits_in_a_step(run, monkeypatch, weighting):
-    """But in transformers' forward, which reads from the positions whether a row is packed."""
-    waits, training_step, forward = Waits(), LongContextModule.training_step, LongContextModule.forward
-
-    def watched(self, batch, batch_idx):
-        with waits:
-            return training_step(self, batch, batch_idx)
-
-    def unwatched(self, *inputs):
-        before = waits.number
-        hidden = forward(self, *inputs)
-        waits.number = before
-        return hidden
-
-    monkeypatch.setattr(LongContextModule, "training_step", watched)
-    monkeypatch.setattr(LongContextModule, "forward", unwatched)
-    run(trainer__max_steps="2", data__micro_batch_size="1", data__loss_weighting=weighting)
-    assert waits.number == 0
 
 
 def test_a_step_without_label_tokens_is_refused(run, monkeypatch):

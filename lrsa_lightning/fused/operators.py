@@ -40,6 +40,11 @@ def missing(device_type: str) -> str:
     return "" if device_type in ("cuda", "npu") else f"there are none for {device_type}"
 
 
+def has_fused_mlp(device_type: str) -> bool:
+    """Whether the MLP never keeps SwiGLU's product."""
+    return operators_of(device_type).mlp is not None
+
+
 @cache
 def operators_of(device_type: str) -> Operators:
     """The fused operators of a device; plain ones where it has none."""

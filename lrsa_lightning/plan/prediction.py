@@ -5,7 +5,7 @@ optimizer step. The peak is that of the highest one. A RULER check stands beside
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrsa_lightning.devices import Device
 from lrsa_lightning.layer_shape import LayerShape
@@ -15,9 +15,8 @@ from lrsa_lightning.memory import (
     LOSS_FORWARD,
     POLICIES,
     activation_bytes,
-    choose_policies,
+    fastest_policies,
     loss_bytes,
-    recomputed_work,
     working_bytes,
 )
 from lrsa_lightning.plan.run import Run
@@ -72,7 +71,7 @@ def predict(run: Run, device: Device) -> Prediction:
     Raises:
         InputError: batches do not divide, or the plan does not cover a setting; says which.
     """
-    shapes = run.shapes()
+    shapes = [replace(shape, has_fused_mlp=shape.is_fused and device.has_fused_mlp) for shape in run.shapes()]
     largest = max(shapes, key=lambda shape: activation_bytes(shape, "none"))
     states = States.of(run.size, run.bytes_of, run.division)
     policies = _policies(run, states, largest, device)
@@ -89,14 +88,9 @@ def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> li
     """Those of `model.recompute`; auto chooses by the memory that is free beside everything else."""
     if run.recompute != "auto":
         return [run.recompute] * run.size.layers
-    kept = {policy: activation_bytes(shape, policy) for policy in POLICIES}
-    cost = {policy: device.seconds(recomputed_work(shape, policy)) for policy in POLICIES}
-    working = {policy: working_bytes(shape, policy) for policy in POLICIES}
-    # The loss and a layer's backward are not at the same time.
-    loss, pending = _loss_bytes(run, shape, LOSS_BACKWARD), states.pending
-    working = {policy: max(loss, need + pending) for policy, need in working.items()}
+    loss = _loss_bytes(run, shape, LOSS_BACKWARD)
     budget = int(AUTO_FRACTION * device.usable) - sum(_resident(states).values()) - states.gathered - states.copies
-    return choose_policies(run.size.layers, kept, cost, budget, working)
+    return fastest_policies(run.size.layers, shape, budget, loss, states.pending, device)
 
 
 def _resident(states: States) -> Components:

@@ -11,7 +11,7 @@ from lrsa_lightning import checkpoint_files, host_copy
 from lrsa_lightning.cli import main
 from tests.held_writes import HeldWrite
 from tests.interruptions import interruption
-from tests.runs import callback, command, losses, metrics
+from tests.runs import callback, command, losses, metrics, same
 from tests.warm import Run
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -49,14 +49,6 @@ def held(step: int, until: int, then: str = "complete", linger: bool = False) ->
 def between(first: str, last: str) -> list[str]:
     events = HeldWrite.events
     return events[events.index(first) + 1 : events.index(last)]
-
-
-def same(first, second) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def load(step: int, run: str = "x") -> dict:

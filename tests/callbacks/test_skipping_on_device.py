@@ -79,7 +79,7 @@ def test_steps_from_the_first_spoiled_one_on_are_taken_back(fit, capsys, poison,
 
 
 def test_a_checkpoint_is_never_written_beyond_a_spoiled_step(fit):
-    """Its step 4 comes after the spoiled step 2, of which the host has not heard yet."""
+    """Its step 4 comes after the spoiled step 2, and the host does not know of it yet."""
     spoiled = interruption("PoisonedSamples", batches=[3])
     assert fit(spoiled, callback("NonFiniteLoss"), on_device=True, name="x", every=4) == 3
     assert fit(on_device=False, name="whole", every=1) == 0

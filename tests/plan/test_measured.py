@@ -3,15 +3,18 @@
 The figures are peaks of `torch.cuda.max_memory_allocated` and medians of steps.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.devices import H100
-from lrsa_lightning.plan import predict
+from lrsa_lightning.plan import predict, prediction
 from tests.plan.runs import run_of
 
 LONG = {"seq_len": 131072}
 FUSED = {"is_fused": True}
+MASTER = FUSED | {"precision": "bf16-master"}
 QUARTER = {"mode": LRSA(retention_ratio=0.25)}
 VANILLA = {"mode": Vanilla()}
 
@@ -33,6 +36,49 @@ VANILLA = {"mode": Vanilla()}
 )
 def test_memory_is_within_a_tenth_of_measured_peaks(changed, gib):
     assert predict(run_of(**changed), H100).peak / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "gib", "ms"),
+    [
+        ({"recompute": "selective"}, 69.6, 863),
+        ({"recompute": "selective"} | QUARTER, 69.3, 746),
+        ({"recompute": "selective", "is_fused": False}, 69.95, 1098),
+        ({"recompute": "selective", "precision": "bf16-true"}, 55.2, 842),
+        ({"recompute": "attention"}, 39.9, 947),
+        ({"recompute": "full"}, 30.5, 1057),
+        ({"recompute": "auto"} | VANILLA, 69.9, 1028),
+    ],
+    ids=str,
+)
+def test_masters_and_policies_were_measured_after_they_were_predicted(changed, gib, ms):
+    predicted = predict(run_of(**MASTER | changed), H100)
+    assert predicted.peak / 2**30 == pytest.approx(gib, rel=0.05)
+    assert 1000 * predicted.times.step == pytest.approx(ms, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "mixture", "gib"),
+    [
+        (LONG, ["full"] * 8 + ["attention"] * 19 + ["selective"], 71.0),
+        ({"global_batch_size": 2}, ["selective"] * 26 + ["none"] * 2, 70.3),
+    ],
+)
+def test_mixtures_that_auto_has_picked_on_a_card(monkeypatch, changed, mixture, gib):
+    monkeypatch.setattr(prediction, "fastest_policies", lambda *_: mixture)
+    assert predict(run_of(**MASTER | changed, recompute="auto"), H100).peak / 2**30 == pytest.approx(gib, rel=0.05)
+
+
+def test_auto_fits_the_papers_run_into_70_gib():
+    assert predict(run_of(**MASTER, recompute="auto"), H100).peak <= 70 * 2**30
+
+
+def test_without_the_fused_mlp_the_product_is_kept():
+    products = 28 * 2 * 32768 * 8960
+    with_it, without = (
+        predict(run_of(**FUSED, recompute="none"), replace(H100, has_fused_mlp=has)).peak for has in (True, False)
+    )
+    assert without - with_it == products
 
 
 def test_the_measured_fused_mlp_also_kept_its_product():
@@ -70,7 +116,7 @@ def test_auto_keeps_more_the_shorter_the_rows_and_always_fits():
         assert prediction.fits
         kept.append(sum(policy in ("none", "selective") for policy in prediction.policies))
     assert kept == sorted(kept, reverse=True)
-    assert kept[0] == 28 > kept[1] > kept[2]
+    assert kept[0] == kept[1] == 28 > kept[2]
 
 
 def test_gradients_appear_layer_by_layer_and_stay_between_micro_batches():

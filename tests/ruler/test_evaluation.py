@@ -23,12 +23,12 @@ from tests.conftest import make_model
 from tests.test_folder_lock import hold
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_ruler.py"
-NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()))
+NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()), in_order=list)
 
 
 def use(folder, settings: dict, sources: dict) -> dict:
     """The settings in the folder after a call with these."""
-    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks()))
+    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks(), []))
     return json.loads((folder / "settings.json").read_text())
 
 

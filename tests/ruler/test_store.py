@@ -2,6 +2,9 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -23,9 +26,9 @@ def made(monkeypatch):
     calls = []
 
     class CountingMaker(module.SampleMaker):
-        def make(self, num_samples):
+        def make(self, num_samples, made):
             calls.append(num_samples)
-            return super().make(num_samples)
+            return super().make(num_samples, made)
 
     monkeypatch.setattr(module, "SampleMaker", CountingMaker)
     return calls
@@ -39,6 +42,51 @@ def test_samples_are_made_once_and_more_only_when_needed(tokenizer, tmp_path, ma
     assert SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 3) == expected[:3]
     assert store.samples(TASK, 640, 4) == expected
     assert made == [3, 4]
+
+
+def test_a_second_process_waits_for_the_samples_that_one_is_making(tokenizer, tmp_path, monkeypatch, made, caplog):
+    """Without a collective, which would time out: by the lock of the operating system."""
+    caplog.set_level("INFO", "lrsa_lightning")
+    begun, may_go_on = Event(), Event()
+    fit = module.SampleMaker._fit
+
+    def slow(self, *args):
+        begun.set()
+        assert may_go_on.wait(60)
+        return fit(self, *args)
+
+    monkeypatch.setattr(module.SampleMaker, "_fit", slow)
+    stores = [SampleStore(tmp_path, tokenizer, SampleSettings()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        maker = pool.submit(stores[0].samples_that_fit, [(TASK, 640)], 2, None)
+        assert begun.wait(60)
+        waiting = pool.submit(stores[1].samples_that_fit, [(TASK, 640)], 2, None, announces=False)
+        assert not wait([waiting], 0.3).done
+        may_go_on.set()
+        assert maker.result() == waiting.result()
+    assert made == [2]
+    assert [record.message for record in caplog.records] == [f"RULER: making 2 samples each of {TASK}/640"]
+
+
+def test_a_folder_that_cannot_be_written_is_read(tokenizer, tmp_path, monkeypatch):
+    expected = SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2)
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(module.FileLock, "acquire", refuse)
+    assert SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2) == expected
+
+
+def test_making_samples_logs_its_progress(tokenizer, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "lrsa_lightning")
+    clock = count(step=4)  # seconds
+    monkeypatch.setattr("lrsa_lightning.ruler.progress.monotonic", lambda: float(next(clock)))
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 1024, 3)
+    store.samples_that_fit([(TASK, 640), (TASK, 100), (TASK, 1024)], 3, [].append)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"RULER samples: 3 of 6 samples done ({TASK}/640), 0:00:12 left"]
 
 
 def test_the_file_has_rulers_fields_and_the_manifest_its_settings(tokenizer, tmp_path):

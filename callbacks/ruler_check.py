@@ -1,10 +1,8 @@
-"""A RULER check: how long it may take, its batches, and what the log says meanwhile."""
+"""A RULER check: its batches, and what the log says meanwhile."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from time import monotonic
-from typing import Literal
 
 from lightning import LightningModule, Trainer
 
@@ -17,46 +15,6 @@ from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.time_limit import TimeLimit
 
 log = logging.getLogger(__name__)
-
-# Before the first step a user waits to see that the run works.
-FIRST_SECONDS = 35.0
-# Of the training time between two checks.
-SHARE = 0.1
-
-
-class CheckTime:
-    """Seconds that a check may take.
-
-    Automatically, a check in training takes `FIRST_SECONDS`, or `SHARE` of the longest training time between two checks
-    so far, whichever is longer. A check without training takes the time it needs.
-
-    Args:
-        given: seconds; None: no limit; auto.
-    """
-
-    def __init__(self, given: float | Literal["auto"] | None):
-        self._given = given
-        self._trains_since: float | None = None
-        self._longest = 0.0
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether a check in training has a limit."""
-        return self._given is not None
-
-    def of_next(self, in_training: bool) -> float | None:
-        """Seconds of the check that begins now; None: no limit."""
-        if self._given != "auto":
-            return self._given
-        if not in_training:
-            return None
-        if self._trains_since is not None:
-            self._longest = max(self._longest, monotonic() - self._trains_since)
-        return max(FIRST_SECONDS, SHARE * self._longest)
-
-    def training_goes_on(self) -> None:
-        """Takes note that training begins, or goes on after a check."""
-        self._trains_since = monotonic()
 
 
 def run_check(

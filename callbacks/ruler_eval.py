@@ -9,7 +9,7 @@ from typing import Literal
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.callbacks.ruler_check import CheckTime, run_check
+from lrsa_lightning.callbacks.ruler_check import run_check
 from lrsa_lightning.callbacks.ruler_report import records_path, report_check
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.disk import BestEffort
@@ -17,6 +17,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length, load_config
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.check_time import CheckTime
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator

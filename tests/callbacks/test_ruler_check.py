@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lrsa_lightning.callbacks import ruler_check as module
-from lrsa_lightning.callbacks.ruler_check import CheckTime
 from lrsa_lightning.cli import main
 from lrsa_lightning.ruler import scorer
+from lrsa_lightning.ruler.check_time import FIRST_SECONDS, CheckTime
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.scorer import BatchScorer
 from lrsa_lightning.ruler.summary import left_out
@@ -29,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    for name in ("ruler.time_limit", "ruler.progress", "ruler.evaluator", "callbacks.ruler_check"):
+    for name in ("ruler.time_limit", "ruler.progress", "ruler.evaluator", "ruler.check_time"):
         monkeypatch.setattr(f"lrsa_lightning.{name}.monotonic", clock)
     return clock
 
@@ -107,7 +106,7 @@ def test_the_line_names_what_has_fewer_samples_and_what_has_none():
 
 def test_later_checks_take_a_share_of_the_training_time_between_two(clock):
     time = CheckTime("auto")
-    assert time.of_next(in_training=True) == module.FIRST_SECONDS
+    assert time.of_next(in_training=True) == FIRST_SECONDS
     for trained, expected in ((100, 35), (1000, 100), (5, 100)):
         time.training_goes_on()
         clock.now += trained

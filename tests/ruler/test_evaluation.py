@@ -109,6 +109,14 @@ def test_more_samples_tasks_and_budgets_join_what_is_there(evaluate):
     }
 
 
+def test_a_log_shows_the_progress_where_no_bar_can_be(evaluate, caplog, monkeypatch):
+    caplog.set_level("INFO", "lrsa_lightning")
+    monkeypatch.setattr("lrsa_lightning.ruler.progress._EVERY_S", 0)
+    evaluate(num_samples=3, batch_size=2)
+    lines = [record.message.split(", ")[0] for record in caplog.records if "batches done" in record.message]
+    assert lines == [f"RULER: {done} of 2 batches done (niah_single_1/640/r0.5)" for done in (1, 2)]
+
+
 def test_fewer_samples_than_have_results_are_refused(evaluate):
     evaluate(num_samples=3)
     assert "niah_single_1-640-42-2 is none of the 2 that were requested" in evaluate()

@@ -84,7 +84,7 @@ def test_making_samples_logs_its_progress(tokenizer, tmp_path, monkeypatch, capl
     monkeypatch.setattr("lrsa_lightning.ruler.progress.monotonic", lambda: float(next(clock)))
     store = SampleStore(tmp_path, tokenizer, SampleSettings())
     store.samples(TASK, 1024, 3)
-    store.samples_that_fit([(TASK, 640), (TASK, 100), (TASK, 1024)], 3, [].append)
+    store.samples_that_fit([(TASK, 640), (TASK, 100), (TASK, 1024)], 3, [].append, announces=False)
     lines = [record.message for record in caplog.records]
     assert lines == [f"RULER samples: 3 of 6 samples done ({TASK}/640), 0:00:12 left"]
 

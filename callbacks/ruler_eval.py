@@ -140,8 +140,13 @@ class RulerEval(Callback):
         check_length(config, max(lengths, default=0), "RulerEval.lengths")
         settings = SampleSettings(self._seed, template, self._sources)
         store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
-        cells, is_first = product(self._tasks, lengths), trainer.is_global_zero
-        samples = store.samples_that_fit(cells, self._num_samples, self._log_unfitting, announces=is_first)
+        samples = store.samples_that_fit(
+            product(self._tasks, lengths),
+            self._num_samples,
+            self._log_unfitting,
+            announces=trainer.is_global_zero,
+            num_workers=data.prepare_workers // trainer.world_size,
+        )
         ends = answer_ends(template, data.tokenizer)
         self._evaluator = self._make_evaluator(data.tokenizer, samples, end_tokens=ends)
         if trainer.state.fn == "fit":

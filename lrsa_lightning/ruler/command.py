@@ -1,6 +1,7 @@
 """The evaluation of scripts/eval_ruler.py: a model, its samples, and a folder of results."""
 
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -114,7 +115,8 @@ class Evaluation:
         # The other processes leave out the same.
         log_skipped = (log.warning if self.is_first else log.debug) if options.skip_missing else None
         cells = ((task, length) for length, task in product(self._lengths, tasks))
-        samples = store.samples_that_fit(cells, options.num_samples, log_skipped, announces=self.is_first)
+        workers = (os.cpu_count() or 1) // self._fabric.world_size
+        samples = store.samples_that_fit(cells, options.num_samples, log_skipped, self.is_first, workers)
         return samples, store.manifest("niah_single_1"), store.hashes(tasks)
 
     @property

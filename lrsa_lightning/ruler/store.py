@@ -23,6 +23,8 @@ from lrsa_lightning.ruler.tasks import source_files
 
 log = logging.getLogger(__name__)
 
+# Tokens, which one process makes in about three seconds.
+_WORTH_PROCESSES = 500_000
 # Changes when the same settings would give other samples.
 _FORMAT = 1
 _MANIFEST, _SAMPLES, _LOCKS = "manifest.json", "validation.jsonl", ".locks"
@@ -113,6 +115,7 @@ class SampleStore:
         num_samples: int,
         log_skipped: Callable[[str], None] | None,
         announces: bool = True,
+        num_workers: int = 1,
     ) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """The first samples by task and length. A process that makes samples logs its progress.
 
@@ -121,6 +124,7 @@ class SampleStore:
             num_samples: of each.
             log_skipped: logs a task that does not fit a length, instead of an error.
             announces: whether this process says what is missing.
+            num_workers: processes that make samples, where there are many tokens to make.
 
         Raises:
             InputError: as `samples`.
@@ -131,6 +135,11 @@ class SampleStore:
             names = ", ".join(f"{task}/{length}" for task, length in missing)
             log.info("RULER: making %d samples each of %s", num_samples, names)
         progress, found = ProgressLines("RULER samples", len(missing) * num_samples, "samples"), {}
+        if num_workers > 1 and num_samples * sum(length for _, length in missing) > _WORTH_PROCESSES:
+            for number, path in enumerate(make_in_parallel(self, missing, num_samples, num_workers, log.debug)):
+                progress.done = (number + 1) * num_samples - 1
+                progress.advance("/".join(path.parts[-2:-4:-1]))
+            missing = []
         for task, length in cells:
             try:
                 found[task, length] = self.samples(
@@ -196,9 +205,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def make_in_parallel(
-    store: SampleStore, tasks: Sequence[str], lengths: Sequence[int], num_samples: int, num_workers: int
+    store: SampleStore,
+    cells: Iterable[tuple[str, int]],
+    num_samples: int,
+    num_workers: int,
+    log_skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Path]:
     """Makes the samples that a store lacks, each task and length in one process; yields each file when it exists.
+
+    The arguments are those of `SampleStore.samples_that_fit`.
 
     Raises:
         InputError: as `SampleStore.samples`.
@@ -207,10 +222,13 @@ def make_in_parallel(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
         # The longest come first, so that no long one runs alone at the end.
-        cells = [(task, length) for length in sorted(lengths, reverse=True) for task in tasks]
-        made = {pool.submit(store.samples, *cell, num_samples): cell for cell in cells}
+        longest_first = sorted(cells, key=lambda cell: -cell[1])
+        made = {pool.submit(store.samples, *cell, num_samples): cell for cell in longest_first}
         try:
             for future in as_completed(made):
+                if isinstance(error := future.exception(), NotAtThisLength) and log_skipped is not None:
+                    log_skipped(f"{error}; left out")
+                    continue
                 future.result()
                 yield store.path(*made[future])
         except BaseException:

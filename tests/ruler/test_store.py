@@ -3,7 +3,7 @@
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import count
+from itertools import count, product
 from threading import Event
 from types import SimpleNamespace
 
@@ -202,13 +202,27 @@ def test_a_kill_between_manifest_and_samples_leaves_no_samples_of_another_manife
 
 def test_several_processes_make_the_same_files(tokenizer, tmp_path):
     one, several = (SampleStore(tmp_path / name, tokenizer, SampleSettings()) for name in ("one", "several"))
-    paths = list(make_in_parallel(several, [TASK, "niah_multikey_2"], [640, 1024], 2, 2))
+    paths = list(make_in_parallel(several, product([TASK, "niah_multikey_2"], [640, 1024]), 2, 2))
     assert len(paths) == 4
     for path in paths:
         one.samples(path.parent.name, int(path.parent.parent.name), 2)
         assert path.read_bytes() == (tmp_path / "one" / path.relative_to(tmp_path / "several")).read_bytes()
     with pytest.raises(InputError, match="at length 100"):
-        list(make_in_parallel(several, [TASK], [100], 1, 2))
+        list(make_in_parallel(several, [(TASK, 100)], 1, 2))
+
+
+def test_many_samples_are_made_by_several_processes(tokenizer, tmp_path, monkeypatch, caplog, made):
+    caplog.set_level("INFO", "lrsa_lightning")
+    cells, skipped = [(TASK, 640), (TASK, 100), ("niah_multikey_2", 1024)], []
+    expected = SampleStore(tmp_path / "one", tokenizer, SampleSettings()).samples_that_fit(cells, 2, skipped.append)
+    monkeypatch.setattr(module, "_WORTH_PROCESSES", 3000)
+    monkeypatch.setattr("lrsa_lightning.ruler.progress._EVERY_S", 0)
+    store = SampleStore(tmp_path / "several", tokenizer, SampleSettings())
+    assert store.samples_that_fit(cells, 2, skipped.append, num_workers=2) == expected
+    assert [line.split(": needs")[0] for line in skipped] == [f"RULER {TASK} at length 100"] * 2
+    assert made == [2] * (3 + 1)  # of the second store, this process tried only what does not fit
+    lines = {record.message.split(",")[0] for record in caplog.records[-2:]}
+    assert "RULER samples: 4 of 6 samples done (niah_single_1/640)" in lines
 
 
 def test_a_folder_that_was_renamed_to_another_length_is_refused(tokenizer, tmp_path):

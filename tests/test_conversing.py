@@ -126,7 +126,9 @@ def test_a_question_too_many_is_refused_at_a_terminal_and_the_chat_goes_on(folde
 def test_the_prefill_shows_its_progress_in_lines_where_there_is_no_terminal(folder, monkeypatch, capsys):
     options = ["--document=book.txt", "--max_new_tokens=2", "--prefill_chunk_size=100"]
     main(["generate", folder, QUESTION, *options])
-    assert "prefill:" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "prefill" not in error
+    assert "\n\n" not in error
     monkeypatch.setattr(display, "_LINE_EVERY_S", 0)
     main(["generate", folder, QUESTION, *options])
     lines = re.findall(r"prefill: (\d+) of (\d+) tokens\n", capsys.readouterr().err)

@@ -30,25 +30,31 @@ class PrefillProgress:
     """Shows a prefill on stderr within a `with` block: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __enter__(self) -> "PrefillProgress":
-        columns = TextColumn("prefill"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("prefill")
+        self._bar = _bar() if sys.stderr.isatty() else None
         self._shown = time.monotonic()
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Shows that so many of a turn's tokens are prefilled."""
-        if sys.stderr.isatty():
+        if self._bar is not None:
             self._bar.start()
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
             if done == total:
                 self._bar.stop()  # the answer follows
         elif 0 < done < total and time.monotonic() - self._shown >= _LINE_EVERY_S:
             self._shown = time.monotonic()
             print(f"prefill: {done:,} of {total:,} tokens", file=sys.stderr, flush=True)
+
+
+def _bar() -> Progress:
+    columns = TextColumn("prefill"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("prefill")
+    return bar
 
 
 def summary(answer: Answer) -> str:

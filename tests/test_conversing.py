@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,23 @@ def test_the_prefill_shows_its_progress_in_lines_where_there_is_no_terminal(fold
     lines = re.findall(r"prefill: (\d+) of (\d+) tokens\n", capsys.readouterr().err)
     assert len(lines) >= 2
     assert all(int(done) < int(total) for done, total in lines)
+
+
+def test_the_prefill_shows_a_bar_at_a_terminal_and_restores_it_after_an_interruption(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with suppress(KeyboardInterrupt), display.PrefillProgress() as progress:
+        progress(0, 200)
+        progress(100, 200)
+        raise KeyboardInterrupt
+    shown = sys.stderr.getvalue()
+    assert "prefill" in shown
+    assert "50%" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
 
 
 def test_too_little_memory_is_one_line_with_the_way_out(folder, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.ranges import PositiveInt, checked
+from lrsa_lightning.ruler.progress import ProgressLines
 from lrsa_lightning.step_log import StepRow
 
 
@@ -91,14 +92,20 @@ class StepProgress(ProgressBar):
         self._close()
 
     @contextmanager
-    def part(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """A second bar in a terminal, for the length of a `with` block; yields a function that advances it by one."""
+    def part(self, description: str, total: int) -> Iterator[Callable[[str, float | None], None]]:
+        """A second bar in a terminal, for the length of a `with` block; elsewhere lines of the log, every ten seconds.
+
+        It yields a function that advances it by one. Its arguments are those of `ProgressLines.advance`.
+        """
         bar, is_own = self._bar or _make_bar(Console()), self._bar is None
-        if is_own and self._enabled and bar.console.is_terminal:
+        if not (self._enabled and bar.console.is_terminal):
+            yield ProgressLines(description, total).advance
+            return
+        if is_own:
             bar.start()
         task = bar.add_task(description, total=total, figures="")
         try:
-            yield lambda: bar.advance(task)
+            yield lambda at="", left=None: bar.update(task, advance=1, figures=at)
         finally:
             bar.remove_task(task)
             if is_own:

@@ -1,29 +1,27 @@
 """RULER while training runs: dense and compressed cache, before, during and after."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from time import monotonic
 from typing import Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lrsa_lightning.callbacks.ruler_check import run_check
 from lrsa_lightning.callbacks.ruler_report import records_path, report_check
-from lrsa_lightning.callbacks.stop_on_signal import raise_if_signalled
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length, load_config
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.check_time import CheckTime
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.options import refuse_official_compat
-from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
@@ -59,7 +57,7 @@ class RulerEval(Callback):
         num_samples: PositiveInt = 8,
         every_n_steps: PositiveInt = 500,
         generation: Literal["always", "ends", "never"] = "ends",
-        max_seconds: PositiveFiniteFloat | None = None,
+        max_seconds: PositiveFiniteFloat | Literal["auto"] | None = "auto",
         lag_divisor: PositiveInt = 32,
         sink_size: NonNegativeInt = 16,
         batch_size: PositiveInt = 8,
@@ -82,7 +80,9 @@ class RulerEval(Callback):
                 last.
             generation: when a check generates answers, besides rating the references: always, at the first and the
                 last one, or never.
-            max_seconds: time of a check; it ends between tasks, lengths and budgets and prints what it left out.
+            max_seconds: time of a check, which prints what it left out. auto: 35 s for the first one, later a tenth of
+                the training time between two checks, but 35 s at least; no limit where nothing is trained. null: no
+                limit.
             lag_divisor: lag = length / lag_divisor.
             sink_size: sink of the compressed cache.
             batch_size: prompts decoded together; fewer where their caches do not fit in 80% of the free memory.
@@ -122,13 +122,13 @@ class RulerEval(Callback):
             batch_size=batch_size,
             prefill_chunk_size=prefill_chunk_size,
         )
-        self._every_n_steps, self._generation, self._max_seconds = every_n_steps, generation, max_seconds
+        self._every_n_steps, self._generation, self._time = every_n_steps, generation, CheckTime(max_seconds)
         self._effort = BestEffort("RULER's records, tables and pictures")
         self._evaluator: RulerEvaluator | None = None
         self._checked_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the samples on one process of each node, or reads them.
+        """Makes the samples, or reads them.
 
         Raises:
             InputError: a task's text does not fit a length, or the checks of a resumed run scored other samples.
@@ -140,15 +140,17 @@ class RulerEval(Callback):
         check_length(config, max(lengths, default=0), "RulerEval.lengths")
         settings = SampleSettings(self._seed, template, self._sources)
         store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)
-        if trainer.local_rank > 0:
-            trainer.strategy.barrier("RULER samples")
-        samples = store.samples_that_fit(product(self._tasks, lengths), self._num_samples, self._log_unfitting)
-        if trainer.local_rank == 0:
-            trainer.strategy.barrier("RULER samples")
+        samples = store.samples_that_fit(
+            product(self._tasks, lengths),
+            self._num_samples,
+            self._log_unfitting,
+            announces=trainer.is_global_zero,
+            num_workers=data.prepare_workers // trainer.world_size,
+        )
         ends = answer_ends(template, data.tokenizer)
         self._evaluator = self._make_evaluator(data.tokenizer, samples, end_tokens=ends)
         if trainer.state.fn == "fit":
-            self._check_earlier(trainer, samples)
+            self._check_earlier(trainer, samples, self._time.is_limited)
 
     def _lengths_of(self, seq_len: int) -> list[int]:
         """The training length and a control, where every budget has a meaning."""
@@ -162,10 +164,10 @@ class RulerEval(Callback):
         return lengths
 
     @staticmethod
-    def _check_earlier(trainer: Trainer, samples: dict) -> None:
+    def _check_earlier(trainer: Trainer, samples: dict, may_lack: bool) -> None:
         """Checks that earlier checks of a resumed run scored these samples: a name in its curves has one meaning."""
         folder = records_path(trainer, 0).parent
-        reason = other_samples(folder, samples) if trainer.is_global_zero else None
+        reason = other_samples(folder, samples, may_lack) if trainer.is_global_zero else None
         if reason := trainer.strategy.broadcast(reason):
             raise InputError(
                 f"{reason}, which are other samples than RulerEval has now: give it its earlier num_samples, seed, "
@@ -175,13 +177,14 @@ class RulerEval(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The run only compares a model with others. Without a step Lightning calls no hook of training.
         if trainer.max_steps == 0:
-            self._check(trainer, pl_module, at_end=True)
+            self._check(trainer, pl_module, at_end=True, in_training=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         if step == 0 or (step % self._every_n_steps == 0 and not self._was_checked(trainer, step)):
             self._check(trainer, pl_module, at_end=step == 0)
         self._checked_step = step
+        self._time.training_goes_on()
 
     @staticmethod
     def _was_checked(trainer: Trainer, step: int) -> bool:
@@ -200,38 +203,19 @@ class RulerEval(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._check(trainer, pl_module, at_end=True)
+            self._check(trainer, pl_module, at_end=True, in_training=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._effort.sum_up()
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool) -> None:
-        evaluator, model, ranks = self._evaluator, pl_module.model, Ranks.of_process_group()
+    def _check(self, trainer: Trainer, pl_module: LightningModule, at_end: bool, in_training: bool = True) -> None:
+        evaluator = self._evaluator
         if not evaluator.samples:
             return
         self._checked_step = trainer.global_step
         generation = self._generation == "always" or (self._generation == "ends" and at_end)
-        left_out, records = dict.fromkeys(evaluator.cells), []
-        sizes = evaluator.batch_sizes(model, ranks)
-        with (
-            trainer.precision_plugin.forward_context(),
-            _progress(trainer, evaluator.num_batches(ranks, sizes)) as advance,
-        ):
-            options = {"ranks": ranks, "stop": self._out_of_time(trainer), "batch_sizes": sizes}
-            batches = evaluator.evaluate(model, generation, **options)
-            while batch := pl_module.as_forward(lambda: next(batches, None)):
-                records += batch
-                left_out.pop(batch[0].cell, None)
-                advance()
-                raise_if_signalled(trainer)
-        report_check(trainer, self._effort, pl_module.trained_steps, records, list(left_out), self._max_seconds)
-
-    def _out_of_time(self, trainer: Trainer) -> Callable[[], bool]:
-        """Whether the time is up. The first process's clock decides for all."""
-        deadline = monotonic() + (self._max_seconds or float("inf"))
-        return lambda: trainer.strategy.broadcast(monotonic() > deadline)
-
-
-def _progress(trainer: Trainer, total: int) -> AbstractContextManager[Callable[[], None]]:
-    part = getattr(trainer.progress_bar_callback, "part", None)
-    return part("RULER", total) if part is not None else nullcontext(lambda: None)
+        seconds = self._time.of_next(in_training)
+        records = run_check(trainer, pl_module, evaluator, generation, seconds)
+        wanted = {cell: len(evaluator.samples[cell[:2]]) for cell in evaluator.cells}
+        report_check(trainer, self._effort, pl_module.trained_steps, records, wanted, seconds)
+        self._time.training_goes_on()

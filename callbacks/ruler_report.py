@@ -1,6 +1,7 @@
 """The results of a RULER check: records in the run directory, metrics, a table and a picture in the loggers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.ruler.heat_map import draw_depths
 from lrsa_lightning.ruler.records import CellName, Record, write_records
 from lrsa_lightning.ruler.results import cell_scores, metrics, table
-from lrsa_lightning.ruler.summary import check_summary
+from lrsa_lightning.ruler.summary import check_summary, left_out
 
 
 def report_check(
@@ -19,8 +20,8 @@ def report_check(
     effort: BestEffort,
     steps: int,
     records: Sequence[Record],
-    left_out: Sequence[CellName],
-    max_seconds: float | None,
+    wanted: Mapping[CellName, int],
+    seconds: float | None,
 ) -> None:
     """Reports one check. All ranks must call it.
 
@@ -29,8 +30,8 @@ def report_check(
         effort: of the files: a disk that fails does not stop training.
         steps: trained so far.
         records: of all ranks.
-        left_out: cells for which the time did not suffice.
-        max_seconds: time of a check; None: no limit.
+        wanted: samples of each cell, for which the time may not have sufficed.
+        seconds: time of the check; None: no limit.
     """
     figures = metrics(cell_scores(records))
     # Callbacks such as ModelCheckpoint monitor them.
@@ -47,7 +48,8 @@ def report_check(
         logger.log_metrics(figures, step=step)
         with effort.attempt():
             _log_records(logger, records, picture, step)
-    trainer.print(check_summary(steps, figures, left_out, max_seconds))
+    missing = left_out(Counter(record.cell for record in records), wanted, seconds)
+    trainer.print(check_summary(steps, figures) + (missing and f"\n{missing}"))
 
 
 def records_path(trainer: Trainer, step: int) -> Path:

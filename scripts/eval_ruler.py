@@ -48,7 +48,12 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--lag_divisor", type=PositiveInt, default=32, help="lag = length / lag_divisor")
     parser.add_argument("--sink_size", type=NonNegativeInt, default=16, help="sink of the compressed cache")
-    parser.add_argument("--batch_size", type=PositiveInt, default=8, help="prompts decoded together, if they fit")
+    parser.add_argument(
+        "--batch_size",
+        type=PositiveInt | Literal["auto"],
+        default="auto",
+        help="prompts decoded together, if they fit; auto: up to 32 on a GPU or NPU, 8 on a CPU",
+    )
     parser.add_argument("--prefill_chunk_size", type=PositiveInt, default=4096, help="prompt tokens in a forward pass")
     parser.add_argument("--generation", type=bool, default=True, help="generate answers and score them")
     parser.add_argument("--teacher_forcing", type=bool, default=True, help="rate the references")
@@ -74,10 +79,14 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.model is None) == (options.checkpoint is None):
         raise InputError("give exactly one of --model and --checkpoint (or --predictions)")
     from lrsa_lightning.ruler.command import Evaluation
+    from lrsa_lightning.ruler.progress import ProgressLines
 
     evaluation = Evaluation(parser.instantiate_classes(options))
-    for _ in track(evaluation.run(), "RULER", total=evaluation.num_batches, disable=not sys.stdout.isatty()):
-        pass
+    has_bar = sys.stdout.isatty()
+    lines = ProgressLines("RULER", evaluation.num_batches)
+    for records in track(evaluation.run(), "RULER", total=evaluation.num_batches, disable=not has_bar):
+        if evaluation.is_first and not has_bar:
+            lines.advance("/".join(map(str, records[0].cell)), evaluation.seconds_left)
     if evaluation.is_first:
         print(evaluation.summary())
 

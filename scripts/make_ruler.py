@@ -6,6 +6,7 @@ Usage: python scripts/make_ruler.py --tokenizer Qwen/Qwen2.5-1.5B --output ruler
 
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 from lrsa_lightning.command_line import Parser
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     tasks = chosen_tasks(options)
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
     store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))
-    for path in make_in_parallel(store, tasks, options.lengths, options.num_samples, options.workers):
+    cells = product(tasks, options.lengths)
+    for path in make_in_parallel(store, cells, options.num_samples, options.workers):
         print(path, flush=True)
 
 

@@ -80,10 +80,12 @@ def test_make_ruler_writes_the_official_format_and_eval_ruler_reads_it(model_dir
     arguments += ["--attention", mode, "--batch_size", "1"]
     result = run("eval_ruler.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].split() == ["task", "length", "r1", "r0.5", "lrsa"]
+    assert result.stdout.splitlines()[0].split() == ["task", "length", "r1", "r0.5", "lrsa", "samples"]
     path = tmp_path / "eval" / "results.jsonl"
     records = read_records(path)
     assert [record.budget for record in records] == ["r1"] * 3 + ["r0.5"] * 3 + ["lrsa"] * 3
+    # The shortest samples come first; the file has all in their own order.
+    assert [record.id for record in records] == [f"niah_single_1-640-42-{i}" for i in range(3)] * 3
     # As a kill within a line leaves it: what is lacking is scored again, and only that.
     whole = path.read_text()
     path.write_text(whole[: whole.index("r0.5") + 100])

@@ -78,7 +78,7 @@ class LagKVCache(Cache):
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether the longest row can grow by so many tokens without new storage in any layer."""
-        return all(layer.has_room(num_tokens) for layer in self.layers)
+        return all(self.counts.longest + num_tokens <= layer.reach for layer in self.layers)
 
     def runs_by_kernels(self) -> bool:
         """Whether a step of one token a row leaves every decision to the device, so that a CUDA graph can replay it."""

@@ -17,7 +17,7 @@ from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.attention.token_counts import NewTokens, TokenCounts
 from lrsa_lightning.attention.token_step import FusedTokenStep, TokenStep
 
-# Tokens that storage grows by at least, where the longest length is not known.
+# Tokens for which storage grows at least, where the longest length is not known.
 _LEAST_GROWTH = 256
 
 
@@ -30,6 +30,7 @@ class LagKVLayer(DynamicLayer):
         rule: the rule of this layer.
         execution: computes the selection.
         view: what `update` left for the attention; None before the first call.
+        reach: tokens that a row may see before the storage must grow.
     """
 
     is_croppable = False
@@ -56,7 +57,7 @@ class LagKVLayer(DynamicLayer):
         super().__init__()
         self.rule, self.layer_idx, self.execution = rule, layer_idx, execution
         self._owner, self._counts, self._max_tokens = owner, counts, max_tokens or 0
-        self._steps_taken = 0
+        self._steps_taken = self.reach = 0
         self.view: CacheView | None = None
 
     @property
@@ -87,11 +88,6 @@ class LagKVLayer(DynamicLayer):
     def storage_bytes(self) -> int:
         """Bytes of the storage, free room included."""
         return 0 if self._storage is None else sum(z.nbytes for z in self._storage)
-
-    def has_room(self, num_tokens: int) -> bool:
-        """Whether the longest row can grow by so many tokens within the storage."""
-        needed = self.rule.most_held(self._counts.longest + num_tokens)
-        return self._storage is not None and needed <= self._storage[0].shape[2]
 
     def runs_by_kernels(self) -> bool:
         """Whether a step of one token a row leaves every decision to the device."""
@@ -173,14 +169,12 @@ class LagKVLayer(DynamicLayer):
 
     def _reserve(self, num_tokens: int) -> None:
         """Makes room for what a row holds on its way to so many tokens."""
-        needed, has = self.rule.most_held(num_tokens), self._storage[0].shape[2]
-        if needed <= has:
+        if num_tokens <= self.reach:
             return
-        if num_tokens <= self._max_tokens:
-            needed = self.rule.most_held(self._max_tokens)
-        else:
-            needed += max(_LEAST_GROWTH, needed // 8)
-        self._storage = tuple(torch.nn.functional.pad(z, (0, 0, 0, needed - has)) for z in self._storage)
+        growth = max(_LEAST_GROWTH, num_tokens // 8)
+        self.reach = self._max_tokens if num_tokens <= self._max_tokens else num_tokens + growth
+        added = self.rule.most_held(self.reach) - self._storage[0].shape[2]
+        self._storage = tuple(torch.nn.functional.pad(z, (0, 0, 0, added)) for z in self._storage)
 
     def _add(self, rows: slice, tokens: NewTokens, new: tuple[Tensor, Tensor]) -> Piece:
         """Writes consecutive new tokens of some rows, whose counts are equal, and compresses what they complete."""
@@ -236,7 +230,8 @@ class LagKVLayer(DynamicLayer):
     def reset(self) -> None:
         """Empties the layer."""
         self._counts.reset()
-        self._storage, self.view, self._steps_taken, self.is_initialized = None, None, 0, False
+        self._storage = self.view = None
+        self._steps_taken, self.reach, self.is_initialized = 0, 0, False
 
     def crop(self, *_) -> None:
         raise ValueError("a compressed cache cannot be cropped: the dropped tokens are gone (assisted decoding?)")

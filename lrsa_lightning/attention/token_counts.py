@@ -46,6 +46,7 @@ class TokenCounts:
 
     Attributes:
         steps: forwards so far.
+        longest: tokens that the longest row has seen.
         rows: what each row gets in the current forward.
         seen_B: int64 [B] on the host, tokens that each row has seen; None before the first forward.
         device_seen_B: the same on a GPU, in one place for good; None elsewhere.
@@ -61,16 +62,11 @@ class TokenCounts:
 
     def reset(self) -> None:
         """Forgets all tokens."""
-        self.steps, self._num_columns = 0, 0
+        self.steps = self.longest = self._num_columns = 0
         self.rows: list[NewTokens] = []
         self.seen_B: Tensor | None = None
         self.device_seen_B: Tensor | None = None
         self._mask_BN: Tensor | None = None
-
-    @property
-    def longest(self) -> int:
-        """Tokens that the longest row has seen."""
-        return 0 if self.seen_B is None else int(self.seen_B.max())
 
     @property
     def are_equal(self) -> bool:
@@ -103,6 +99,7 @@ class TokenCounts:
         counts = (self.seen_B.tolist(), first_B.tolist(), count_B.tolist())
         self.rows = [NewTokens(*numbers) for numbers in zip(*counts, strict=True)]
         self.seen_B = self.seen_B + count_B
+        self.longest = max(row.after for row in self.rows)
         if self.device_seen_B is not None:
             if all(row.count == num_columns for row in self.rows):
                 self.device_seen_B += num_columns
@@ -125,6 +122,7 @@ class TokenCounts:
     def replayed(self) -> None:
         """Counts one token a row that a CUDA graph has added on the device."""
         self.seen_B = self.seen_B + 1
+        self.longest += 1
         self._num_columns += 1
 
     def take_rows(self, rows: Tensor) -> None:
@@ -132,6 +130,7 @@ class TokenCounts:
         if self.seen_B is None:
             return
         self.seen_B = self.seen_B[rows.cpu()]
+        self.longest = int(self.seen_B.max())
         if self._lengths_B is not None:
             self._lengths_B = self._lengths_B[rows.cpu()]
         if self.device_seen_B is not None:

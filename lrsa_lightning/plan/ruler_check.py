@@ -8,6 +8,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.batch_sizes import cache_bytes
 from lrsa_lightning.ruler.budgets import CacheBudgets
+from lrsa_lightning.ruler.check_time import automatic_seconds
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.tasks import TASKS, light_tasks
 
@@ -28,6 +29,7 @@ class RulerCheck:
         prefill_chunk_size: prompt tokens in a forward pass.
         every_n_steps: optimizer steps between two checks.
         generation: always, ends or never.
+        max_seconds: of a check; auto; None: no limit.
     """
 
     tasks: Sequence[str]
@@ -38,6 +40,7 @@ class RulerCheck:
     prefill_chunk_size: int
     every_n_steps: int
     generation: str
+    max_seconds: float | str | None
 
     @classmethod
     def of(cls, callbacks: Any, seq_len: int) -> "RulerCheck | None":
@@ -54,6 +57,7 @@ class RulerCheck:
         lengths = given["lengths"] or sorted({min(_CONTROL_LENGTH, seq_len), seq_len})
         tasks = light_tasks(Sources()) if given["tasks"] is None else given["tasks"]
         names = ("num_samples", "batch_size", "prefill_chunk_size", "every_n_steps", "generation")
+        names += ("max_seconds",)
         return cls(tasks, [n for n in lengths if _has_meaning(budgets, n)], budgets, *(given[name] for name in names))
 
     def cells(self) -> Iterator[tuple[str, int, AttentionMode]]:
@@ -65,8 +69,8 @@ class RulerCheck:
 
     @property
     def rows(self) -> int:
-        """Prompts in a batch."""
-        return min(self.batch_size, self.num_samples)
+        """Prompts in a batch, of several tasks."""
+        return min(self.batch_size, self.num_samples * len(self.tasks))
 
     def cache_bytes(self, config, element: int) -> int:
         """Of the largest batch, as requested."""
@@ -79,8 +83,13 @@ class RulerCheck:
 
     def new_tokens(self) -> int:
         """Decoding steps of one check that generates, all batches one after the other."""
-        batches = -(-self.num_samples // self.rows)
-        return batches * sum(TASKS[task].tokens_to_generate for task, _, _ in self.cells())
+        batches = -(-self.num_samples * len(self.tasks) // self.rows) * len(self.lengths) * len(self.budgets.labels)
+        return batches * max((TASKS[task].tokens_to_generate for task in self.tasks), default=0)
+
+    def seconds(self, needed: float, trained: float) -> float:
+        """Of a check that needs so many seconds, after so many of training."""
+        limit = automatic_seconds(trained) if self.max_seconds == "auto" else self.max_seconds
+        return needed if limit is None else min(needed, limit)
 
 
 def _has_meaning(budgets: CacheBudgets, length: int) -> bool:

@@ -40,14 +40,9 @@ def times_of(run: Run, shapes: list[LayerShape], policies: list[str], device: De
         work = work + forward_work(shape) + backward_work(shape) + recomputed_work(shape, policy)
     micro_batch = device.seconds(work)
     step = run.micro_batches * micro_batch + device.seconds(_update(run))
-    rating, generation = _ruler(run, shapes, device)
-    checks = 0.0
-    if run.ruler is not None and run.max_steps is not None:
-        number = run.ruler.num_checks(run.max_steps)
-        generating = {"always": number, "ends": min(2, number), "never": 0}[run.ruler.generation]
-        checks = number * rating + generating * generation
-    whole = None if run.max_steps is None else run.max_steps * step + checks
-    return Times(micro_batch, step, rating + generation, whole, run.global_batch_size * run.seq_len)
+    generating, *checks = _ruler(run, shapes, device, step)
+    whole = None if run.max_steps is None else run.max_steps * step + sum(checks)
+    return Times(micro_batch, step, generating, whole, run.global_batch_size * run.seq_len)
 
 
 def _head(run: Run) -> Work:
@@ -86,16 +81,21 @@ def _update(run: Run) -> Work:
     return update
 
 
-def _ruler(run: Run, shapes: list[LayerShape], device: Device) -> tuple[float, float]:
-    """One check: rating all references, and generating all answers. Ranks share the samples."""
+def _ruler(run: Run, shapes: list[LayerShape], device: Device, step: float) -> list[float]:
+    """The time of a check that generates, and then of each check of the run, between which steps take so long."""
     if run.ruler is None:
-        return 0.0, 0.0
+        return [0.0]
     rating = 0.0
     for _, length, mode in run.ruler.cells():
         shape = LayerShape.of(run.config, mode, run.ruler.num_samples, length, shapes[0].element)
         rating += device.seconds(forward_work(shape) * run.size.layers)
-    ranks = run.division.devices
-    # A rank with fewer samples still makes all passes, in smaller batches.
-    generation = run.ruler.new_tokens() * run.size.layers * _SECONDS_OF_A_NEW_TOKEN
-    prefill = rating
-    return rating / ranks, prefill / ranks + generation
+    rating /= run.division.devices  # ranks share the samples
+    # A rank with fewer samples still makes all passes, in smaller batches. The prefill also rates the references.
+    answering = rating + run.ruler.new_tokens() * run.size.layers * _SECONDS_OF_A_NEW_TOKEN
+    trained = run.ruler.every_n_steps * step
+    ends, between = {"always": (answering, answering), "ends": (answering, rating), "never": (rating, rating)}[
+        run.ruler.generation
+    ]
+    number = 0 if run.max_steps is None else run.ruler.num_checks(run.max_steps)
+    checks = [(ends, 0.0), *[(between, trained)] * (number - 2), (ends, trained)][:number]
+    return [run.ruler.seconds(*check) for check in [(answering, trained), *checks]]

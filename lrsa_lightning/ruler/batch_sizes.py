@@ -1,54 +1,77 @@
-"""The number of prompts in a batch: as requested, or as many as have room for their KV caches."""
+"""The number of prompts in a batch: as given, or as many as the memory has room for."""
 
 import logging
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.ruler.batches import CacheName
 from lrsa_lightning.ruler.ranks import Ranks, least_of_ranks
-from lrsa_lightning.ruler.records import CellName
 
 log = logging.getLogger(__name__)
 
-# Of the free memory. The activations of a piece of the prompt need the rest.
+# Of the free memory: the rest is for what the kernels need beside their results.
 _USABLE = 0.8
+# A step of more rows takes longer by nearly as much as it saves.
+_MOST = 32
+_ON_CPU = 8
 
 
 class BatchSizes:
-    """Shrinks the batches whose caches do not fit on an accelerator, and logs each choice once."""
+    """Chooses how many prompts are scored together, and logs each choice once.
 
-    def __init__(self):
-        self._logged: dict[CellName, int] = {}
+    Args:
+        batch_size: prompts in a batch at most; auto: as many as fit, up to 32, or 8 on a CPU.
+    """
+
+    def __init__(self, batch_size: int | Literal["auto"]):
+        self._given = batch_size
+        self._logged: dict[CacheName, int] = {}
 
     def fit(
-        self, requested: Mapping[CellName, int], prompt_bytes: Mapping[CellName, int], device: torch.device
-    ) -> dict[CellName, int]:
-        """Prompts in a batch of each cell, the same on all ranks and one at least. All ranks must call it.
+        self, prompts: Mapping[CacheName, int], prompt_bytes: Mapping[CacheName, int], device: torch.device
+    ) -> dict[CacheName, int]:
+        """Prompts in a batch, the same on all ranks and one at least. All ranks must call it.
 
         Args:
-            requested: prompts in a batch, by cell.
-            prompt_bytes: bytes of one prompt's cache, by cell.
+            prompts: that there are on each rank, by length and budget.
+            prompt_bytes: that one prompt needs, by length and budget.
             device: the model's, with the model on it.
         """
-        if (free := free_bytes(device)) is None:
-            return dict(requested)
+        free = free_bytes(device)
+        most = (_ON_CPU if free is None else _MOST) if self._given == "auto" else self._given
+        requested = {cache: min(most, number) for cache, number in prompts.items()}
+        if free is None:
+            return requested
         free = least_of_ranks(free)
         usable = int(_USABLE * free)
-        fitting = {cell: max(1, min(size, usable // prompt_bytes[cell])) for cell, size in requested.items()}
-        too_large = {cell: size for cell, size in fitting.items() if requested[cell] * prompt_bytes[cell] > usable}
+        fitting = {cache: max(1, min(size, usable // prompt_bytes[cache])) for cache, size in requested.items()}
+        too_large = {cache: size for cache, size in fitting.items() if requested[cache] * prompt_bytes[cache] > usable}
         if too_large and too_large != self._logged and Ranks.of_process_group().rank == 0:
             sizes = ", ".join(
-                f"{'/'.join(map(str, cell))} {size} x {prompt_bytes[cell] / 2**30:.1f} GiB"
-                for cell, size in too_large.items()
+                f"{length}/{budget} {size} x {prompt_bytes[length, budget] / 2**30:.1f} GiB"
+                for (length, budget), size in too_large.items()
             )
             log.info(
-                "RULER: caches do not fit in %d%% of the %.1f GiB free, so the batches get smaller. Their prompts and "
-                "the cache of each: %s",
-                *(100 * _USABLE, free / 2**30, sizes),
+                "RULER: batches of %d prompts do not fit in %d%% of the %.1f GiB free, so they get smaller. Their "
+                "prompts, and what each needs: %s",
+                *(most, 100 * _USABLE, free / 2**30, sizes),
             )
         self._logged = too_large
         return fitting
+
+
+def activation_bytes(num_tokens: int, config, element: int) -> int:
+    """Bytes that a layer computes for a piece of a prompt: about four results of the MLP's width, eight of the hidden.
+
+    Args:
+        num_tokens: of the piece.
+        config: the model's.
+        element: bytes of a number.
+    """
+    return num_tokens * element * (4 * config.intermediate_size + 8 * config.hidden_size)
 
 
 def cache_bytes(mode: AttentionMode, length: int, config, element: int) -> int:

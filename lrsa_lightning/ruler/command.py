@@ -1,6 +1,7 @@
 """The evaluation of scripts/eval_ruler.py: a model, its samples, and a folder of results."""
 
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,6 +15,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.accelerator import make_fabric
 from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.ruler.batches import Group
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.evaluated_model import EvaluatedModel, fingerprint
@@ -22,11 +24,12 @@ from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.official import OfficialSamples
 from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_settings
 from lrsa_lightning.ruler.ranks import Ranks
-from lrsa_lightning.ruler.records import CellName, Record
+from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.results import cell_scores, metrics
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
+from lrsa_lightning.ruler.time_limit import TimeLimit
 
 log = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -53,8 +56,7 @@ class Evaluation:
         check_length(self._evaluated.config, max(self._lengths), "--lengths")
         self._budgets.check_lengths(self._lengths)
         self._evaluated.model  # noqa: B018  reads the weights before samples are made
-        with self._fabric.rank_zero_first():
-            samples, settings, sources = self._samples(tasks)
+        samples, settings, sources = self._samples(tasks)
         self._evaluator = RulerEvaluator(
             self._evaluated.tokenizer,
             samples,
@@ -69,6 +71,7 @@ class Evaluation:
         self._folder = EvaluationFolder(Path(options.output), self._settings(settings), sources)
         self._folder.check(self._evaluator)
         self._model = self._evaluated.model.to(self._fabric.device)
+        self._limit = TimeLimit()  # measures the batches
 
     def _official_samples(self) -> OfficialSamples | None:
         """The samples of RULER's own scripts; None where --samples is a folder of make_ruler.py, or is not given."""
@@ -112,7 +115,8 @@ class Evaluation:
         # The other processes leave out the same.
         log_skipped = (log.warning if self.is_first else log.debug) if options.skip_missing else None
         cells = ((task, length) for length, task in product(self._lengths, tasks))
-        samples = store.samples_that_fit(cells, options.num_samples, log_skipped)
+        workers = (os.cpu_count() or 1) // self._fabric.world_size
+        samples = store.samples_that_fit(cells, options.num_samples, log_skipped, self.is_first, workers)
         return samples, store.manifest("niah_single_1"), store.hashes(tasks)
 
     @property
@@ -120,14 +124,15 @@ class Evaluation:
         """Whether this process prints."""
         return self._fabric.is_global_zero
 
+    @cached_property
+    def _groups(self) -> list[Group]:
+        ranks = Ranks.of_process_group()
+        return self._folder.groups(self._evaluator, ranks, self._evaluator.batch_sizes(self._model, ranks))
+
     @property
     def num_batches(self) -> int:
-        """Batches of the full evaluation, including earlier ones."""
-        return self._evaluator.num_batches(Ranks.of_process_group(), self._batch_sizes)
-
-    @cached_property
-    def _batch_sizes(self) -> dict[CellName, int]:
-        return self._evaluator.batch_sizes(self._model, Ranks.of_process_group())
+        """Batches of this call."""
+        return sum(map(len, self._groups))
 
     def run(self) -> Iterator[list[Record]]:
         """Scores the samples that have no result in the folder, batch by batch."""
@@ -135,10 +140,16 @@ class Evaluation:
             self._evaluator,
             self._model,
             Ranks.of_process_group(),
+            self._groups,
             generation=self._options.generation,
             teacher_forcing=self._options.teacher_forcing,
-            batch_sizes=self._batch_sizes,
+            limit=self._limit,
         )
+
+    @property
+    def seconds_left(self) -> float:
+        """An estimate, by the batches so far."""
+        return self._limit.rest(batch for group in self._groups for batch in group)
 
     def summary(self) -> str:
         """The scores of everything in the folder, and the time of this call by part."""

@@ -9,6 +9,7 @@ from typing import Any
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.folder_lock import FolderLock
+from lrsa_lightning.ruler.batches import CacheName, Group
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import Record, by_cell, ratio_of, read_records, write_records
@@ -26,12 +27,13 @@ def differs(record: Record, rows: Mapping[str, Row]) -> str | None:
     return None if same else "has another content"
 
 
-def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]]) -> str | None:
+def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]], may_lack: bool = False) -> str | None:
     """The first of a run's checks that scored other samples, and how they differ; None where there is none.
 
     Args:
         folder: of the checks' records.
         samples: rows by task and length; records of other tasks and lengths do not count.
+        may_lack: whether a check may have left samples out, because its time was limited.
 
     Raises:
         InputError: a file is damaged.
@@ -40,7 +42,7 @@ def other_samples(folder: Path, samples: Mapping[tuple[str, int], Sequence[Row]]
         for (task, length, _), records in by_cell(read_records(path)).items():
             rows = {row["id"]: row for row in samples.get((task, length), ())}
             reasons = [f"{record.id} {reason}" for record in records if rows and (reason := differs(record, rows))]
-            if rows and len(records) != len(rows):
+            if rows and not may_lack and len(records) != len(rows):
                 reasons.append(f"{len(records)} samples, not {len(rows)}")
             if reasons:
                 return f"{path} holds scores of {task} at length {length}: {reasons[0]}"
@@ -121,10 +123,16 @@ class EvaluationFolder:
         """
         return read_records(self.path) if self.path.exists() else []
 
-    def run(self, evaluator: RulerEvaluator, model, ranks: Ranks, **options) -> Iterator[list[Record]]:
-        """Scores the samples without a result; yields each batch after writing it.
+    def groups(self, evaluator: RulerEvaluator, ranks: Ranks, batch_sizes: Mapping[CacheName, int]) -> list[Group]:
+        """The batches of the samples without a result; the other arguments are those of `RulerEvaluator.groups`."""
+        return evaluator.groups(ranks, batch_sizes, {(record.id, record.budget) for record in self.records()})
 
-        The options are further ones of `RulerEvaluator.evaluate`.
+    def run(
+        self, evaluator: RulerEvaluator, model, ranks: Ranks, groups: Sequence[Group], **options
+    ) -> Iterator[list[Record]]:
+        """Scores the samples without a result; yields each batch after writing it. In the end the file is in order.
+
+        The groups are those of the method of that name, the options further ones of `RulerEvaluator.evaluate`.
 
         Raises:
             InputError: another process writes into the folder.
@@ -133,16 +141,17 @@ class EvaluationFolder:
         if ranks.rank == 0:
             lock.acquire()
         try:
-            earlier = self.records()
             if ranks.rank == 0:
                 write_text(self._settings_path, json.dumps(self._settings, indent=2) + "\n")
-                write_records(self.path, earlier)  # without an incomplete last line
-            done = {(record.id, record.budget) for record in earlier}
-            for batch in evaluator.evaluate(model, ranks=ranks, done=done, **options):
+                write_records(self.path, self.records())  # without an incomplete last line
+            for batch in evaluator.evaluate(model, ranks=ranks, groups=groups, **options):
                 if ranks.rank == 0:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write("".join(record.line() for record in batch))
                 yield batch
+            if ranks.rank == 0:
+                cells = by_cell(self.records()).values()
+                write_records(self.path, [record for own in cells for record in evaluator.in_order(own)])
         finally:
             lock.release()
 

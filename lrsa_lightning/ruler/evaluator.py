@@ -1,21 +1,24 @@
 """Scores a model on RULER with a dense and with a compressed cache: the one evaluator of callback and command."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
+from time import monotonic
+from typing import Literal
 
 import torch
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval, checked
-from lrsa_lightning.ruler.batch_sizes import BatchSizes, cache_bytes
+from lrsa_lightning.ruler.batch_sizes import BatchSizes, activation_bytes, cache_bytes
+from lrsa_lightning.ruler.batches import CacheName, Group, breadth_first, cell_by_cell
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import CellName, Record
 from lrsa_lightning.ruler.samples import Row
 from lrsa_lightning.ruler.scorer import BatchScorer, Stopwatch
+from lrsa_lightning.ruler.time_limit import TimeLimit
 
 
 class RulerEvaluator:
@@ -29,7 +32,7 @@ class RulerEvaluator:
         budgets: Sequence[PositiveUnitInterval] = (1.0, 0.5, 0.25),
         lag_divisor: PositiveInt = 32,
         sink_size: NonNegativeInt = 16,
-        batch_size: PositiveInt = 8,
+        batch_size: PositiveInt | Literal["auto"] = 8,
         prefill_chunk_size: PositiveInt = 4096,
         modes: Mapping[str, AttentionMode] | None = None,
         end_tokens: Sequence[int] = (),
@@ -41,7 +44,8 @@ class RulerEvaluator:
             budgets: retention ratios r of the cache; 1 is dense.
             lag_divisor: lag = length / lag_divisor, as in the paper's Table 1.
             sink_size: S of the compressed cache.
-            batch_size: prompts decoded together, at most.
+            batch_size: prompts decoded together, at most; auto: as many as fit in the free memory, up to 32, or 8 on a
+                CPU.
             prefill_chunk_size: prompt tokens in a forward pass; speed and memory only.
             modes: further attention modes by name, for all lengths.
             end_tokens: ids that end an answer, besides the tokenizer's and the model's own.
@@ -59,7 +63,7 @@ class RulerEvaluator:
                 raise InputError(f"RulerEvaluator.samples: none of {task} at length {length}")
         self.samples = samples
         self.stopwatch = Stopwatch()
-        self._batch_size, self._batch_sizes = batch_size, BatchSizes()
+        self._batch_sizes = BatchSizes(batch_size)
         self._tokenizer = tokenizer
         self._prefill_chunk_size = prefill_chunk_size
         self._end_tokens = frozenset({*end_tokens, tokenizer.eos_token_id} - {None})
@@ -78,23 +82,59 @@ class RulerEvaluator:
         """The attention of a budget, whatever the model was trained with."""
         return self._modes[budget] if budget in self._modes else self._budgets.mode(length, budget)
 
-    def prompt_bytes(self, cell: CellName, config, dtype: torch.dtype) -> int:
-        """Bytes of the cache of one prompt that has the cell's length, over all layers and heads."""
-        _, length, budget = cell
+    def prompt_bytes(self, cache: CacheName, config, dtype: torch.dtype) -> int:
+        """Bytes of the cache of one prompt that has the full length, over all layers and heads."""
+        length, budget = cache
         return cache_bytes(self.mode(length, budget), length, config, dtype.itemsize)
 
-    def batch_sizes(self, model, ranks: Ranks) -> dict[CellName, int]:
-        """Prompts in a batch of each cell: up to ``batch_size``, whose caches fit in the memory that is free now.
+    def batch_sizes(self, model, ranks: Ranks, tasks_share: bool = False) -> dict[CacheName, int]:
+        """Prompts of a rank in a batch, by length and budget: up to ``batch_size``, as many as fit in the free memory.
 
         All ranks must call it, with the model on its device.
-        """
-        requested = {cell: min(self._batch_size, ranks.most(len(self.samples[cell[:2]]))) for cell in self.cells}
-        prompt_bytes = {cell: self.prompt_bytes(cell, model.config, model.dtype) for cell in self.cells}
-        return self._batch_sizes.fit(requested, prompt_bytes, model.device)
 
-    def num_batches(self, ranks: Ranks, batch_sizes: Mapping[CellName, int]) -> int:
-        """Batches that each rank scores in a full evaluation."""
-        return sum(-(-ranks.most(len(self.samples[cell[:2]])) // size) for cell, size in batch_sizes.items())
+        Args:
+            model: a transformers causal decoder.
+            ranks: of the evaluation.
+            tasks_share: whether a batch holds samples of several tasks.
+        """
+        together = sum if tasks_share else max
+        prompts, needed = {}, {}
+        for length in dict.fromkeys(length for _, length in self.samples):
+            num_samples = together(len(rows) for (_, own), rows in self.samples.items() if own == length)
+            piece = min(self._prefill_chunk_size, length)
+            for cache in ((length, budget) for budget in self.budgets):
+                prompts[cache] = ranks.most(num_samples)
+                needed[cache] = self.prompt_bytes(cache, model.config, model.dtype)
+                needed[cache] += activation_bytes(piece, model.config, model.dtype.itemsize)
+        return self._batch_sizes.fit(prompts, needed, model.device)
+
+    def groups(
+        self,
+        ranks: Ranks,
+        batch_sizes: Mapping[CacheName, int],
+        done: Collection[tuple[str, str]] = (),
+        tasks_share: bool = False,
+    ) -> list[Group]:
+        """The batches of an evaluation, in order.
+
+        Args:
+            ranks: of the evaluation.
+            batch_sizes: of the method of that name.
+            done: ids and budgets of samples to leave out.
+            tasks_share: `breadth_first` instead of `cell_by_cell`; nothing is left out then.
+        """
+        sizes = {cache: size * ranks.world_size for cache, size in batch_sizes.items()}
+        if tasks_share:
+            return [*breadth_first(self.samples, self.budgets, sizes)]
+        return [*cell_by_cell(self.samples, self.budgets, sizes, done)]
+
+    def in_order(self, records: Iterable[Record]) -> list[Record]:
+        """The records by cell and then by sample, in the order of `cells` and `samples`; others come last, as given."""
+        ids = (row["id"] for rows in self.samples.values() for row in rows)
+        places = {place: number for number, place in enumerate((id, budget) for id in ids for budget in self.budgets)}
+        cells = {cell: number for number, cell in enumerate(self.cells)}
+        last = len(places)
+        return sorted(records, key=lambda r: (cells.get(r.cell, last), places.get((r.id, r.budget), last)))
 
     @torch.no_grad()
     def evaluate(
@@ -103,9 +143,8 @@ class RulerEvaluator:
         generation: bool = True,
         teacher_forcing: bool = True,
         ranks: Ranks | None = None,
-        done: Collection[tuple[str, str]] = (),
-        stop: Callable[[], bool] = lambda: False,
-        batch_sizes: Mapping[CellName, int] = MappingProxyType({}),
+        groups: Iterable[Group] | None = None,
+        limit: TimeLimit | None = None,
     ) -> Iterator[list[Record]]:
         """Yields the records of each batch; leaves attention, train modes, random state and memory unchanged.
 
@@ -114,11 +153,10 @@ class RulerEvaluator:
             generation: whether to generate and score answers.
             teacher_forcing: whether to rate the references.
             ranks: which samples this rank scores; all when None.
-            done: ids and budgets of samples to leave out; the same on all ranks.
-            stop: called before each cell, on all ranks; true ends the evaluation.
-            batch_sizes: of `batch_sizes`, by cell; ``batch_size`` for others.
+            groups: of the method of that name; all samples cell by cell when None.
+            limit: leaves out groups that it has no time for, and measures each batch.
         """
-        ranks = ranks or Ranks()
+        ranks, limit = ranks or Ranks(), limit or TimeLimit()
         scorer = BatchScorer(
             self._tokenizer,
             self._prefill_chunk_size,
@@ -128,19 +166,19 @@ class RulerEvaluator:
             fixed_passes=ranks.world_size > 1,
             stopwatch=self.stopwatch,
         )
-        for cell in self.cells:
-            task, length, budget = cell
-            samples = [row for row in self.samples[task, length] if (row["id"], budget) not in done]
-            if not samples:
+        for group in self.groups(ranks, self.batch_sizes(model, ranks)) if groups is None else groups:
+            if not limit.admits(group):
                 continue
-            if stop():
-                return
-            own, num_own = ranks.split(samples)
-            size = batch_sizes.get(cell, self._batch_size)
-            for start in range(0, len(own), size):
+            for batch in group:
+                if not limit.admits():
+                    break
+                started = monotonic()
+                own, num_own = ranks.split(batch.rows)
                 with _untouched(model):
-                    records = scorer.score(model, self.mode(length, budget), budget, own[start : start + size])
-                yield ranks.gather(records[: max(0, num_own - start)])
+                    records = scorer.score(model, self.mode(batch.length, batch.budget), batch, own)
+                records = ranks.gather(records[:num_own])
+                limit.took(batch, monotonic() - started)
+                yield records
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from torch import distributed as dist
 
+from lrsa_lightning.ruler.batches import in_turn
 from lrsa_lightning.ruler.records import Record
 
 
@@ -30,8 +30,7 @@ class Ranks:
             return cls()
 
         def gather(records: list[Record]) -> list[Record]:
-            columns = zip_longest(*_gather(records))
-            return [record for column in columns for record in column if record is not None]
+            return in_turn(_gather(records))
 
         return cls(dist.get_rank(), dist.get_world_size(), gather)
 

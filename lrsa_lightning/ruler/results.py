@@ -10,6 +10,7 @@ from lrsa_lightning.ruler.tasks import TASKS
 
 # Metrics of a cell and their values.
 _FIGURES = {"ruler": "score", "ruler_stderr": "stderr", "ruler_nll": "nll", "ruler_exact_match": "exact_match"}
+_FIGURES |= {"ruler_samples": "count"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ def _mean_of(records: list[Record]) -> CellScore:
 def metrics(cells: list[CellScore]) -> dict[str, float]:
     """Metrics for a logger.
 
-    ``ruler/<task>/<length>/<budget>`` is the score. ``ruler_stderr``, ``ruler_nll`` and ``ruler_exact_match`` have the
-    same form. ``ruler/subset_mean`` is the mean over the tasks scored, by length and budget and over everything. With
-    all 13 tasks ``ruler/average`` is the same mean. ``ruler_kv_bytes/<length>/<budget>`` is the mean size of the cache,
-    ``ruler_fill/<length>`` the mean fill of the prompts.
+    ``ruler/<task>/<length>/<budget>`` is the score. ``ruler_stderr``, ``ruler_nll``, ``ruler_exact_match`` and
+    ``ruler_samples``, the number of samples, have the same form. ``ruler/subset_mean`` is the mean over the tasks
+    scored, by length and budget and over everything. With all 13 tasks ``ruler/average`` is the same mean.
+    ``ruler_kv_bytes/<length>/<budget>`` is the mean size of the cache, ``ruler_fill/<length>`` the mean fill of the
+    prompts.
     """
     named = {
         figure: {cell: value for cell in cells if (value := getattr(cell, attribute)) is not None}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -112,13 +112,16 @@ class SampleMaker:
         self._template = make_template(settings.template, tokenizer)
         self._skipped = 0
 
-    def make(self, num_samples: int) -> list[dict[str, Any]]:
-        """The first samples.
+    def make(self, num_samples: int, made: Callable[[], object] = lambda: None) -> list[dict[str, Any]]:
+        """The first samples; calls ``made`` after each.
 
         Raises:
             NotAtThisLength: a sample cannot fit, or too few of the task's questions fit.
         """
-        rows = [self._row(index, fit) for index, fit in zip(range(num_samples), self._fits(), strict=False)]
+        rows = []
+        for index, fit in zip(range(num_samples), self._fits(), strict=False):
+            rows.append(self._row(index, fit))
+            made()
         if self._skipped:
             what = f"RULER {self.task} at length {self.max_length}"
             log.info("%s: %d questions skipped, because their own documents do not fit", what, self._skipped)

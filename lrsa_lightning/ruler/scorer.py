@@ -13,6 +13,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.generation import Prompt
+from lrsa_lightning.ruler.batches import Batch
 from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.samples import Row, digest
 from lrsa_lightning.ruler.tasks import find_task, match_all
@@ -37,7 +38,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class BatchScorer:
-    """Scores batches of prompts of one task, length and cache budget.
+    """Scores batches of prompts of one length and cache budget.
 
     Attributes:
         tokenizer: the model's.
@@ -45,7 +46,7 @@ class BatchScorer:
         end_tokens: ids that end an answer, besides the model's own.
         generation: whether it generates answers and scores them.
         teacher_forcing: whether it rates the references.
-        fixed_passes: whether the number of forward passes depends on task and length alone.
+        fixed_passes: whether the number of forward passes depends on the batch of all ranks alone.
         stopwatch: the time of each part.
     """
 
@@ -57,62 +58,73 @@ class BatchScorer:
     fixed_passes: bool
     stopwatch: Stopwatch
 
-    def score(self, model, mode: AttentionMode, budget: str, batch: Sequence[Row]) -> list[Record]:
-        """The records of a batch of one task and length, with the mode of the budget of that label.
+    def score(self, model, mode: AttentionMode, batch: Batch, rows: Sequence[Row]) -> list[Record]:
+        """The records of a rank's rows of a batch.
 
-        The model is a transformers causal decoder in evaluation mode.
+        Args:
+            model: a transformers causal decoder in evaluation mode.
+            mode: of the batch's budget.
+            batch: the rows of all ranks.
+            rows: of this rank.
         """
-        prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in batch]
+        prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in rows]
         measured = []
         if self.teacher_forcing:
-            measured.append(self._rate(model, mode, prompts, batch))
+            measured.append(self._rate(model, mode, prompts, batch.length, rows))
         if self.generation:
-            measured.append(self._answer(model, mode, prompts, batch))
+            measured.append(self._answer(model, mode, prompts, batch, rows))
         return [
             Record(
                 id=row["id"],
                 task=row["task"],
                 length=row["max_length"],
-                budget=budget,
+                budget=batch.budget,
                 fill=row["length"] / row["max_length"],
                 outputs=row["outputs"],
                 depths=row["depths"],
                 digest=digest(row),
                 **ChainMap(*values),
             )
-            for row, *values in zip(batch, *measured, strict=True)
+            for row, *values in zip(rows, *measured, strict=True)
         ]
 
-    def _rate(self, model, mode: AttentionMode, prompts: list[list[int]], batch: Sequence[Row]) -> list[dict]:
-        answers = [self._ids(row["answer"]) for row in batch]
+    def _rate(
+        self, model, mode: AttentionMode, prompts: list[list[int]], length: int, rows: Sequence[Row]
+    ) -> list[dict]:
+        answers = [self._ids(row["answer"]) for row in rows]
         with self.stopwatch.time("teacher forcing", model.device):
-            rated = teacher_force(model, mode, prompts, answers, batch[0]["max_length"])
+            rated = teacher_force(model, mode, prompts, answers, length)
         return [answer._asdict() for answer in rated]
 
-    def _answer(self, model, mode: AttentionMode, prompts: list[list[int]], batch: Sequence[Row]) -> list[dict]:
-        rows, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        num_pieces = -(-(batch[0]["max_length"] if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
-        task, ends = find_task(batch[0]["task"]), sorted(self.end_tokens | _model_ends(model))
+    def _answer(
+        self, model, mode: AttentionMode, prompts: list[list[int]], batch: Batch, rows: Sequence[Row]
+    ) -> list[dict]:
+        ids, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
+        input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
+        num_pieces = -(-(batch.length if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
+        ends = sorted(self.end_tokens | _model_ends(model))
+        limits = {row["task"]: find_task(row["task"]).tokens_to_generate for row in batch.rows}
         with mode.installed(model):
             with self.stopwatch.time("prefill", model.device):
                 prompt = Prompt(model, input_ids, lengths, mode, num_pieces)
             num_bytes = cache_bytes(prompt.cache) // len(rows)
             with self.stopwatch.time("decoding", model.device):
-                new = prompt.decode(task.tokens_to_generate, ends, early_end=not self.fixed_passes)
-        texts = self.tokenizer.batch_decode(_until_end(new.tolist(), ends), skip_special_tokens=True)
-        return [
-            {
-                "prediction": text,
-                "score": task.metric(text, row["outputs"]),
-                "hits": [match_all(text, [output]) == 1 for output in row["outputs"]],
-                "kv_bytes": num_bytes,
-            }
-            for text, row in zip(texts, batch, strict=True)
-        ]
+                new = prompt.decode(max(limits.values()), ends, early_end=not self.fixed_passes).tolist()
+        # Each row stops at its own task's limit, as if alone.
+        new = [ids[: limits[row["task"]]] for ids, row in zip(new, rows, strict=True)]
+        texts = self.tokenizer.batch_decode(_until_end(new, ends), skip_special_tokens=True)
+        return [_scored(text, row) | {"kv_bytes": num_bytes} for text, row in zip(texts, rows, strict=True)]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _scored(prediction: str, row: Row) -> dict[str, Any]:
+    return {
+        "prediction": prediction,
+        "score": find_task(row["task"]).metric(prediction, row["outputs"]),
+        "hits": [match_all(prediction, [output]) == 1 for output in row["outputs"]],
+    }
 
 
 def answer_ends(template: TemplateName, tokenizer) -> list[int]:

@@ -2,22 +2,32 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.ruler.progress import ProgressLines
 from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings, check_row
 from lrsa_lightning.ruler.tasks import source_files
 
+log = logging.getLogger(__name__)
+
+# Tokens, which one process makes in about three seconds.
+_WORTH_PROCESSES = 500_000
 # Changes when the same settings would give other samples.
 _FORMAT = 1
-_MANIFEST, _SAMPLES = "manifest.json", "validation.jsonl"
+_MANIFEST, _SAMPLES, _LOCKS = "manifest.json", "validation.jsonl", ".locks"
 _FIELDS = {"id": str, "task": str, "max_length": int, "input": str, "answer_prefix": str, "outputs": list}
 _FIELDS |= {"answer": str, "depths": list, "length": int}
 
@@ -68,41 +78,85 @@ class SampleStore:
         """The file of a task's samples at a length."""
         return self.folder / str(length) / task / _SAMPLES
 
-    def samples(self, task: str, length: int, num_samples: int) -> list[dict[str, Any]]:
-        """The first samples: from the store, or new ones where it has too few.
+    def samples(
+        self, task: str, length: int, num_samples: int, made: Callable[[], object] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """The first samples: from the store, or new ones where it has too few; calls ``made`` after each new one.
+
+        One process at a time makes samples of a task and length. Others wait for it, and then read them.
 
         Raises:
             InputError: the task is unknown, a file of it is missing, a sample cannot fit, or the store's samples are
                 of other settings.
         """
-        rows = self._read(task, length)
-        if rows is None or len(rows) < num_samples:
-            rows = SampleMaker(task, self._tokenizer, length, self._settings).make(num_samples)
-            self._write(task, length, rows)
+        with self._alone(task, length):
+            rows = self._read(task, length)
+            if rows is None or len(rows) < num_samples:
+                rows = SampleMaker(task, self._tokenizer, length, self._settings).make(num_samples, made)
+                self._write(task, length, rows)
         return rows[:num_samples]
 
+    @contextmanager
+    def _alone(self, task: str, length: int) -> Iterator[None]:
+        """The operating system's lock, which is tried again and again: a collective would time out."""
+        path = self.folder / _LOCKS / f"{length}-{task}.lock"
+        lock = FileLock(path)
+        with suppress(OSError):  # a folder that cannot be written does not change either
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def samples_that_fit(
-        self, cells: Iterable[tuple[str, int]], num_samples: int, log_skipped: Callable[[str], None] | None
+        self,
+        cells: Iterable[tuple[str, int]],
+        num_samples: int,
+        log_skipped: Callable[[str], None] | None,
+        announces: bool = True,
+        num_workers: int = 1,
     ) -> dict[tuple[str, int], list[dict[str, Any]]]:
-        """The first samples by task and length.
+        """The first samples by task and length. A process that makes samples logs its progress.
 
         Args:
             cells: tasks and lengths.
             num_samples: of each.
             log_skipped: logs a task that does not fit a length, instead of an error.
+            announces: whether this process says what is missing.
+            num_workers: processes that make samples, where there are many tokens to make.
 
         Raises:
             InputError: as `samples`.
         """
-        found = {}
-        for cell in cells:
+        cells = [*cells]
+        missing = [cell for cell in cells if self._num_samples(*cell) < num_samples]
+        if missing and announces:
+            names = ", ".join(f"{task}/{length}" for task, length in missing)
+            log.info("RULER: making %d samples each of %s", num_samples, names)
+        progress, found = ProgressLines("RULER samples", len(missing) * num_samples, "samples"), {}
+        if num_workers > 1 and num_samples * sum(length for _, length in missing) > _WORTH_PROCESSES:
+            for number, path in enumerate(make_in_parallel(self, missing, num_samples, num_workers, log.debug)):
+                progress.done = (number + 1) * num_samples - 1
+                progress.advance("/".join(path.parts[-2:-4:-1]))
+            missing = []
+        for task, length in cells:
             try:
-                found[cell] = self.samples(*cell, num_samples)
+                found[task, length] = self.samples(
+                    task, length, num_samples, partial(progress.advance, f"{task}/{length}")
+                )
             except NotAtThisLength as error:
                 if log_skipped is None:
                     raise
                 log_skipped(f"{error}; left out")
+            if (task, length) in missing:  # by this process or by another
+                progress.done = (missing.index((task, length)) + 1) * num_samples
         return found
+
+    def _num_samples(self, task: str, length: int) -> int:
+        """The number of samples in the store, as the manifest says."""
+        path = self.path(task, length)
+        return _read_manifest(path.with_name(_MANIFEST)).get("num_samples", 0) if path.exists() else 0
 
     def _read(self, task: str, length: int) -> list[dict[str, Any]] | None:
         path = self.path(task, length)
@@ -151,9 +205,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def make_in_parallel(
-    store: SampleStore, tasks: Sequence[str], lengths: Sequence[int], num_samples: int, num_workers: int
+    store: SampleStore,
+    cells: Iterable[tuple[str, int]],
+    num_samples: int,
+    num_workers: int,
+    log_skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Path]:
     """Makes the samples that a store lacks, each task and length in one process; yields each file when it exists.
+
+    The arguments are those of `SampleStore.samples_that_fit`.
 
     Raises:
         InputError: as `SampleStore.samples`.
@@ -162,10 +222,13 @@ def make_in_parallel(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
         # The longest come first, so that no long one runs alone at the end.
-        cells = [(task, length) for length in sorted(lengths, reverse=True) for task in tasks]
-        made = {pool.submit(store.samples, *cell, num_samples): cell for cell in cells}
+        longest_first = sorted(cells, key=lambda cell: -cell[1])
+        made = {pool.submit(store.samples, *cell, num_samples): cell for cell in longest_first}
         try:
             for future in as_completed(made):
+                if isinstance(error := future.exception(), NotAtThisLength) and log_skipped is not None:
+                    log_skipped(f"{error}; left out")
+                    continue
                 future.result()
                 yield store.path(*made[future])
         except BaseException:

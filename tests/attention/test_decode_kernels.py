@@ -17,7 +17,7 @@ from tests.attention.test_kernels import interpreted  # noqa: F401  a fixture
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (it has wheels for Linux)")
 
 
-def steps(sizes: LagRule, seen: list[int], groups: int, shared: int, dim: int, dtype, num_steps: int):
+def steps(sizes: LagRule, seen: list[int], groups: int, shared: int, dim: int, dtype, num_steps: int, device="cpu"):
     """What rows attend to and hold, token by token, by torch's operators and by the kernels.
 
     Returns:
@@ -25,14 +25,14 @@ def steps(sizes: LagRule, seen: list[int], groups: int, shared: int, dim: int, d
     """
     generator, batch = torch.Generator().manual_seed(0), len(seen)
     capacity = max(sizes.most_held(n + num_steps) for n in seen)
-    storage = torch.randn(2, batch, groups, capacity, dim, generator=generator).to(dtype)
+    storage = torch.randn(2, batch, groups, capacity, dim, generator=generator).to(device, dtype)
     storages, results = [[z.clone() for z in storage] for _ in range(2)], []
     for step in range(num_steps):
-        q = torch.randn(batch, groups * shared, 1, dim, generator=generator).to(dtype)
+        q = torch.randn(batch, groups * shared, 1, dim, generator=generator).to(device, dtype)
         # In the memory order of a model: a token's heads are side by side.
-        new = torch.randn(2, batch, 1, groups, dim, generator=generator).to(dtype).transpose(2, 3)
+        new = torch.randn(2, batch, 1, groups, dim, generator=generator).to(device, dtype).transpose(2, 3)
         rows = [NewTokens(n + step, 0, 1) for n in seen]
-        after_B = torch.tensor([row.after for row in rows])
+        after_B = torch.tensor([row.after for row in rows], device=device)
         fused = FusedTokenStep(sizes, *storages[1], rows, seen_B=after_B, compresses=True)
         outputs = []
         for token, held in zip((TokenStep(sizes, *storages[0], rows), fused), storages, strict=True):

@@ -174,5 +174,20 @@ def test_callbacks_of_a_plan_are_read_and_not_made(capsys):
     ruler = callback("RulerEval", tasks=["niah_single_2"], lengths=[4096], num_samples=2, budgets=[1.0, 0.5])
     plan = _plan(capsys, trainer__callbacks=json.dumps([ruler]), trainer__precision="bf16-true")
     assert plan["ruler_check"]["RULER caches"] == 2 * 2 * 28 * 2 * 128 * 4096 * 2
+
+
+def test_the_time_of_ruler_checks_is_limited_as_in_the_run(capsys):
+    def seconds(**options) -> tuple[float, float]:
+        """Of a check that generates, and of all checks of a run of 1000 steps: the first, one between, the last."""
+        ruler = callback("RulerEval", lengths=[32768], every_n_steps=500, **options)
+        times = _plan(capsys, trainer__callbacks=json.dumps([ruler]), trainer__max_steps=1000)["seconds"]
+        return times["ruler"], times["run"] - 1000 * times["step"]
+
+    needed, all_checks = seconds(max_seconds=None)
+    assert 2 * needed < all_checks < 3 * needed  # in between it only rates
+    assert seconds(max_seconds=5.0) == (5.0, pytest.approx(15.0))
+    automatic, all_automatic = seconds()
+    assert automatic == needed  # a tenth of 500 steps is more
+    assert all_automatic == pytest.approx(all_checks - needed + 35)
     tiny = _plan(capsys, model__from_config=json.dumps(TINY_MODEL), data__seq_len=160)
     assert tiny["peak_bytes"] < 2**30

@@ -6,6 +6,7 @@ import torch
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.generation import Prompt
 from lrsa_lightning.ruler import batch_sizes
+from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
 from tests.conftest import make_model
 from tests.ruler.conftest import TASK, all_records
@@ -17,29 +18,32 @@ def test_the_estimate_is_the_size_of_the_cache_of_a_prompt_of_full_length(evalua
         mode = evaluator.mode(640, cell[2])
         with mode.installed(model), torch.no_grad():
             stored.append(cache_bytes(Prompt(model, torch.ones(1, 640).long(), [640], mode).cache))
-    assert [evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells] == stored
+    assert [evaluator.prompt_bytes(cell[1:], model.config, model.dtype) for cell in evaluator.cells] == stored
     assert stored[0] > stored[1] > stored[2]
 
 
-def prompt_bytes(evaluator, model) -> dict[str, int]:
-    return {cell[2]: evaluator.prompt_bytes(cell, model.config, model.dtype) for cell in evaluator.cells}
+def needed_bytes(evaluator, model) -> dict[str, int]:
+    """Of a prompt: its cache, and what a layer computes for all of it at once."""
+    config = model.config
+    piece = 640 * 4 * (4 * config.intermediate_size + 8 * config.hidden_size)
+    return {budget: piece + evaluator.prompt_bytes((640, budget), config, model.dtype) for budget in evaluator.budgets}
 
 
 def test_batches_shrink_to_the_memory_down_to_one_prompt(evaluator, model, monkeypatch, caplog):
-    """Batches of two: two dense caches do not fit in four fifths of the memory, two of the others do."""
-    sizes = prompt_bytes(evaluator, model)
+    """Batches of two: two prompts with dense caches do not fit in four fifths of the memory, two of the others do."""
+    sizes = needed_bytes(evaluator, model)
     free = int(2 * sizes["r0.5"] / 0.8) + 1
     assert free * 0.8 < 2 * sizes["r1"]
     caplog.set_level("INFO", "lrsa_lightning")
     for _ in range(3):
         monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: free)
         fitting = evaluator.batch_sizes(model, Ranks())
-        assert {cell[2]: size for cell, size in fitting.items()} == {"r1": 1, "r0.5": 2, "r0.25": 2}
+        assert fitting == {(640, "r1"): 1, (640, "r0.5"): 2, (640, "r0.25"): 2}
     (line,) = [record.message for record in caplog.records]  # once for each choice
-    assert line.startswith("RULER: caches do not fit in 80% of the 0.0 GiB free, so the batches get smaller.")
-    assert "niah_single_1/640/r1 1 x 0.0 GiB" in line
+    assert line.startswith("RULER: batches of 2 prompts do not fit in 80% of the 0.0 GiB free, so they get smaller.")
+    assert "640/r1 1 x 0.0 GiB" in line
     assert "r0.5" not in line
-    assert evaluator.num_batches(Ranks(), fitting) == 5 + 3 + 3
+    assert sum(map(len, evaluator.groups(Ranks(), fitting))) == 5 + 3 + 3
     monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 1)
     assert {*evaluator.batch_sizes(model, Ranks()).values()} == {1}
     monkeypatch.undo()
@@ -50,9 +54,25 @@ def test_batches_shrink_to_the_memory_down_to_one_prompt(evaluator, model, monke
 
 
 def test_smaller_batches_find_the_same(evaluator, model):
+    groups = evaluator.groups(Ranks(), {(640, "r1"): 1, (640, "r0.5"): 2, (640, "r0.25"): 2})
     full = all_records(evaluator, model)
-    smaller = all_records(evaluator, model, batch_sizes={(TASK, 640, "r1"): 1})
+    smaller = all_records(evaluator, model, groups=groups)
     assert [(r.id, r.budget, r.prediction) for r in smaller] == [(r.id, r.budget, r.prediction) for r in full]
     assert [r.nll for r in smaller] == pytest.approx([r.nll for r in full], rel=1e-4)
-    passes = [len(batch) for batch in evaluator.evaluate(model, generation=False, batch_sizes={(TASK, 640, "r1"): 1})]
+    passes = [len(batch) for batch in evaluator.evaluate(model, generation=False, groups=groups)]
     assert passes == [1, 1, 1, 1, 1, 2, 2, 1, 2, 2, 1]
+
+
+def test_auto_takes_what_fits_but_no_more_than_pays(tokenizer, model, monkeypatch):
+    samples = {(TASK, 640): [{}] * 100, ("vt", 640): [{}] * 20}
+    evaluator = RulerEvaluator(tokenizer, samples, [1.0, 0.5], batch_size="auto")
+    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {8}  # on a CPU, whose memory is not measured
+    sizes = needed_bytes(evaluator, model)
+    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: int(12 * sizes["r0.5"] / 0.8) + 1)
+    fitting = evaluator.batch_sizes(model, Ranks())
+    assert fitting[640, "r0.5"] == 12
+    assert fitting[640, "r1"] == 12 * sizes["r0.5"] // sizes["r1"] < 12
+    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: 10**12)
+    assert {*evaluator.batch_sizes(model, Ranks()).values()} == {32}
+    assert {*evaluator.batch_sizes(model, Ranks(0, 10)).values()} == {10}
+    assert {*evaluator.batch_sizes(model, Ranks(0, 10), tasks_share=True).values()} == {12}

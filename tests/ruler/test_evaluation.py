@@ -23,12 +23,12 @@ from tests.conftest import make_model
 from tests.test_folder_lock import hold
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_ruler.py"
-NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()))
+NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()), in_order=list)
 
 
 def use(folder, settings: dict, sources: dict) -> dict:
     """The settings in the folder after a call with these."""
-    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks()))
+    list(EvaluationFolder(folder, settings, sources).run(NOTHING, None, Ranks(), []))
     return json.loads((folder / "settings.json").read_text())
 
 
@@ -107,6 +107,14 @@ def test_more_samples_tasks_and_budgets_join_what_is_there(evaluate):
         ("niah_multikey_2", 640, "r1"): 2,
         ("niah_multikey_2", 640, "r0.5"): 2,
     }
+
+
+def test_a_log_shows_the_progress_where_no_bar_can_be(evaluate, caplog, monkeypatch):
+    caplog.set_level("INFO", "lrsa_lightning")
+    monkeypatch.setattr("lrsa_lightning.ruler.progress._EVERY_S", 0)
+    evaluate(num_samples=3, batch_size=2)
+    lines = [record.message.split(", ")[0] for record in caplog.records if "batches done" in record.message]
+    assert lines == [f"RULER: {done} of 2 batches done (niah_single_1/640/r0.5)" for done in (1, 2)]
 
 
 def test_fewer_samples_than_have_results_are_refused(evaluate):

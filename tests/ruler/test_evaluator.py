@@ -10,6 +10,7 @@ from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.teacher_forcing import teacher_force
+from lrsa_lightning.ruler.time_limit import TimeLimit
 from tests.ruler.conftest import TASK, all_records
 
 
@@ -63,11 +64,15 @@ def test_generation_and_teacher_forcing_read_the_input_and_the_answer_prefix(eva
     monkeypatch.setattr(module, "Prompt", Read)
     monkeypatch.setattr(module, "teacher_force", rate)
     all_records(evaluator, model)
-    rows = [row for _ in evaluator.budgets for row in evaluator.samples[TASK, 640]]
+    rows = [row for _ in evaluator.budgets for row in by_length(evaluator.samples[TASK, 640])]
     prompts = [row["input"] + row["answer_prefix"] for row in rows]
     assert all(row["answer_prefix"].endswith(" is") for row in rows)
     texts = {what: [tokenizer.decode(ids) for ids in own] for what, own in read.items()}
     assert texts == {"generation": prompts, "rating": prompts, "answers": [row["answer"] for row in rows]}
+
+
+def by_length(rows):
+    return sorted(rows, key=lambda row: row["length"])
 
 
 def predict(monkeypatch, answers):
@@ -113,7 +118,7 @@ def test_every_end_token_ends_an_answer_and_special_tokens_are_no_text(tokenizer
 
 def test_cache_bytes_and_fill_are_those_of_one_sample(evaluator, tokenizer, model):
     records = [record for record in all_records(evaluator, model) if record.budget == "r1"]
-    rows = evaluator.samples[TASK, 640]
+    rows = by_length(evaluator.samples[TASK, 640])
     lengths = [len(tokenizer(row["input"] + row["answer_prefix"])["input_ids"]) for row in rows]
     longest = [max(lengths[i : i + 2]) for i in (0, 0, 2, 2, 4)]  # of a batch of two
     config = model.config
@@ -175,12 +180,43 @@ def test_rows_that_end_early_do_not_change_the_number_of_passes(evaluator, model
     assert counts[0] == counts[1] == 128
 
 
-def test_samples_with_a_record_are_left_out_and_stop_is_called_before_each_budget(evaluator, model):
-    done = {(f"{TASK}-640-42-{i}", "r1") for i in range(4)}
-    answers = iter([False, False, True])
-    records = all_records(evaluator, model, generation=False, done=done, stop=lambda: next(answers))
+def test_samples_with_a_record_are_left_out(evaluator, model):
+    done = {(f"{TASK}-640-42-{i}", "r1") for i in range(4)} | {(f"{TASK}-640-42-{i}", "r0.5") for i in range(5)}
+    groups = evaluator.groups(Ranks(), evaluator.batch_sizes(model, Ranks()), done)
+    records = evaluator.in_order(all_records(evaluator, model, generation=False, groups=groups))
     ids = [f"{TASK}-640-42-{i}" for i in range(5)]
-    assert [(r.id, r.budget) for r in records] == [(ids[4], "r1"), *((i, "r0.5") for i in ids)]
+    assert [(r.id, r.budget) for r in records] == [(ids[4], "r1"), *((i, "r0.25") for i in ids)]
+
+
+def test_what_there_is_no_time_for_is_left_out(evaluator, model):
+    class Limit(TimeLimit):
+        """Has time for all groups but the second one, and in the third one for the first batch."""
+
+        answers = iter([True, True, False, True, True, False])
+
+        def admits(self, batches=()):
+            return next(self.answers)
+
+    cells = evaluator.groups(Ranks(), {(640, budget): 1 for budget in evaluator.budgets})
+    batches = [batch for group in cells for batch in group]
+    groups = [batches[:1], batches[1:2], batches[2:4]]
+    records = all_records(evaluator, model, generation=False, groups=groups, limit=Limit())
+    assert [(r.id, r.budget) for r in records] == [(b.rows[0]["id"], b.budget) for b in (batches[0], batches[2])]
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_samples_of_several_tasks_in_one_batch_are_scored_as_if_alone(tokenizer, model, generation):
+    tasks = [TASK, "fwe"]  # of 128 and 50 new tokens
+    rows = {(task, 1024): make_samples(task, tokenizer, 1024, 2) for task in tasks}
+    evaluator = RulerEvaluator(tokenizer, rows, [1.0, 0.5], batch_size=3)
+    groups = evaluator.groups(Ranks(), evaluator.batch_sizes(model, Ranks(), True), tasks_share=True)
+    mixed = evaluator.in_order(all_records(evaluator, model, generation=generation, groups=groups))
+    alone = evaluator.in_order(all_records(evaluator, model, generation=generation))
+    assert [(r.id, r.budget, r.prediction, r.score) for r in mixed] == [
+        (r.id, r.budget, r.prediction, r.score) for r in alone
+    ]
+    assert [r.nll for r in mixed] == pytest.approx([r.nll for r in alone], rel=1e-4)
+    assert [r.id for r in mixed if r.budget == "r0.5"] == [row["id"] for own in rows.values() for row in own]
 
 
 def test_an_evaluation_leaves_the_model_unchanged(evaluator, model):

@@ -61,6 +61,7 @@ def test_figures_that_were_not_measured_are_not_logged():
         "ruler_exact_match/subset_mean/4096/r1": 100.0,
         "ruler_exact_match/subset_mean": 100.0,
         "ruler_fill/4096": 0.9,
+        "ruler_samples/vt/4096/r1": 1,
     }
 
 
@@ -164,13 +165,14 @@ def test_a_needle_at_the_very_end_counts_in_the_last_tenth():
 def test_score_table():
     one = [record(0, score=1.0), record(0, budget="r0.5", score=0.5)]
     assert score_table(metrics(cell_scores(one))).splitlines() == [
-        "task  length       r1     r0.5",
-        "vt      4096      100       50",
+        "task  length       r1     r0.5  samples",
+        "vt      4096      100       50        1",
     ]
-    two = [record(0, score=1.0), record(0, "cwe", score=0.5)]
+    two = [record(0, score=1.0), record(0, "cwe", score=0.5), record(1, "cwe", score=0.5)]
+    two.append(record(0, "cwe", budget="r0.5", score=0.25))
     assert score_table(metrics(cell_scores(two))).splitlines() == [
-        "task           length       r1",
-        "vt               4096      100",
-        "cwe              4096       50",
-        "subset_mean      4096       75",
+        "task           length       r1     r0.5  samples",
+        "vt               4096      100                 1",
+        "cwe              4096       50       25      1-2",
+        "subset_mean      4096       75       25",
     ]

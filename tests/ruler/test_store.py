@@ -2,6 +2,9 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count, product
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -23,9 +26,9 @@ def made(monkeypatch):
     calls = []
 
     class CountingMaker(module.SampleMaker):
-        def make(self, num_samples):
+        def make(self, num_samples, made):
             calls.append(num_samples)
-            return super().make(num_samples)
+            return super().make(num_samples, made)
 
     monkeypatch.setattr(module, "SampleMaker", CountingMaker)
     return calls
@@ -39,6 +42,51 @@ def test_samples_are_made_once_and_more_only_when_needed(tokenizer, tmp_path, ma
     assert SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 3) == expected[:3]
     assert store.samples(TASK, 640, 4) == expected
     assert made == [3, 4]
+
+
+def test_a_second_process_waits_for_the_samples_that_one_is_making(tokenizer, tmp_path, monkeypatch, made, caplog):
+    """Without a collective, which would time out: by the lock of the operating system."""
+    caplog.set_level("INFO", "lrsa_lightning")
+    begun, may_go_on = Event(), Event()
+    fit = module.SampleMaker._fit
+
+    def slow(self, *args):
+        begun.set()
+        assert may_go_on.wait(60)
+        return fit(self, *args)
+
+    monkeypatch.setattr(module.SampleMaker, "_fit", slow)
+    stores = [SampleStore(tmp_path, tokenizer, SampleSettings()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        maker = pool.submit(stores[0].samples_that_fit, [(TASK, 640)], 2, None)
+        assert begun.wait(60)
+        waiting = pool.submit(stores[1].samples_that_fit, [(TASK, 640)], 2, None, announces=False)
+        assert not wait([waiting], 0.3).done
+        may_go_on.set()
+        assert maker.result() == waiting.result()
+    assert made == [2]
+    assert [record.message for record in caplog.records] == [f"RULER: making 2 samples each of {TASK}/640"]
+
+
+def test_a_folder_that_cannot_be_written_is_read(tokenizer, tmp_path, monkeypatch):
+    expected = SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2)
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(module.FileLock, "acquire", refuse)
+    assert SampleStore(tmp_path, tokenizer, SampleSettings()).samples(TASK, 640, 2) == expected
+
+
+def test_making_samples_logs_its_progress(tokenizer, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "lrsa_lightning")
+    clock = count(step=4)  # seconds
+    monkeypatch.setattr("lrsa_lightning.ruler.progress.monotonic", lambda: float(next(clock)))
+    store = SampleStore(tmp_path, tokenizer, SampleSettings())
+    store.samples(TASK, 1024, 3)
+    store.samples_that_fit([(TASK, 640), (TASK, 100), (TASK, 1024)], 3, [].append, announces=False)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"RULER samples: 3 of 6 samples done ({TASK}/640), 0:00:12 left"]
 
 
 def test_the_file_has_rulers_fields_and_the_manifest_its_settings(tokenizer, tmp_path):
@@ -154,13 +202,27 @@ def test_a_kill_between_manifest_and_samples_leaves_no_samples_of_another_manife
 
 def test_several_processes_make_the_same_files(tokenizer, tmp_path):
     one, several = (SampleStore(tmp_path / name, tokenizer, SampleSettings()) for name in ("one", "several"))
-    paths = list(make_in_parallel(several, [TASK, "niah_multikey_2"], [640, 1024], 2, 2))
+    paths = list(make_in_parallel(several, product([TASK, "niah_multikey_2"], [640, 1024]), 2, 2))
     assert len(paths) == 4
     for path in paths:
         one.samples(path.parent.name, int(path.parent.parent.name), 2)
         assert path.read_bytes() == (tmp_path / "one" / path.relative_to(tmp_path / "several")).read_bytes()
     with pytest.raises(InputError, match="at length 100"):
-        list(make_in_parallel(several, [TASK], [100], 1, 2))
+        list(make_in_parallel(several, [(TASK, 100)], 1, 2))
+
+
+def test_many_samples_are_made_by_several_processes(tokenizer, tmp_path, monkeypatch, caplog, made):
+    caplog.set_level("INFO", "lrsa_lightning")
+    cells, skipped = [(TASK, 640), (TASK, 100), ("niah_multikey_2", 1024)], []
+    expected = SampleStore(tmp_path / "one", tokenizer, SampleSettings()).samples_that_fit(cells, 2, skipped.append)
+    monkeypatch.setattr(module, "_WORTH_PROCESSES", 3000)
+    monkeypatch.setattr("lrsa_lightning.ruler.progress._EVERY_S", 0)
+    store = SampleStore(tmp_path / "several", tokenizer, SampleSettings())
+    assert store.samples_that_fit(cells, 2, skipped.append, num_workers=2) == expected
+    assert [line.split(": needs")[0] for line in skipped] == [f"RULER {TASK} at length 100"] * 2
+    assert made == [2] * (3 + 1)  # of the second store, this process tried only what does not fit
+    lines = {record.message.split(",")[0] for record in caplog.records[-2:]}
+    assert "RULER samples: 4 of 6 samples done (niah_single_1/640)" in lines
 
 
 def test_a_folder_that_was_renamed_to_another_length_is_refused(tokenizer, tmp_path):

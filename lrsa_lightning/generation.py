@@ -125,8 +125,8 @@ def _until_all_ended(tokens_BT: Tensor, end_ids: Tensor) -> Tensor:
     return tokens_BT[:, :num_steps]
 
 
-def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[int, Tensor]]:
-    """Feeds right-padded prompts to an empty cache in so many forward passes.
+def prefill(model, cache, input_ids: Tensor, num_pieces: int, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Feeds right-padded prompts to a cache in so many forward passes.
 
     Needs no mask: padding on the right is seen by padding alone.
 
@@ -135,11 +135,11 @@ def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[
         cache: the mode's.
         input_ids: int64 [B, N].
         num_pieces: forward passes.
+        start: tokens that the cache has seen.
 
     Yields:
         position of each piece's first token, and its last hidden states [B, n, D].
     """
-    start = 0
     for piece in input_ids.tensor_split(num_pieces, dim=1):
         positions = torch.arange(start, start + piece.shape[1], device=piece.device).unsqueeze(0)
         decoder = model.get_decoder()

@@ -4,6 +4,7 @@ Shape suffixes: B batch, N prompt tokens, n those of a piece, T new tokens, D hi
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -84,8 +85,23 @@ class Prompt:
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
         pieces = prefill(self._model, self.cache, input_ids, num_pieces)
-        last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
-        return self._model.get_output_embeddings()(last_BD).argmax(dim=-1)
+        self._last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
+        return self._model.get_output_embeddings()(self._last_BD).argmax(dim=-1)
+
+    def hidden_before(self, ids_Bn: Tensor) -> Tensor:
+        """The last hidden states [B, n, D] from which a model predicts the given next tokens of each row.
+
+        The tokens go through a copy of the cache in one forward pass. The prompt stays as it is, ready to decode.
+        """
+        mask = self._padding_mask
+        hidden_BnD = self._model.get_decoder()(
+            input_ids=ids_Bn,
+            attention_mask=None if mask is None else torch.nn.functional.pad(mask, (0, ids_Bn.shape[1]), value=True),
+            position_ids=self._positions_B1 + torch.arange(ids_Bn.shape[1], device=ids_Bn.device),
+            past_key_values=deepcopy(self.cache),
+            use_cache=True,
+        ).last_hidden_state
+        return torch.cat([self._last_BD.unsqueeze(1), hidden_BnD[:, :-1]], dim=1)
 
     def decode(self, max_new_tokens: int, ends: Sequence[int] = (), early_end: bool = True) -> Tensor:
         """Greedy continuation, int64 [B, T]; once only.

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.token_counts import consecutive_columns
+from lrsa_lightning.decoding import DecodingStep
 from lrsa_lightning.errors import InputError
+
+# To look whether all rows have ended is to wait for the device.
+_STEPS_AHEAD = 8
 
 
 @torch.no_grad()
@@ -53,13 +58,12 @@ def generate(
     if eos_token_id is None:
         eos_token_id = model.generation_config.eos_token_id
     ends = [] if eos_token_id is None else torch.tensor(eos_token_id).flatten().tolist()
-    with mode.installed(model):
-        prompt = Prompt(model, input_ids, lengths, mode, -(-max(lengths) // prefill_chunk_size))
-        return prompt.decode(max_new_tokens, ends)
+    prompt = Prompt(model, input_ids, lengths, mode, -(-max(lengths) // prefill_chunk_size))
+    return prompt.decode(max_new_tokens, ends)
 
 
 class Prompt:
-    """A prefilled cache, and all that decoding needs besides; the mode must stay installed.
+    """A prefilled cache, and all that decoding needs besides.
 
     Attributes:
         cache: the mode's, holding the prompts.
@@ -68,20 +72,23 @@ class Prompt:
     def __init__(self, model, input_ids: Tensor, lengths: Sequence[int], mode, num_pieces: int = 1):
         """
         Args:
-            model: a transformers causal decoder with ``mode`` installed.
+            model: a transformers causal decoder. Its installed mode is the same again afterwards.
             input_ids: int64 [B, N], padded on the right.
             lengths: true length of each row.
-            mode: the attention mode.
+            mode: the attention mode. `AttentionMode.for_length` says how long the rows may become; the storage of its
+                cache is then made once.
             num_pieces: forward passes of the prefill.
         """
         input_ids = input_ids[:, : max(lengths)]
-        self._model = model
-        self._positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
-        self.cache = mode.make_cache(model.config, lengths)
-        self._padding_mask = None
-        if len(set(lengths)) > 1 and mode.needs_padding_mask:
-            self._padding_mask = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
-        self._next_B = self._prefill(input_ids, lengths, num_pieces)
+        self._model, self._mode = model, mode.for_generation(model.config)
+        positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
+        self.cache = self._mode.make_cache(model.config, lengths)
+        mask_BN = None
+        if len(set(lengths)) > 1 and self._mode.needs_padding_mask:
+            mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < positions_B1
+        with self._mode.installed(model):
+            self._next_B = self._prefill(input_ids, lengths, num_pieces)
+        self._step = DecodingStep(model, self.cache, positions_B1, mask_BN)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
         pieces = prefill(self._model, self.cache, input_ids, num_pieces)
@@ -115,28 +122,23 @@ class Prompt:
         end_ids = torch.tensor(ends, dtype=torch.int64, device=self._next_B.device)
         token_B = self._next_B
         tokens, ended_B = [], torch.zeros_like(token_B, dtype=torch.bool)
-        for step in range(max_new_tokens):
-            if step:
-                token_B = torch.where(ended_B, token_B, self._step(token_B))
-            tokens.append(token_B)
-            ended_B |= torch.isin(token_B, end_ids)
-            if early_end and bool(ended_B.all()):
-                break
-        return torch.stack(tokens, dim=1)
+        look_every = 1 if token_B.device.type == "cpu" else _STEPS_AHEAD
+        with self._mode.installed(self._model):
+            for step in range(max_new_tokens):
+                if step:
+                    token_B = torch.where(ended_B, token_B, self._step(token_B).argmax(dim=-1))
+                tokens.append(token_B)
+                ended_B |= torch.isin(token_B, end_ids)
+                if early_end and step % look_every == look_every - 1 and bool(ended_B.all()):
+                    break
+        return _until_all_ended(torch.stack(tokens, dim=1), end_ids) if early_end else torch.stack(tokens, dim=1)
 
-    def _step(self, token_B: Tensor) -> Tensor:
-        """Feeds one token a row; the next one."""
-        if self._padding_mask is not None:
-            self._padding_mask = torch.nn.functional.pad(self._padding_mask, (0, 1), value=True)
-        hidden_B1D = self._model.get_decoder()(
-            input_ids=token_B.unsqueeze(-1),
-            attention_mask=self._padding_mask,
-            position_ids=self._positions_B1,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self._positions_B1 = self._positions_B1 + 1
-        return self._model.get_output_embeddings()(hidden_B1D[:, -1]).argmax(dim=-1)
+
+def _until_all_ended(tokens_BT: Tensor, end_ids: Tensor) -> Tensor:
+    """The tokens without the steps after the one at which the last row ended."""
+    ended_BT = torch.isin(tokens_BT, end_ids).cumsum(dim=1) > 0
+    num_steps = int((~ended_BT.all(dim=0)).sum()) + 1
+    return tokens_BT[:, :num_steps]
 
 
 def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[int, Tensor]]:
@@ -191,12 +193,9 @@ def _padded_on_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Ten
         shapes = f"{list(attention_mask.shape)} and {list(input_ids.shape)}"
         raise InputError(f"generate: attention_mask and input_ids must have one shape, got {shapes}")
     real_BN = attention_mask.to(input_ids.device) != 0
-    # The tokens of a row lie together where it changes between token and padding once at most.
-    if bool(((real_BN[:, 1:] != real_BN[:, :-1]).sum(dim=1) > 1).any()):
-        raise InputError("generate: attention_mask has holes: pad each row on one side alone")
-    first_B1 = real_BN.int().argmax(dim=1, keepdim=True)
-    place_BN = (torch.arange(input_ids.shape[1], device=input_ids.device) + first_B1) % input_ids.shape[1]
-    return input_ids.gather(1, place_BN), real_BN.sum(dim=1).tolist()
+    first_B, count_B = consecutive_columns(real_BN)
+    place_BN = (torch.arange(input_ids.shape[1], device=input_ids.device) + first_B[:, None]) % input_ids.shape[1]
+    return input_ids.gather(1, place_BN), count_B.tolist()
 
 
 def _checked(lengths: Sequence[int] | None, input_ids: Tensor) -> list[int]:

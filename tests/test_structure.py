@@ -20,7 +20,7 @@ TIERS = (
         *("collectives", "step_log"),
     },
     {"attention"},
-    {"flops", "generation", "memory", "layer_shape", "lrsa_lightning"},
+    {"flops", "decoding", "generation", "memory", "layer_shape", "lrsa_lightning"},
     {"data"},
     {"distributed"},
     {"npu"},

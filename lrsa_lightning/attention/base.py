@@ -95,6 +95,14 @@ class AttentionMode(ABC):
         """
         return self
 
+    def for_generation(self, config: "PreTrainedConfig") -> "AttentionMode":
+        """The mode that `generate` runs in place of this one, with the same result up to rounding; itself by default.
+
+        Args:
+            config: the model's configuration.
+        """
+        return self
+
     def remark(self, num_tokens: int, num_layers: int) -> str | None:
         """What a user must know before a run of this length begins; None, the default, for nothing."""
         return None

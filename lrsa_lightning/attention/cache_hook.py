@@ -1,9 +1,14 @@
-"""The cache's way to the attention function: transformers gives an attention layer its cache, but not its function."""
+"""The cache's way to the attention function, and the rows' way to the cache.
+
+transformers gives an attention layer its cache, but not its function; and it gives the cache no attention mask.
+"""
 
 from inspect import signature
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _HANDLES: "WeakKeyDictionary[nn.Module, RemovableHandle]" = WeakKeyDictionary()
@@ -17,13 +22,26 @@ def hand_cache_on(decoder: nn.Module) -> None:
     """
     if decoder in _HANDLES:
         _HANDLES[decoder].remove()
-    _HANDLES[decoder] = decoder.register_forward_pre_hook(_add_cache, with_kwargs=True)
+    _HANDLES[decoder] = decoder.register_forward_pre_hook(_prepare_rows, with_kwargs=True)
 
 
-def _add_cache(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def _prepare_rows(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Adds the cache and, for rows padded on the left, the positions; says to the cache which columns are tokens."""
     from lrsa_lightning.attention.cache import LagKVCache
 
-    cache = kwargs.get("past_key_values")
-    if cache is None and len(args) > 1:  # given by position
-        cache = signature(decoder.forward).bind_partial(*args, **kwargs).arguments.get("past_key_values")
-    return (args, {**kwargs, "kv_cache": cache}) if isinstance(cache, LagKVCache) else None
+    given = signature(decoder.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
+    mask, cache = given.get("attention_mask"), given.get("past_key_values")
+    added: dict[str, Any] = {}
+    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if isinstance(cache, LagKVCache):
+        cache.counts.announce(mask)
+        added["kv_cache"] = cache
+    if mask is not None and given.get("position_ids") is None and bool((mask[:, 0] == 0).any()):
+        added["position_ids"] = _positions(mask, given)
+    return (args, {**kwargs, **added}) if added else None
+
+
+def _positions(mask_BN: Tensor, given: dict) -> Tensor:
+    """Each token's position in its row, int64 [B, n]: a row begins where its mask does."""
+    tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    return (mask_BN.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]

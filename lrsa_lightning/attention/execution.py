@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from lrsa_lightning.attention import fill, flex, naive
+from lrsa_lightning.attention import fill, flash, flex, naive
 from lrsa_lightning.attention.layout import TILE, KVLayout
 from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rule import LagRule
@@ -66,26 +66,32 @@ class Execution:
         return fill.attend(q_BHQD, compact, raw, layout, scale, self.chunks_per_fill)
 
     def attend_cached(
-        self, q_BHQD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, layout: KVLayout, scale: float | None = None
+        self,
+        q_BHQD: Tensor,
+        compact: tuple[Tensor, Tensor],
+        raw: tuple[Tensor, Tensor],
+        layout: KVLayout,
+        scale: float | None = None,
     ) -> Tensor:
-        """Attention of the newest Q tokens over the keys that a cache holds, [B, H, Q, D].
-
-        Args:
-            q_BHQD: queries after RoPE.
-            k_BGTD: compact, then raw keys.
-            v_BGTD: their values.
-            layout: of these keys.
-            scale: of the logits; 1 / sqrt(D) when None.
-        """
-        num_queries = q_BHQD.shape[2]
-        if num_queries == 1 and layout.is_lower_right_causal:
-            return fill.sdpa(q_BHQD, k_BGTD, v_BGTD, None, scale)
-        compact, raw = zip(layout.split(k_BGTD), layout.split(v_BGTD), strict=True)
+        """Attention of the newest Q tokens over the keys of a cache, [B, H, Q, D]. Arguments as in `fill.attend`."""
         is_sparse = layout.rule.compressed_chunks(layout.end) > 0
+        takes_flash = q_BHQD.shape[2] >= TILE and self.runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH"
+        if not is_sparse and layout.is_lower_right_causal:
+            attend = flash.attend_causal if takes_flash else fill.attend_causal
+            return attend(q_BHQD, *map(layout.join, compact, raw), scale)
         # Triton would compile for every length of a prompt.
-        if is_sparse and num_queries >= TILE and self.runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH":
+        if is_sparse and takes_flash:
             return flex.attend_segment(q_BHQD, compact, raw, layout, scale, "FLASH")
         return fill.attend(q_BHQD, compact, raw, layout, scale, self.chunks_per_fill)
+
+    def decodes_fused(self, k_BGND: Tensor, v_BGND: Tensor) -> bool:
+        """Whether there are kernels for one new token a row, over keys and values like these."""
+        dim = k_BGND.shape[-1]
+        return self.runs_flex(k_BGND) and dim == v_BGND.shape[-1] and flex.is_power_of_two(dim)
+
+    def compresses_fused(self, rule: LagRule, k_BGND: Tensor) -> bool:
+        """Whether these kernels compress as the rule does."""
+        return not rule.drops_tokens or rule.kept == 0 or flex.has_fused_selection(rule, k_BGND)
 
     def keep_best(self, rule: LagRule, k_BGND: Tensor, v_BGND: Tensor, layer_idx: int, start: int) -> Tensor:
         """`LagRule.keep_best`, fused where this execution has a kernel for it: int64 [B, G, T * M]."""

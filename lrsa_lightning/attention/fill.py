@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from lrsa_lightning.attention.layout import Fill, KVLayout
@@ -83,6 +84,16 @@ def attend(
 
         return FusedFills.apply(q_BHQD, *compact, *raw, _fills(layout, 1), scale)
     return _Fills.apply(q_BHQD, *compact, *raw, _fills(layout, chunks_per_fill), scale)
+
+
+def attend_causal(q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, scale: float | None = None) -> Tensor:
+    """Attention of the newest Q of E tokens over all before them, [B, H, Q, D], without a mask in memory on CUDA."""
+    num_queries, num_keys, gqa = q_BHQD.shape[2], k_BGED.shape[2], q_BHQD.shape[1] != k_BGED.shape[1]
+    if num_queries in (1, num_keys):
+        is_causal = num_queries > 1
+        return scaled_dot_product_attention(q_BHQD, k_BGED, v_BGED, is_causal=is_causal, scale=scale, enable_gqa=gqa)
+    mask = causal_lower_right(num_queries, num_keys)
+    return scaled_dot_product_attention(q_BHQD, k_BGED, v_BGED, attn_mask=mask, scale=scale, enable_gqa=gqa)
 
 
 @lru_cache(maxsize=256)

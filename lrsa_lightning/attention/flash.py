@@ -34,6 +34,14 @@ def attend(q_BHND: Tensor, k_BGED: Tensor, v_BGED: Tensor, layout: KVLayout, sca
     return _Attention.apply(*(z.transpose(1, 2) for z in (q_BHND, k_BGED, v_BGED)), layout, scale).transpose(1, 2)
 
 
+def attend_causal(q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, scale: float | None) -> Tensor:
+    """Full causal attention of the newest Q of E tokens, [B, H, Q, D]; arguments as in `attend`."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    q_BQHD, k_BEGD, v_BEGD = (z.transpose(1, 2) for z in (q_BHQD, k_BGED, v_BGED))
+    return _flash_attn_fwd(q_BQHD, k_BEGD, v_BEGD, softmax_scale=scale, causal=True)[0].transpose(1, 2)
+
+
 class _Attention(torch.autograd.Function):
     """FlashAttention-4 on the layout's queries; those before them see the sink alone, causally.
 

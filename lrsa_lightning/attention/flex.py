@@ -150,7 +150,7 @@ def _select(k_BGND: Tensor, v_BGND: Tensor, rule: LagRule, layer_idx: int) -> tu
 
 def has_fused_selection(rule: LagRule, k_BGND: Tensor) -> bool:
     """Whether `kernels.select` ranks as this rule does, and takes keys of this head size."""
-    return isinstance(rule.scorer, LagKVScorer) and rule.kept > 0 and _is_power_of_two(k_BGND.shape[-1])
+    return isinstance(rule.scorer, LagKVScorer) and rule.kept > 0 and is_power_of_two(k_BGND.shape[-1])
 
 
 def fused_keep_best(rule: LagRule, k_BGND: Tensor, v_BGND: Tensor) -> Tensor:
@@ -164,14 +164,14 @@ def _extend(
     k_BGND: Tensor, v_BGND: Tensor, idx_BGC: Tensor, inverse_BGN: Tensor, layout: KVLayout
 ) -> tuple[Tensor, Tensor]:
     """Keys and values in the layout's order, [B, G, E, D] each."""
-    if _is_power_of_two(k_BGND.shape[-1]):
+    if is_power_of_two(k_BGND.shape[-1]):
         from lrsa_lightning.attention.kernels import Extend
 
         return Extend.apply(k_BGND, v_BGND, idx_BGC, inverse_BGN, layout)
     return tuple(layout.lay_out(gather_tokens(z, idx_BGC), z[:, :, layout.first_raw :]) for z in (k_BGND, v_BGND))
 
 
-def _is_power_of_two(dim: int) -> bool:
+def is_power_of_two(dim: int) -> bool:
     """Head sizes that the Triton kernels take: they hold a token's channels in one block."""
     return dim & (dim - 1) == 0
 

@@ -19,11 +19,41 @@ _BOUND = tl.constexpr(1e15)  # as in scorers.py
 
 
 @triton.jit
+def chunk_std(base, stride_n, start, std_ptr, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """Standard deviation over the channels of each token of a chunk, normalised by the next one (LagKV, eq. 4-6).
+
+    The chunk begins at token ``start`` (int64) of ``base``; the result is float32 [LAG].
+    """
+    channel = tl.arange(0, DIM)
+    # Reduced over the tokens at the end alone: that takes a barrier, which would stall the loads of every round.
+    lows = tl.full([ROWS, DIM], float("inf"), tl.float32)
+    highs = tl.full([ROWS, DIM], float("-inf"), tl.float32)
+    for offset in range(0, LAG, ROWS):
+        token = offset + tl.arange(0, ROWS)
+        inside = (token < LAG)[:, None]
+        z = tl.load(base + (start + LAG + token)[:, None] * stride_n + channel[None, :], mask=inside)
+        z = z.to(tl.float32)
+        lows = tl.minimum(lows, tl.where(inside, z, float("inf")))
+        highs = tl.maximum(highs, tl.where(inside, z, float("-inf")))
+    low = tl.min(lows, axis=0) * 0.5
+    span = tl.max(highs, axis=0) * 0.5 - low
+    flat = span == 0.0
+    for offset in range(0, LAG, ROWS):
+        token = offset + tl.arange(0, ROWS)
+        at = base + (start + token)[:, None] * stride_n + channel[None, :]
+        z = tl.load(at, mask=(token < LAG)[:, None], other=0.0).to(tl.float32) * 0.5
+        z = tl.div_rn(z - low[None, :], tl.where(flat, 1.0, span)[None, :])
+        z = tl.where(flat[None, :], 0.0, tl.minimum(tl.maximum(z, -_BOUND), _BOUND))
+        centred = z - (tl.sum(z, axis=1) / DIM)[:, None]
+        tl.store(std_ptr + token, tl.sqrt(tl.sum(centred * centred, axis=1) / (DIM - 1)), mask=token < LAG)
+
+
+@triton.jit
 def _std_kernel(
     k_ptr, v_ptr, std_ptr, stride_kb, stride_kg, stride_kn, stride_vb, stride_vg, stride_vn,
     groups, num_scored, sink, LAG: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Standard deviation over the channels of each token of a chunk, normalised by the next one (LagKV, eq. 4-6)."""
+    """`chunk_std` of each scored chunk."""
     chunk, row, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, g = (row // groups).to(tl.int64), row % groups
     if which == 0:
@@ -32,30 +62,8 @@ def _std_kernel(
     else:
         base = v_ptr + b * stride_vb + g * stride_vg
         stride_n = stride_vn
-    start = sink + chunk * LAG
-    channel = tl.arange(0, DIM)
-    # Reduced over the tokens at the end alone: that takes a barrier, which would stall the loads of every round.
-    lows = tl.full([ROWS, DIM], float("inf"), tl.float32)
-    highs = tl.full([ROWS, DIM], float("-inf"), tl.float32)
-    for offset in range(0, LAG, ROWS):
-        token = offset + tl.arange(0, ROWS)
-        inside = (token < LAG)[:, None]
-        z = tl.load(base + (start + LAG + token).to(tl.int64)[:, None] * stride_n + channel[None, :], mask=inside)
-        z = z.to(tl.float32)
-        lows = tl.minimum(lows, tl.where(inside, z, float("inf")))
-        highs = tl.maximum(highs, tl.where(inside, z, float("-inf")))
-    low = tl.min(lows, axis=0) * 0.5
-    span = tl.max(highs, axis=0) * 0.5 - low
-    flat = span == 0.0
     std_ptr += ((row * num_scored + chunk).to(tl.int64) * 2 + which) * LAG
-    for offset in range(0, LAG, ROWS):
-        token = offset + tl.arange(0, ROWS)
-        at = base + (start + token).to(tl.int64)[:, None] * stride_n + channel[None, :]
-        z = tl.load(at, mask=(token < LAG)[:, None], other=0.0).to(tl.float32) * 0.5
-        z = tl.div_rn(z - low[None, :], tl.where(flat, 1.0, span)[None, :])
-        z = tl.where(flat[None, :], 0.0, tl.minimum(tl.maximum(z, -_BOUND), _BOUND))
-        centred = z - (tl.sum(z, axis=1) / DIM)[:, None]
-        tl.store(std_ptr + token, tl.sqrt(tl.sum(centred * centred, axis=1) / (DIM - 1)), mask=token < LAG)
+    chunk_std(base, stride_n, (sink + chunk * LAG).to(tl.int64), std_ptr, LAG, DIM, ROWS)
 
 
 @triton.jit
@@ -76,6 +84,16 @@ def _highest(score, inside, KEPT: tl.constexpr):
 
 
 @triton.jit
+def kept_tokens(std_k_ptr, std_v_ptr, v_weight, token, inside, KEPT: tl.constexpr):
+    """True at the tokens of a chunk that stay (LagKV, eq. 7-8), given its standard deviations."""
+    std_k = tl.load(std_k_ptr + token, mask=inside, other=float("-inf"))
+    std_v = tl.load(std_v_ptr + token, mask=inside, other=float("-inf"))
+    exp_k, exp_v = tl.exp(std_k - tl.max(std_k, axis=0)), tl.exp(std_v - tl.max(std_v, axis=0))
+    score = exp_k / tl.sum(exp_k, axis=0) + v_weight * (exp_v / tl.sum(exp_v, axis=0))
+    return _highest(score, inside, KEPT)
+
+
+@triton.jit
 def _keep_kernel(
     std_ptr, idx_ptr, inverse_ptr, v_weight, num_tokens, num_scored, sink, num_compact,
     LAG: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr, SINK_BLOCK: tl.constexpr,
@@ -87,11 +105,7 @@ def _keep_kernel(
     std_v_ptr = std_k_ptr + LAG
     token = tl.arange(0, BLOCK)
     inside = token < LAG
-    std_k = tl.load(std_k_ptr + token, mask=inside, other=float("-inf"))
-    std_v = tl.load(std_v_ptr + token, mask=inside, other=float("-inf"))
-    exp_k, exp_v = tl.exp(std_k - tl.max(std_k, axis=0)), tl.exp(std_v - tl.max(std_v, axis=0))
-    score = exp_k / tl.sum(exp_k, axis=0) + v_weight * (exp_v / tl.sum(exp_v, axis=0))
-    keep = _highest(score, inside, KEPT)
+    keep = kept_tokens(std_k_ptr, std_v_ptr, v_weight, token, inside, KEPT)
     idx_ptr += row.to(tl.int64) * num_compact
     inverse_ptr += row.to(tl.int64) * num_tokens
     compact = sink + chunk * KEPT + tl.cumsum(keep.to(tl.int32), axis=0) - 1

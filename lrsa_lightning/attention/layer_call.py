@@ -4,6 +4,7 @@ transformers passes an attention function everything that a layer computes with:
 bias. LRSA refuses what it does not know. To ignore it would compute something else.
 """
 
+import torch
 from torch import Tensor
 
 from lrsa_lightning.errors import InputError
@@ -77,3 +78,9 @@ def _dropout_keys(module, dropout: float) -> str:
     config = getattr(module, "config", None)
     keys = {} if config is None else config.to_dict()
     return " or ".join(key for key, z in keys.items() if "drop" in key and "att" in key and z == dropout) or "it"
+
+
+def in_computed_dtype(z: Tensor) -> Tensor:
+    """The tensor in the dtype that the model computes in: under autocast RoPE leaves queries and keys in float32."""
+    device = z.device.type
+    return z.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else z

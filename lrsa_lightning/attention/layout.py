@@ -89,9 +89,10 @@ class KVLayout:
         parts = duplicates, compact_BGCD, compact_BGCD.new_zeros(padding, 1), raw_BGRD
         return torch.cat([z.expand(*raw_BGRD.shape[:2], -1, raw_BGRD.shape[-1]) for z in parts], dim=2)
 
-    def split(self, z_BGED: Tensor) -> tuple[Tensor, Tensor]:
-        """The compact and the raw part of keys without padding and duplicates, or of their values."""
-        return z_BGED[:, :, : self.num_compact], z_BGED[:, :, self.num_compact :]
+    def join(self, compact_BGCD: Tensor, raw_BGRD: Tensor) -> Tensor:
+        """`lay_out` without a copy where one part is empty."""
+        parts = [z for z in (compact_BGCD, raw_BGRD) if z.shape[2]]
+        return parts[0] if len(parts) == 1 else self.lay_out(compact_BGCD, raw_BGRD)
 
     def intervals(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """End of the compact keys that each query sees, and its first raw key; both are indices of keys."""

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrsa_lightning.attention import fill
 from lrsa_lightning.attention.architecture import check_architecture, length_dependent_rope
 from lrsa_lightning.attention.base import AttentionMode, text_decoder
 from lrsa_lightning.attention.cache_hook import hand_cache_on
 from lrsa_lightning.attention.execution import BackendName, Execution
-from lrsa_lightning.attention.layer_call import check_layer_call
+from lrsa_lightning.attention.layer_call import check_layer_call, in_computed_dtype
 from lrsa_lightning.attention.layout import causal_pairs, visible_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rows import boundaries_found, find_rows, mask_of_known_rows
@@ -113,10 +112,10 @@ class LRSA(AttentionMode):
     def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
         return visible_pairs(self.rule(layer_idx), num_tokens)
 
-    def make_cache(self, config, lengths: Sequence[int] | None = None):
+    def make_cache(self, config, lengths: Sequence[int] | None = None, max_tokens: int | None = None):
         from lrsa_lightning.attention.cache import LagKVCache
 
-        return LagKVCache(self, config, lengths)
+        return LagKVCache(self, config, lengths, max_tokens or self._reach)
 
     def for_length(self, num_tokens: int) -> "LRSA":
         mode = copy.copy(self)
@@ -191,8 +190,10 @@ class LRSA(AttentionMode):
         if cu_seqlens is None:
             positions, use_cache = arguments.get("position_ids"), arguments.get("use_cache")
             cu_seqlens = boundaries_found(attention_mask, module, positions, use_cache, num_queries)
+        query, key, value = (in_computed_dtype(z) for z in (query, key, value))
         if kv_cache is not None:
-            out = self._attend_cached(query, key, value, kv_cache.layers[layer_idx].view, layer_idx, scaling)
+            layer = kv_cache.layers[layer_idx]
+            out = layer.attend(query, self.rule(layer_idx), self, self.execution, scaling)
         elif num_queries == key.shape[2]:
             out = self.execution.attend_sequence(
                 query, key, value, self.rule(layer_idx), scaling, layer_idx, cu_seqlens
@@ -203,11 +204,3 @@ class LRSA(AttentionMode):
                 "past_key_values=mode.make_cache(model.config) to the forward or to generate()."
             )
         return out.transpose(1, 2).contiguous(), None
-
-    def _attend_cached(
-        self, q_BHnD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, view, layer_idx: int, scale: float | None
-    ) -> Tensor:
-        view.take(self.rule(layer_idx), self)
-        if view.layout is None:  # rows of unequal length, one token each
-            return fill.sdpa(q_BHnD, k_BGTD, v_BGTD, view.row_mask(k_BGTD.shape[2]), scale)
-        return self.execution.attend_cached(q_BHnD, k_BGTD, v_BGTD, view.layout, scale)

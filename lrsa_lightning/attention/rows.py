@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.packing import boundaries_from_starts
+from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.errors import InputError
 
 
@@ -55,6 +56,7 @@ class RowMask:
         mask_function: transformers' function, for what deviates from a causal mask; None for a causal mask.
         is_foreign: the model or the user has added a function of its own.
         examined: transformers has looked for packed rows, unless a cache is in use.
+        begins_BN: True at each token but the first whose row begins with it, after padding; None for no such row.
         batch: number of rows.
         first, stop: the queries are the tokens first .. stop - 1.
         device: of the tokens.
@@ -63,6 +65,7 @@ class RowMask:
     mask_function: Callable | None = None
     is_foreign: bool = False
     examined: bool = False
+    begins_BN: Tensor | None = None
     batch: int = 1
     first: int = 0
     stop: int = 0
@@ -70,9 +73,11 @@ class RowMask:
 
     @cached_property
     def rows(self) -> Rows:
-        """Found once for all layers; waits for the device where the mask is not causal."""
+        """Found once for all layers; waits for the device where the mask is not causal, or a row is padded in front."""
         if self.mask_function is None or self.is_foreign:
-            return Rows(is_causal=not self.is_foreign)
+            # Padding in front of a row is a sample of its own: no token sees it.
+            padded = None if self.begins_BN is None else boundaries_from_starts(self.begins_BN)
+            return Rows(padded, is_causal=not self.is_foreign)
         token = torch.arange(max(1, self.first), self.stop, device=self.device)
         row = torch.arange(self.batch, device=self.device)[:, None]
         begins_BN = ~self.mask_function(row, 0, token, token - 1).expand(self.batch, -1)
@@ -92,26 +97,36 @@ def find_rows(
     """Mask registration: the rule needs no mask. It only needs to know where the samples of packed rows begin.
 
     transformers finds packed rows by positions that restart. ``mask_function`` says so, as it says everything that
-    deviates from a causal mask. Right padding is exact by construction. Older versions of transformers give the
+    deviates from a causal mask. Padding is exact on either side. Older versions of transformers give the
     positions of the queries as ``cache_position``.
 
     Raises:
-        InputError: a row is padded on the left, or in its middle.
+        InputError: padding separates tokens of a row.
     """
     from transformers.masking_utils import causal_mask_function
 
-    if attention_mask is not None and torch.any(attention_mask[:, 1:] & ~attention_mask[:, :-1]):
-        raise InputError(
-            "LRSA cannot be exact on left-padded rows: padding would fill the sink and shift the chunks. "
-            "Pad on the right and use lrsa_lightning.generate, or run the prompts one by one."
-        )
+    begins_BN = None if attention_mask is None else _begins_after_padding(attention_mask)
     if mask_function is causal_mask_function:
-        return RowMask(examined=attention_mask is None)
+        return RowMask(examined=attention_mask is None, begins_BN=begins_BN)
     if cache_position is not None:
         q_offset, q_length, device = int(cache_position[0]), len(cache_position), cache_position.device
     stop = q_offset + (kv_length if q_length is None else q_length)
     # transformers maps a function of the model or the user over single elements.
-    return RowMask(mask_function, use_vmap, True, batch_size, int(q_offset), int(stop), device)
+    return RowMask(mask_function, use_vmap, True, begins_BN, batch_size, int(q_offset), int(stop), device)
+
+
+def _begins_after_padding(mask_BN: Tensor) -> Tensor | None:
+    """Where rows begin that are padded in front, bool [B, N - 1]; None where each row begins with a token.
+
+    Raises:
+        InputError: padding separates tokens of a row.
+    """
+    real_BN = mask_BN != 0
+    begins_BN = real_BN[:, 1:] & ~real_BN[:, :-1]
+    if bool(real_BN[:, 0].all() & ~begins_BN.any()):
+        return None
+    consecutive_columns(real_BN)
+    return begins_BN
 
 
 def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: bool | None, num_queries: int):
@@ -133,14 +148,15 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
     if mask is not None and not isinstance(mask, RowMask):
         raise InputError(
             f"LRSA makes its own mask, but layer {module.layer_idx} was given one ({type(mask).__name__}): "
-            "pass attention_mask as [B, N] of zeros and ones, padded on the right, or None"
+            "pass attention_mask as [B, N] of zeros and ones, or None"
         )
     if mask is not None and not mask.rows.is_causal:
         raise InputError(
             f"LRSA replaces full causal attention, but layer {module.layer_idx} is masked otherwise: "
             "a sliding window or chunks within reach, or a mask that lets tokens see later ones"
         )
-    if mask is not None and (mask.rows.boundaries or (mask.examined and use_cache is False)):
+    is_padded = mask is not None and mask.begins_BN is not None
+    if is_padded or (mask is not None and (mask.rows.boundaries or (mask.examined and use_cache is False))):
         return mask.rows.boundaries
     if module.layer_idx == 0 and num_queries > 1:
         _check_positions(position_ids, num_queries)
@@ -154,6 +170,6 @@ def _check_positions(position_ids: Tensor | None, num_queries: int) -> None:
     if bool((position_ids.diff(dim=1) != 1).any()):
         raise InputError(
             "LRSA: position_ids do not rise by one. For packed rows give cu_seqlens; without it they keep their "
-            "boundaries only without attention_mask and with use_cache=False. Rows padded on the right need no "
-            "position_ids of their own"
+            "boundaries only without attention_mask and with use_cache=False. Padded rows need no position_ids of "
+            "their own"
         )

@@ -71,6 +71,17 @@ class LagRule:
         """Tokens that a cache layer holds after ``num_tokens`` tokens: the compact keys and all later ones."""
         return self.compact_len(num_tokens) + num_tokens - self.raw_start(num_tokens)
 
+    def most_held(self, num_tokens: int) -> int:
+        """Most tokens that a cache layer holds on its way to ``num_tokens``, token by token.
+
+        The token that completes a chunk attends before the chunk is compressed.
+        """
+        complete = self.complete_chunks(num_tokens)
+        if complete < 2:
+            return num_tokens
+        before_compression = self.sink_size + (complete - 2) * self.kept + 2 * self.lag_size
+        return max(before_compression, self.stored_len(num_tokens))
+
     def chunk_of(self, position: int) -> int:
         """Chunk of a position; the sink counts as chunk 0, whose queries are plain causal too."""
         return max(0, (position - self.sink_size) // self.lag_size)

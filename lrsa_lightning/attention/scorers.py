@@ -7,6 +7,7 @@ Shape suffixes: B batch, G KV heads, N = (T + 1) * L tokens, D head size, T scor
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -16,6 +17,8 @@ ScorerName: TypeAlias = Literal["lagkv", "random", "key_norm", "window"]
 
 # Far above any normalised key that means something, far below where its square over the channels overflows.
 _NORMALISED_BOUND = 1e15
+# Elements of a tensor from which on torch's operators run on several threads on CPU.
+_PIECE = 2**15
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,8 @@ class LagKVScorer:
         choose different tokens.
         """
         with torch.autocast(k_BGND.device.type, enabled=False):
-            k_BGTLD, v_BGTLD = (z.float().unflatten(2, (-1, lag_size)) for z in (k_BGND, v_BGND))
-            k_score = _lag_relative_std(k_BGTLD[:, :, :-1], k_BGTLD[:, :, 1:])
-            v_score = _lag_relative_std(v_BGTLD[:, :, :-1], v_BGTLD[:, :, 1:])
-            return k_score + self.v_weight * v_score
+            k_std_BGTL, v_std_BGTL = (_lag_relative_std(z_BGND, lag_size) for z_BGND in (k_BGND, v_BGND))
+            return _softmax(k_std_BGTL) + self.v_weight * _softmax(v_std_BGTL)
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,74 @@ def make_scorer(name: ScorerName, v_weight: float = 1.0, seed: int = 0) -> Score
     return scorers.get(name, KeyNormScorer())
 
 
-def _lag_relative_std(z_BGTLD: Tensor, next_BGTLD: Tensor) -> Tensor:
-    """Softmax over a chunk's tokens of the channel std, normalised by the next chunk's range (eq. 4-7)."""
+def _lag_relative_std(z_BGND: Tensor, lag_size: int) -> Tensor:
+    """Channel std of a chunk's tokens, normalised by the next chunk's range (eq. 4-6), float32 [B, G, T, L].
+
+    On CPU it takes operators on at most `_PIECE` elements. torch computes larger ones on several threads. On a loaded
+    machine these wait for each other, at each of a dozen operators. Pieces also stay in the processor's cache.
+    """
+    if z_BGND.device.type != "cpu" or z_BGND.numel() <= _PIECE:
+        return _std_at_once(z_BGND, lag_size)
+    heads = [z_ND for z_GND in z_BGND.unbind() for z_ND in z_GND.unbind()]
+    of_head = _std_at_once if heads[0].numel() <= _PIECE else _std_in_pieces
+    return torch.stack([of_head(z_ND, lag_size) for z_ND in heads]).unflatten(0, z_BGND.shape[:2])
+
+
+def _std_at_once(z_XND: Tensor, lag_size: int) -> Tensor:
+    """`_lag_relative_std` of any number of leading dimensions."""
+    z_XCLD = z_XND.float().unflatten(-2, (-1, lag_size))
+    next_XTLD = z_XCLD[..., 1:, :, :]
+    low, span = _low_and_span(next_XTLD.amin(dim=-2, keepdim=True), next_XTLD.amax(dim=-2, keepdim=True))
+    return _std(_normalised(z_XCLD[..., :-1, :, :], low, span))
+
+
+def _std_in_pieces(z_ND: Tensor, lag_size: int) -> Tensor:
+    """`_lag_relative_std` of one head, [T, L]."""
+    part, parts_of_piece = _sizes_of_pieces(lag_size, z_ND.shape[-1])
+    parts, parts_of_chunk = z_ND.unflatten(0, (-1, part)), lag_size // part
+    next_pieces = [piece.float() for piece in parts[parts_of_chunk:].split(parts_of_piece)]
+    low = torch.cat([piece.amin(dim=1) for piece in next_pieces]).unflatten(0, (-1, parts_of_chunk)).amin(dim=1)
+    high = torch.cat([piece.amax(dim=1) for piece in next_pieces]).unflatten(0, (-1, parts_of_chunk)).amax(dim=1)
+    low_T1D, span_T1D = (z_TD.unsqueeze(1) for z_TD in _low_and_span(low, high))
+    chunks = torch.arange(len(low)).repeat_interleave(parts_of_chunk).split(parts_of_piece)
+    pieces = zip(parts[:-parts_of_chunk].split(parts_of_piece), chunks, strict=True)
+    stds = [_std(_normalised(piece.float(), low_T1D[chunk], span_T1D[chunk])) for piece, chunk in pieces]
+    return torch.cat(stds).view(-1, lag_size)
+
+
+@cache
+def _sizes_of_pieces(lag_size: int, dim: int) -> tuple[int, int]:
+    """Tokens of a part, so many that it divides a chunk, and parts of a piece."""
+    part = max(n for n in range(1, lag_size + 1) if lag_size % n == 0 and n * dim <= max(dim, _PIECE // 4))
+    return part, max(1, (_PIECE - 1) // (part * dim))
+
+
+def _low_and_span(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the lowest value of a channel, and half of its range."""
     # Halved before the subtractions: exact in binary, and no difference of finite float32 overflows.
-    low = next_BGTLD.amin(dim=-2, keepdim=True) / 2
-    span = next_BGTLD.amax(dim=-2, keepdim=True) / 2 - low
-    normalised = ((z_BGTLD / 2 - low) / span).clamp(-_NORMALISED_BOUND, _NORMALISED_BOUND)
-    # A channel without range says nothing about its tokens; it still counts among the D.
-    return normalised.masked_fill(span == 0, 0.0).std(dim=-1).softmax(dim=-1)
+    low, span = low / 2, high / 2 - low / 2
+    # A channel without range says nothing about its tokens: it becomes 0, and still counts among the D.
+    return low, span.masked_fill_(span == 0, torch.inf)
+
+
+def _normalised(z: Tensor, low: Tensor, span: Tensor) -> Tensor:
+    return (z / 2).sub_(low).div_(span).clamp_(-_NORMALISED_BOUND, _NORMALISED_BOUND)
+
+
+def _std(z: Tensor) -> Tensor:
+    """Over the last dimension, float32. On CPU torch's own is slow and sums in float64: two passes give its bits."""
+    if z.device.type != "cpu":
+        return z.std(dim=-1)
+    centred = z.double()
+    centred -= centred.mean(dim=-1, keepdim=True)
+    return (torch.linalg.vector_norm(centred, dim=-1) / (z.shape[-1] - 1) ** 0.5).float()
+
+
+def _softmax(std_BGTL: Tensor) -> Tensor:
+    """Over the last dimension; on CPU row by row, since torch takes several threads for two rows."""
+    if std_BGTL.device.type != "cpu":
+        return std_BGTL.softmax(dim=-1)
+    return torch.stack([row.softmax(dim=-1) for row in std_BGTL.flatten(0, -2)]).view_as(std_BGTL)
 
 
 def _mix(x: Tensor | int) -> Tensor | int:

@@ -1,5 +1,6 @@
 """Full causal attention, the baseline."""
 
+import copy
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
@@ -9,13 +10,19 @@ import torch
 
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.layout import TILE
+from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
 
+# transformers' implementations that all compute plain causal attention.
+_SAME_RESULT = frozenset({"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"})
+
 
 class Vanilla(AttentionMode):
     """Full causal attention by one of transformers' own implementations."""
+
+    not_in_key = frozenset({"_reach"})
 
     def __init__(self, implementation: str = "sdpa"):
         """
@@ -24,6 +31,7 @@ class Vanilla(AttentionMode):
         """
         # Not called `backend`: a YAML that swaps LRSA for Vanilla hands on arguments of the same name.
         self.implementation = implementation
+        self._reach: int | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(implementation={self.implementation!r})"
@@ -47,6 +55,28 @@ class Vanilla(AttentionMode):
     def row_arguments(self, cu_seqlens: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
         known = super().row_arguments(cu_seqlens, device)
         return known | _of_flash(cu_seqlens, device) if cu_seqlens and "flash" in self.implementation else known
+
+    def for_length(self, num_tokens: int) -> "Vanilla":
+        mode = copy.copy(self)
+        mode._reach = num_tokens
+        return mode
+
+    def for_generation(self, config) -> AttentionMode:
+        """Full attention over storage of fixed size, where the model does nothing else than LRSA can do.
+
+        It decodes by the same kernels, and CUDA graphs, as the compressed cache. A subclass runs itself.
+        """
+        if type(self) is not Vanilla or self.implementation not in _SAME_RESULT:
+            return self
+        layers = range(config.get_text_config(decoder=True).num_hidden_layers)
+        mode = LRSA(retention_ratio=1.0, skip_layers=layers)
+        if self._reach is not None:
+            mode = mode.for_length(self._reach)
+        try:
+            mode.check(config)
+        except InputError:
+            return self
+        return mode
 
     def context_rule(self, num_tokens: int, size: int, layer_idx: int | None = None) -> LagRule:
         """A rule that keeps everything, in chunks small enough for an early and a late segment on each rank."""

@@ -282,3 +282,16 @@ def test_a_mode_is_installed_twice_and_in_a_copy():
     ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     outputs = [m(ids, past_key_values=mode.make_cache(m.config)).logits for m in (model, copied)]
     assert torch.equal(*outputs)
+
+
+@torch.no_grad()
+def test_the_cache_holds_what_the_model_computes_in_under_autocast():
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    mode.install(model)
+    ids = torch.randint(0, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    cache = mode.make_cache(model.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(ids, use_cache=False).logits
+        got = run_in_pieces(model, ids, cache, [31, 1, 1, 1000])
+    assert {layer.keys.dtype for layer in cache.layers} == {torch.bfloat16}
+    assert (got - expected).norm() < 0.03 * expected.norm()

@@ -63,12 +63,25 @@ def test_right_padding_does_not_reach_real_tokens():
     torch.testing.assert_close(padded[:1, :45], alone, rtol=0, atol=1e-4)
 
 
-def test_left_padding_is_refused():
+@pytest.mark.parametrize("positions", [None, "counted"])
+def test_left_padding_is_exact(positions):
+    """Padding in front is a sample of its own, that no token sees; gradients are those of the row alone."""
     model = make_model()
     LRSA(lag_size=8, sink_size=4).install(model)
     mask = torch.ones_like(IDS)
-    mask[0, :3] = 0
-    with pytest.raises(ValueError, match="left-padded"):
+    mask[0, :13] = 0
+    position_ids = None if positions is None else (mask.cumsum(1) - 1).clamp(min=0)
+    padded = model(IDS, attention_mask=mask, position_ids=position_ids, use_cache=False).logits
+    torch.testing.assert_close(padded[:1, 13:], model(IDS[:1, 13:], use_cache=False).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(padded[1:], model(IDS[1:], use_cache=False).logits, rtol=0, atol=1e-4)
+
+
+def test_padding_between_tokens_is_refused():
+    model = make_model()
+    LRSA(lag_size=8, sink_size=4).install(model)
+    mask = torch.ones_like(IDS)
+    mask[0, 3] = 0
+    with pytest.raises(ValueError, match="holes"):
         model(IDS, attention_mask=mask)
 
 

@@ -1,8 +1,11 @@
-"""The controls of an ablation: what each keeps."""
+"""The controls of an ablation: what each keeps; LagKV's scores on the CPU, bit for bit."""
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrsa_lightning import LRSA
+from lrsa_lightning.attention.scorers import ChunkLocation, LagKVScorer
 
 SINK, LAG = 2, 8
 
@@ -60,3 +63,53 @@ def test_v_weight_shifts_the_choice_to_the_values():
     assert torch.equal(keys_only, kept(by_weight[0], k, torch.zeros_like(v)))
     assert torch.equal(values, kept(by_weight[0], v, k))
     assert not torch.equal(both, keys_only)
+
+
+def plain_scores(k_BGND, v_BGND, lag):
+    """LagKV's scores by torch's own standard deviation, of all chunks at once."""
+    scores = 0
+    for z_BGND in (k_BGND, v_BGND):
+        z_BGCLD = z_BGND.float().unflatten(2, (-1, lag)) / 2
+        low, high = z_BGCLD[:, :, 1:].amin(3, keepdim=True), z_BGCLD[:, :, 1:].amax(3, keepdim=True)
+        normalised = ((z_BGCLD[:, :, :-1] - low) / (high - low)).clamp(-1e15, 1e15)
+        scores = scores + normalised.masked_fill(high == low, 0.0).std(dim=-1).softmax(dim=-1)
+    return scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("lag", "chunks", "dim"),
+    [(8, 3, 16), (64, 3, 64), (128, 6, 80), (128, 3, 256), (257, 4, 96), (1000, 2, 128), (1024, 3, 64)],
+)
+def test_scores_on_the_cpu_have_the_bits_of_the_plain_formula(lag, chunks, dim, dtype):
+    """Two passes in float64, piece by piece, change no score: tokens stay in the order of torch's own deviation."""
+    torch.manual_seed(0)
+    k = torch.randn(2, chunks * lag, 2, dim).transpose(1, 2)  # heads after tokens, as a model's projection gives them
+    k[..., 3] = 7.0
+    v = torch.randn(2, 2, chunks * lag, dim) * torch.logspace(-12, 12, dim)
+    v[..., 1, :] = 3e38
+    v[..., -lag:, ::5] = -2.0
+    k, v = k.to(dtype), v.to(dtype)
+    got = LagKVScorer().score(k, v, lag, ChunkLocation(0, 0))
+    assert torch.equal(got, plain_scores(k, v, lag))
+
+
+class LargestOperator(TorchDispatchMode):
+    """Elements of the largest tensor that an operator computes with; views compute nothing."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            sizes = [one.numel() for one in args if isinstance(one, torch.Tensor)]
+            self.elements = max(self.elements, *sizes, 0)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lag", "chunks", "dim"), [(128, 2, 64), (128, 2, 128), (1024, 2, 128), (256, 9, 128)])
+def test_no_operator_of_a_selection_on_the_cpu_is_large_enough_for_several_threads(lag, chunks, dim, dtype):
+    k = torch.randn(1, 2, chunks * lag, dim).to(dtype)
+    with LargestOperator() as largest:
+        LRSA(lag_size=lag).rule().keep_best(k, k, 0, 0)
+    assert 0 < largest.elements <= 2**15

@@ -1,0 +1,99 @@
+"""One new token a row through the model: on a GPU a CUDA graph, which waits for no Python.
+
+Shape suffixes: B batch, N tokens so far, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from lrsa_lightning.attention.rows import mask_of_known_rows
+
+
+class DecodingStep:
+    """Feeds one token a row to a prefilled cache; greedy or not, the caller chooses from the logits.
+
+    The first call runs the model as it is, which compiles kernels. The second one captures a CUDA graph of the same
+    work; it and later calls replay it. A graph belongs to the storage of the cache: where that has to grow, the next
+    call runs the model as it is, and the call after it captures anew. Elsewhere than on one GPU, and with caches whose
+    steps the host decides on, every call runs the model as it is. The results are equal.
+
+    Attributes:
+        uses_graph: whether the last call replayed a graph.
+    """
+
+    def __init__(self, model, cache, positions_B1: Tensor, padding_mask_BN: Tensor | None = None):
+        """
+        Args:
+            model: a transformers causal decoder; the cache's mode stays installed in it.
+            cache: holds the prompts.
+            positions_B1: int64, position of the first token that will be fed.
+            padding_mask_BN: True at the tokens of the prompts, for caches that do not know their rows.
+        """
+        self._model, self._cache = model, cache
+        self._positions_B1 = positions_B1.clone()
+        self._token_B1 = torch.zeros_like(positions_B1)
+        self._padding_mask_BN = padding_mask_BN
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits_BV: Tensor | None = None
+        self._can_replay = _is_complete_on_a_gpu(model) and hasattr(cache, "runs_by_kernels")
+        self._is_warm = False
+
+    @property
+    def uses_graph(self) -> bool:
+        return self._graph is not None
+
+    @torch.no_grad()
+    def __call__(self, token_B: Tensor) -> Tensor:
+        """Feeds the next token of each row, int64 [B].
+
+        Returns:
+            logits of the token after it, [B, V], in the dtype of the model's head; valid until the next call.
+        """
+        self._token_B1.copy_(token_B.unsqueeze(-1))
+        if not (self._can_replay and self._cache.has_room(1)):
+            self._graph, self._is_warm = None, self._can_replay
+            return self._forward()
+        if self._graph is not None:
+            self._graph.replay()
+            self._cache.counts.replayed()
+            return self._logits_BV
+        if not (self._is_warm and self._cache.runs_by_kernels()):
+            self._is_warm = True
+            return self._forward()
+        self._capture()
+        return self._logits_BV
+
+    def _capture(self) -> None:
+        """Records a step, which counts its tokens on the host without running, and runs it once."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on: the one that writes a checkpoint copies from the device.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._logits_BV = self._forward()
+        graph.replay()
+        self._graph = graph
+
+    def _forward(self) -> Tensor:
+        hidden_B1D = self._model.get_decoder()(
+            input_ids=self._token_B1,
+            attention_mask=self._next_mask(),
+            position_ids=self._positions_B1,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        self._positions_B1 += 1
+        return self._model.get_output_embeddings()(hidden_B1D[:, -1])
+
+    def _next_mask(self) -> Tensor | None:
+        if hasattr(self._cache, "counts"):  # nothing needs to look at the rows
+            return mask_of_known_rows(self._token_B1.device)
+        if self._padding_mask_BN is not None:
+            self._padding_mask_BN = torch.nn.functional.pad(self._padding_mask_BN, (0, 1), value=True)
+        return self._padding_mask_BN
+
+
+def _is_complete_on_a_gpu(model) -> bool:
+    """Whether one GPU holds all weights: a graph with the collectives of sharded ones is another matter."""
+    from torch.distributed.tensor import DTensor
+
+    # ZeRO-3 leaves parameters without elements.
+    return all(p.is_cuda and p.numel() > 0 and not isinstance(p, DTensor) for p in model.parameters())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.rows import mask_of_known_rows
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.decoding import DecodingStep
 from lrsa_lightning.errors import InputError
@@ -81,14 +82,14 @@ class Prompt:
         """
         input_ids = input_ids[:, : max(lengths)]
         self._model, self._mode = model, mode.for_generation(model.config)
-        positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
+        self._positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
         self.cache = self._mode.make_cache(model.config, lengths)
-        mask_BN = None
+        self._mask_BN = None
         if len(set(lengths)) > 1 and self._mode.needs_padding_mask:
-            mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < positions_B1
+            self._mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
         with self._mode.installed(model):
             self._next_B = self._prefill(input_ids, lengths, num_pieces)
-        self._step = DecodingStep(model, self.cache, positions_B1, mask_BN)
+        self._step = DecodingStep(model, self.cache, self._positions_B1, self._mask_BN)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
         pieces = prefill(self._model, self.cache, input_ids, num_pieces)
@@ -100,14 +101,19 @@ class Prompt:
 
         The tokens go through a copy of the cache in one forward pass. The prompt stays as it is, ready to decode.
         """
-        mask = self._padding_mask
-        hidden_BnD = self._model.get_decoder()(
-            input_ids=ids_Bn,
-            attention_mask=None if mask is None else torch.nn.functional.pad(mask, (0, ids_Bn.shape[1]), value=True),
-            position_ids=self._positions_B1 + torch.arange(ids_Bn.shape[1], device=ids_Bn.device),
-            past_key_values=deepcopy(self.cache),
-            use_cache=True,
-        ).last_hidden_state
+        mask = (
+            None if self._mask_BN is None else torch.nn.functional.pad(self._mask_BN, (0, ids_Bn.shape[1]), value=True)
+        )
+        if hasattr(self.cache, "counts"):  # nothing needs to look at the rows
+            mask = mask_of_known_rows(ids_Bn.device)
+        with self._mode.installed(self._model):
+            hidden_BnD = self._model.get_decoder()(
+                input_ids=ids_Bn,
+                attention_mask=mask,
+                position_ids=self._positions_B1 + torch.arange(ids_Bn.shape[1], device=ids_Bn.device),
+                past_key_values=deepcopy(self.cache),
+                use_cache=True,
+            ).last_hidden_state
         return torch.cat([self._last_BD.unsqueeze(1), hidden_BnD[:, :-1]], dim=1)
 
     def decode(self, max_new_tokens: int, ends: Sequence[int] = (), early_end: bool = True) -> Tensor:

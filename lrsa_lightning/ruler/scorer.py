@@ -102,13 +102,13 @@ class BatchScorer:
         num_pieces = -(-(batch.length if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
         ends = sorted(self.end_tokens | _model_ends(model))
         limits = {row["task"]: find_task(row["task"]).tokens_to_generate for row in batch.rows}
-        with mode.installed(model):
-            with self.stopwatch.time("prefill", model.device):
-                prompt = Prompt(model, input_ids, lengths, mode, num_pieces)
-            values: dict[str, Any] = {"kv_bytes": cache_bytes(prompt.cache) // len(rows)}
-            rated = self._rate_after(model, prompt, rows) if self.teacher_forcing else [{}] * len(rows)
-            with self.stopwatch.time("decoding", model.device):
-                new = prompt.decode(max(limits.values()), ends, early_end=not self.fixed_passes).tolist()
+        with self.stopwatch.time("prefill", model.device):
+            # The length of the samples includes the new tokens.
+            prompt = Prompt(model, input_ids, lengths, mode.for_length(batch.length), num_pieces)
+        values: dict[str, Any] = {"kv_bytes": cache_bytes(prompt.cache) // len(rows)}
+        rated = self._rate_after(model, prompt, rows) if self.teacher_forcing else [{}] * len(rows)
+        with self.stopwatch.time("decoding", model.device):
+            new = prompt.decode(max(limits.values()), ends, early_end=not self.fixed_passes).tolist()
         # Each row stops at its own task's limit, as if alone.
         new = [ids[: limits[row["task"]]] for ids, row in zip(new, rows, strict=True)]
         texts = self.tokenizer.batch_decode(_until_end(new, ends), skip_special_tokens=True)

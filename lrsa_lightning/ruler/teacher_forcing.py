@@ -53,7 +53,7 @@ def rate_after(model, prompt: Prompt, answers: Sequence[Sequence[int]]) -> list[
     """Rates each answer after a prompt that is prefilled: the same as `teacher_force`, for one short forward pass.
 
     Args:
-        model: a transformers causal decoder with the prompt's mode installed.
+        model: a transformers causal decoder.
         prompt: the rows' prompts, from which nothing was decoded yet.
         answers: token ids of each row's reference.
     """

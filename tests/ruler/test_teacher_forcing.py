@@ -46,15 +46,13 @@ def test_rating_after_a_prefill_is_rating_under_the_training_mask(model, tokeniz
     prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     answers = [row[100 : 100 + length].tolist() for row, length in zip(ids, (1, 40, 17), strict=True)]
     expected = teacher_force(model, mode, prompts, answers, width=150)
-    with mode.installed(model):
-        prompt = Prompt(model, ids, lengths, mode, 3)
-        rated = rate_after(model, prompt, answers)
-        written = prompt.decode(20)
-        assert torch.equal(written, Prompt(model, ids, lengths, mode, 3).decode(20))  # not touched by the rating
+    prompt = Prompt(model, ids, lengths, mode, 3)
+    rated = rate_after(model, prompt, answers)
+    written = prompt.decode(20)
+    assert torch.equal(written, Prompt(model, ids, lengths, mode, 3).decode(20))  # not touched by the rating
     assert [answer.nll for answer in rated] == pytest.approx([answer.nll for answer in expected], rel=1e-6)
     assert [answer.exact_match for answer in rated] == [answer.exact_match for answer in expected]
-    with mode.installed(model):
-        assert all(own.exact_match for own in rate_after(model, Prompt(model, ids, lengths, mode), written.tolist()))
+    assert all(own.exact_match for own in rate_after(model, Prompt(model, ids, lengths, mode), written.tolist()))
 
 
 def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):

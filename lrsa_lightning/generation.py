@@ -101,11 +101,11 @@ class Prompt:
 
         The tokens go through a copy of the cache in one forward pass. The prompt stays as it is, ready to decode.
         """
-        mask = (
-            None if self._mask_BN is None else torch.nn.functional.pad(self._mask_BN, (0, ids_Bn.shape[1]), value=True)
-        )
+        mask = self._mask_BN
         if hasattr(self.cache, "counts"):  # nothing needs to look at the rows
             mask = mask_of_known_rows(ids_Bn.device)
+        elif mask is not None:
+            mask = torch.nn.functional.pad(mask, (0, ids_Bn.shape[1]), value=True)
         with self._mode.installed(self._model):
             hidden_BnD = self._model.get_decoder()(
                 input_ids=ids_Bn,

@@ -56,10 +56,15 @@ def _encode(sample: Sample, encode: SampleEncoder) -> Encoded:
 
 
 def _begin(samples: Sequence[Sample], encode: SampleEncoder) -> None:
-    """The parent handles Ctrl+C. A worker ends when its parent is killed, and so releases what it inherited."""
+    """The parent handles Ctrl+C."""
     global _worker
     _worker = samples, encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Lets a worker end when its parent is killed, so that it releases what it inherited, such as locks."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
 

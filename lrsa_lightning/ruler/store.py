@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.data.workers import end_with_parent
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.json_lines import read_lines
 from lrsa_lightning.ruler.progress import ProgressLines
@@ -220,7 +221,7 @@ def make_in_parallel(
     """
     # A forked tokenizer must not use threads. Each worker has one core anyway.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with ProcessPoolExecutor(num_workers, get_context("fork")) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("fork"), initializer=end_with_parent) as pool:
         # The longest come first, so that no long one runs alone at the end.
         longest_first = sorted(cells, key=lambda cell: -cell[1])
         made = {pool.submit(store.samples, *cell, num_samples): cell for cell in longest_first}

@@ -2,8 +2,12 @@
 
 import copy
 import json
+import os
+import select
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count, product
+from multiprocessing import get_context
 from threading import Event
 from types import SimpleNamespace
 
@@ -221,8 +225,32 @@ def test_many_samples_are_made_by_several_processes(tokenizer, tmp_path, monkeyp
     assert store.samples_that_fit(cells, 2, skipped.append, num_workers=2) == expected
     assert [line.split(": needs")[0] for line in skipped] == [f"RULER {TASK} at length 100"] * 2
     assert made == [2] * (3 + 1)  # of the second store, this process tried only what does not fit
-    lines = {record.message.split(",")[0] for record in caplog.records[-2:]}
-    assert "RULER samples: 4 of 6 samples done (niah_single_1/640)" in lines
+    lines = [record.message.split(" (")[0] for record in caplog.records[-2:]]
+    assert lines == [f"RULER samples: {number} of 6 samples done" for number in (2, 4)]
+
+
+def test_after_a_kill_the_processes_end_and_the_samples_can_be_made(tokenizer, tmp_path, monkeypatch):
+    def slow(*_):
+        (tmp_path / "begun").touch()
+        time.sleep(60)
+
+    store = SampleStore(tmp_path / "samples", tokenizer, SampleSettings())
+    at_end, held_by_all = os.pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SampleMaker, "_fit", slow)
+        arguments = store, [(TASK, 640), (TASK, 1024)], 1, 2
+        killed = get_context("fork").Process(target=lambda: list(make_in_parallel(*arguments)))
+        killed.start()
+    os.close(held_by_all)
+    end = time.monotonic() + 30
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    killed.kill()
+    killed.join()
+    assert select.select([at_end], [], [], 15)[0], "a process goes on without its parent"
+    os.close(at_end)
+    assert len(store.samples(TASK, 640, 1)) == 1
 
 
 def test_a_folder_that_was_renamed_to_another_length_is_refused(tokenizer, tmp_path):

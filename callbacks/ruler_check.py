@@ -33,7 +33,7 @@ def run_check(
         Stopped: a signal has come.
     """
     model, ranks = pl_module.model, Ranks.of_process_group()
-    sizes = evaluator.batch_sizes(model, ranks, tasks_share=True)
+    sizes = evaluator.batch_sizes(model, ranks, generation, tasks_share=True)
     groups = evaluator.groups(ranks, sizes, tasks_share=True)
     every, records = [batch for group in groups for batch in group], []
     limit = TimeLimit(seconds, trainer.strategy.broadcast)

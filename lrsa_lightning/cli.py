@@ -31,6 +31,14 @@ def main(args: list[str] | None = None) -> None:
         from lrsa_lightning.commands.plan import run as plan
 
         return plan(given[1:])
+    if given[0] == "generate":
+        from lrsa_lightning.commands.generate import run as generate
+
+        return generate(given[1:])
+    if given[0] == "chat":
+        from lrsa_lightning.commands.chat import run as chat
+
+        return chat(given[1:])
     from lrsa_lightning.commands.training import run
 
     run(args)

@@ -4,11 +4,13 @@ Shape suffixes: B batch, N prompt tokens, n those of a piece, T new tokens, D hi
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.rows import mask_of_known_rows
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.decoding import DecodingStep
 from lrsa_lightning.errors import InputError
@@ -80,19 +82,39 @@ class Prompt:
         """
         input_ids = input_ids[:, : max(lengths)]
         self._model, self._mode = model, mode.for_generation(model.config)
-        positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
+        self._positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
         self.cache = self._mode.make_cache(model.config, lengths)
-        mask_BN = None
+        self._mask_BN = None
         if len(set(lengths)) > 1 and self._mode.needs_padding_mask:
-            mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < positions_B1
+            self._mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
         with self._mode.installed(model):
             self._next_B = self._prefill(input_ids, lengths, num_pieces)
-        self._step = DecodingStep(model, self.cache, positions_B1, mask_BN)
+        self._step = DecodingStep(model, self.cache, self._positions_B1, self._mask_BN)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
         pieces = prefill(self._model, self.cache, input_ids, num_pieces)
-        last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
-        return self._model.get_output_embeddings()(last_BD).argmax(dim=-1)
+        self._last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
+        return self._model.get_output_embeddings()(self._last_BD).argmax(dim=-1)
+
+    def hidden_before(self, ids_Bn: Tensor) -> Tensor:
+        """The last hidden states [B, n, D] from which a model predicts the given next tokens of each row.
+
+        The tokens go through a copy of the cache in one forward pass. The prompt stays as it is, ready to decode.
+        """
+        mask = self._mask_BN
+        if hasattr(self.cache, "counts"):  # nothing needs to look at the rows
+            mask = mask_of_known_rows(ids_Bn.device)
+        elif mask is not None:
+            mask = torch.nn.functional.pad(mask, (0, ids_Bn.shape[1]), value=True)
+        with self._mode.installed(self._model):
+            hidden_BnD = self._model.get_decoder()(
+                input_ids=ids_Bn,
+                attention_mask=mask,
+                position_ids=self._positions_B1 + torch.arange(ids_Bn.shape[1], device=ids_Bn.device),
+                past_key_values=deepcopy(self.cache),
+                use_cache=True,
+            ).last_hidden_state
+        return torch.cat([self._last_BD.unsqueeze(1), hidden_BnD[:, :-1]], dim=1)
 
     def decode(self, max_new_tokens: int, ends: Sequence[int] = (), early_end: bool = True) -> Tensor:
         """Greedy continuation, int64 [B, T]; once only.
@@ -125,8 +147,8 @@ def _until_all_ended(tokens_BT: Tensor, end_ids: Tensor) -> Tensor:
     return tokens_BT[:, :num_steps]
 
 
-def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[int, Tensor]]:
-    """Feeds right-padded prompts to an empty cache in so many forward passes.
+def prefill(model, cache, input_ids: Tensor, num_pieces: int, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Feeds right-padded prompts to a cache in so many forward passes.
 
     Needs no mask: padding on the right is seen by padding alone.
 
@@ -135,11 +157,11 @@ def prefill(model, cache, input_ids: Tensor, num_pieces: int) -> Iterator[tuple[
         cache: the mode's.
         input_ids: int64 [B, N].
         num_pieces: forward passes.
+        start: tokens that the cache has seen.
 
     Yields:
         position of each piece's first token, and its last hidden states [B, n, D].
     """
-    start = 0
     for piece in input_ids.tensor_split(num_pieces, dim=1):
         positions = torch.arange(start, start + piece.shape[1], device=piece.device).unsqueeze(0)
         decoder = model.get_decoder()

@@ -1,6 +1,8 @@
 """What a run's checkpoint holds: the trained model with its configuration, and the state beside the weights."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +10,7 @@ import torch
 
 from lrsa_lightning.checkpoint_files import TAG, is_universal
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.last_checkpoint import fault_of, read_index
+from lrsa_lightning.last_checkpoint import fault_of, find_last, read_index
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
@@ -36,11 +38,61 @@ class TrainedModel:
     @property
     def tokenizer_name(self) -> str:
         """Hub id or folder of its tokenizer."""
-        data = self.config["data"]
-        if data["source"] == "demo":
-            beside = self.folder / MADE_TOKENIZER
-            return str(beside if beside.is_dir() else Path(data["cache_dir"]) / "demo" / "tokenizer")
-        return data["tokenizer"] or self.config["model"]["name_or_path"]
+        return _tokenizer_name(self.config, self.folder)
+
+
+class RunCheckpoint:
+    """A checkpoint of a run, and the run's newest configuration. It reads no weights before `load`.
+
+    Attributes:
+        path: a file, or a folder of ZeRO's ranks.
+        run: the run's resolved configuration.
+        folder: the run directory.
+    """
+
+    def __init__(self, path: Path):
+        """
+        Args:
+            path: ``runs/<name>/checkpoints/<file or ZeRO folder>``.
+
+        Raises:
+            InputError: the checkpoint does not exist, or the run's configuration is missing.
+        """
+        self.path = path
+        self.run = _configuration(path)
+        self.folder = path.absolute().parent.parent
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Hub id or folder of its tokenizer."""
+        return _tokenizer_name(self.run, self.folder)
+
+    @cached_property
+    def model_config(self):
+        """The model's transformers configuration."""
+        return load_config(*(self.run["model"][key] for key in ("name_or_path", "from_config", "rope_parameters")))
+
+    def load(self, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+        """The model with the checkpoint's weights, in evaluation mode.
+
+        Args:
+            dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO.
+
+        Raises:
+            InputError: the checkpoint is corrupt, or of another model; or a weight is not finite in the dtype.
+        """
+        from transformers import AutoModelForCausalLM
+
+        config, state = self.model_config, _weights(self.path)
+        dtype = dtype or next(iter(state.values())).dtype
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        try:
+            model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"{self.path} does not hold the weights of its run's model: {said}") from error
+        check_finite(model, str(self.path), "take another checkpoint or --dtype")
+        return model.eval()
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:
@@ -54,20 +106,35 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
         InputError: the checkpoint does not exist, is corrupt or not of a run; the run's configuration is missing or of
             another model; or a weight is not finite in the dtype.
     """
-    from transformers import AutoModelForCausalLM
+    found = RunCheckpoint(checkpoint)
+    return TrainedModel(found.load(dtype), found.run, found.folder)
 
-    run = _configuration(checkpoint)
-    config = load_config(*(run["model"][key] for key in ("name_or_path", "from_config", "rope_parameters")))
-    state = _weights(checkpoint)
-    dtype = dtype or next(iter(state.values())).dtype
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    try:
-        model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"{checkpoint} does not hold the weights of its run's model: {said}") from error
-    check_finite(model, str(checkpoint), "take another checkpoint or --dtype")
-    return TrainedModel(model.eval(), run, checkpoint.absolute().parent.parent)
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a run directory means, which is its last one; else the path itself.
+
+    Raises:
+        InputError: a folder is neither a run nor a checkpoint, or a run has no complete checkpoint.
+    """
+    if not source.is_dir() or any((source / name).exists() for name in ("latest", "latest_universal")):
+        return source
+    if not (source / "config.yaml").exists():
+        raise InputError(
+            f"{source} is neither a run (it has no config.yaml) nor a checkpoint: give runs/NAME or a checkpoint of it"
+        )
+    last = find_last(source / "checkpoints").path
+    if last is None:
+        raise InputError(f"{source} has no complete checkpoint in {source / 'checkpoints'}")
+    return last
+
+
+def take_generation_config(model, name_or_path: str | None) -> None:
+    """Takes the generation configuration of the model that a run started from, if that has one."""
+    from transformers import GenerationConfig
+
+    if name_or_path is not None:
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -113,3 +180,11 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     if state is None:
         raise InputError(f"{checkpoint} is not a checkpoint of a run: it has no weights, or more than plain data")
     return state
+
+
+def _tokenizer_name(run: dict[str, Any], folder: Path) -> str:
+    data = run["data"]
+    if data["source"] == "demo":
+        beside = folder / MADE_TOKENIZER
+        return str(beside if beside.is_dir() else Path(data["cache_dir"]) / "demo" / "tokenizer")
+    return data["tokenizer"] or run["model"]["name_or_path"]

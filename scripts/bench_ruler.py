@@ -60,11 +60,11 @@ def report(model, tokenizer, length: int, num_samples: int, batch_size: int, pie
         started = time.perf_counter()
         list(evaluator.evaluate(model))
         seconds, parts = time.perf_counter() - started, evaluator.stopwatch.seconds
-        generating = parts["prefill"] + parts["decoding"]
+        measured = sum(parts.values())
         print(
-            f"| {length} | {batch_size} | {piece} | r={budget:g} | {num_samples / generating:.2f} | "
-            f"{parts['prefill'] / generating:.0%} | {parts['decoding'] / generating:.0%} | "
-            f"{num_samples / parts['teacher forcing']:.2f} | {seconds:.1f} | "
+            f"| {length} | {batch_size} | {piece} | r={budget:g} | {num_samples / measured:.2f} | "
+            f"{parts['prefill'] / measured:.0%} | {parts['rating'] / measured:.0%} | "
+            f"{parts['decoding'] / measured:.0%} | {seconds:.1f} | "
             f"{torch.cuda.max_memory_allocated() / 2**30:.1f} |",
             flush=True,
         )
@@ -162,9 +162,7 @@ def main() -> None:
     if options.slice is not None:
         report_slice(model, tokenizer, options.lengths, options.slice, options.num_samples)
         return
-    print(
-        "\n| length | batch | piece | cache | samples/s | prefill | decoding | teacher-forced/s | s in all | peak GiB |"
-    )
+    print("\n| length | batch | piece | cache | samples/s | prefill | rating | decoding | s in all | peak GiB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for length in options.lengths:
         pieces = [piece for piece in options.pieces if piece <= length]

@@ -211,7 +211,7 @@ def test_options(arguments, capsys, wrong, said):
     [
         (["test"], "subcommand: invalid choice: 'test' (choose from 'fit', 'validate')"),
         (["fitt"], "invalid choice: 'fitt'"),
-        ([], "{fit,validate,plan}", "--help`"),
+        ([], "{fit,validate,plan,generate,chat}", "--help`"),
         (["fit", "--model.lr"], "model.lr: expected one argument"),
         (["fit", "more"], "unrecognized arguments: more"),
     ]

@@ -1,6 +1,7 @@
 """`callbacks/` and `configs/` install inside the package, from a wheel and in an editable install."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,12 @@ PROBE = (
     "assert pathlib.Path(r.__file__).with_name('page.html').exists();"
     "print(c.LossCurve.__module__, c.__file__, *(p.relative_to(d.CONFIG_DIR) for p in d.CONFIG_DIR.rglob('*.yaml')))"
 )
+
+
+def test_every_package_is_installed():
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    found = {file.parent.relative_to(ROOT) for file in (ROOT / "lrsa_lightning").rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in found} <= {*re.findall(r'"([\w.]+)"', listed)}
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ TIERS = (
     {"npu"},
     {"meter", "model_check", "trained_model", "export"},
     {"ruler", "plan"},
+    {"conversation"},
     {"recompute_choice"},
     {"module"},
     {"callbacks"},

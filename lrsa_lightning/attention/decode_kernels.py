@@ -142,19 +142,19 @@ def _move_kernel(
             tl.store(place_ptr + token, place, mask=token < LAG)
             tl.debug_barrier()
             for offset in range(0, LAG, ROWS):
-                token = offset + tl.arange(0, ROWS)
-                place = tl.load(place_ptr + token, mask=token < LAG, other=-1)
-                moves = (place >= 0)[:, None]
-                z = tl.load(base + token[:, None] * DIM + channel[None, :], mask=moves, other=0.0)
+                at = offset + tl.arange(0, ROWS)
+                moves_to = tl.load(place_ptr + at, mask=at < LAG, other=-1)
+                moves = (moves_to >= 0)[:, None]
+                z = tl.load(base + at[:, None] * DIM + channel[None, :], mask=moves, other=0.0)
                 tl.debug_barrier()
-                tl.store(base + place[:, None] * DIM + channel[None, :], z, mask=moves)
+                tl.store(base + moves_to[:, None] * DIM + channel[None, :], z, mask=moves)
                 tl.debug_barrier()
         for offset in range(0, LAG, ROWS):
-            token = offset + tl.arange(0, ROWS)
-            inside = (token < LAG)[:, None]
-            z = tl.load(base + (LAG + token)[:, None] * DIM + channel[None, :], mask=inside, other=0.0)
+            at = offset + tl.arange(0, ROWS)
+            inside = (at < LAG)[:, None]
+            z = tl.load(base + (LAG + at)[:, None] * DIM + channel[None, :], mask=inside, other=0.0)
             tl.debug_barrier()
-            tl.store(base + (KEPT + token)[:, None] * DIM + channel[None, :], z, mask=inside)
+            tl.store(base + (KEPT + at)[:, None] * DIM + channel[None, :], z, mask=inside)
             tl.debug_barrier()
 
 

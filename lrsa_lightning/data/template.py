@@ -1,12 +1,14 @@
-"""The text that a model reads for a user's turn, in training and in RULER."""
+"""The text that a model reads for a user's turn, in training and in RULER, and between two turns."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from lrsa_lightning.errors import InputError
 
 TemplateName: TypeAlias = Literal["base", "chatml"]
-_USER, _ASSISTANT = "\x02user\x03", "\x02assistant\x03"
+_USER, _ASSISTANT, _NEXT = "\x02user\x03", "\x02assistant\x03", "\x02next\x03"
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,36 @@ def make_template(name: TemplateName, tokenizer) -> Template:
         raise InputError("template chatml: the tokenizer has no chat template; use an instruct model's, or base")
     user = [{"role": "user", "content": _USER}]
     turns = [*user, {"role": "assistant", "content": _ASSISTANT}]
-    try:
+    with _applying():
         before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
         _, end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
+    return Template(before, after, "", end.rstrip("\n"))
+
+
+def between_turns(name: TemplateName, tokenizer) -> str:
+    """The text between an answer, without what ended it, and the user's next turn.
+
+    Under `base` it is a blank line: training has one between the turns of a chat, too.
+
+    Raises:
+        InputError: the tokenizer's chat template has no place for a second turn, or changes the texts.
+    """
+    if name == "base":
+        return "\n\n"
+    roles = {_USER: "user", _ASSISTANT: "assistant", _NEXT: "user"}
+    turns = [{"role": role, "content": content} for content, role in roles.items()]
+    with _applying():
+        _, following = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
+        between, _ = following.split(_NEXT)
+    return between
+
+
+@contextmanager
+def _applying() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # a template may raise anything
         raise InputError(
             f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold the texts of user "
             "and assistant, each once and unchanged. Take another tokenizer, or template base"
         ) from error
-    return Template(before, after, "", end.rstrip("\n"))

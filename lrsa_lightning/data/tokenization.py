@@ -78,6 +78,12 @@ class LongTokenizer:
             ids += self._ids_of_piece(piece)[: count - len(ids)]
         return ids
 
+    def split(self, text: str) -> tuple[str, str]:
+        """The text in two parts. The first has the same ids whatever follows the text; it may be empty."""
+        places = self.safe_places.finditer(text, max(0, len(text) - _PIECE)) if self.safe_places else ()
+        end = max((match.start() for match in places), default=0)
+        return text[:end], text[end:]
+
     def _ids_of_piece(self, piece: str) -> Sequence[int]:
         if len(piece) <= _HUGE:
             return self._ids([piece])[0]

@@ -126,8 +126,9 @@ class Evaluation:
 
     @cached_property
     def _groups(self) -> list[Group]:
-        ranks = Ranks.of_process_group()
-        return self._folder.groups(self._evaluator, ranks, self._evaluator.batch_sizes(self._model, ranks))
+        ranks, options = Ranks.of_process_group(), self._options
+        sizes = self._evaluator.batch_sizes(self._model, ranks, options.generation, options.teacher_forcing)
+        return self._folder.groups(self._evaluator, ranks, sizes)
 
     @property
     def num_batches(self) -> int:

@@ -87,7 +87,9 @@ class RulerEvaluator:
         length, budget = cache
         return cache_bytes(self.mode(length, budget), length, config, dtype.itemsize)
 
-    def batch_sizes(self, model, ranks: Ranks, tasks_share: bool = False) -> dict[CacheName, int]:
+    def batch_sizes(
+        self, model, ranks: Ranks, generation: bool = True, teacher_forcing: bool = True, tasks_share: bool = False
+    ) -> dict[CacheName, int]:
         """Prompts of a rank in a batch, by length and budget: up to ``batch_size``, as many as fit in the free memory.
 
         All ranks must call it, with the model on its device.
@@ -95,17 +97,21 @@ class RulerEvaluator:
         Args:
             model: a transformers causal decoder.
             ranks: of the evaluation.
+            generation: whether it generates answers.
+            teacher_forcing: whether it rates the references.
             tasks_share: whether a batch holds samples of several tasks.
         """
         together = sum if tasks_share else max
         prompts, needed = {}, {}
         for length in dict.fromkeys(length for _, length in self.samples):
             num_samples = together(len(rows) for (_, own), rows in self.samples.items() if own == length)
-            piece = min(self._prefill_chunk_size, length)
+            piece = min(self._prefill_chunk_size, length) if generation else length
+            activations = activation_bytes(piece, model.config, model.dtype.itemsize)
             for cache in ((length, budget) for budget in self.budgets):
+                held = self.prompt_bytes(cache, model.config, model.dtype) if generation else 0
                 prompts[cache] = ranks.most(num_samples)
-                needed[cache] = self.prompt_bytes(cache, model.config, model.dtype)
-                needed[cache] += activation_bytes(piece, model.config, model.dtype.itemsize)
+                # The references are rated on a copy of the cache.
+                needed[cache] = max(held + activations, held * (1 + teacher_forcing))
         return self._batch_sizes.fit(prompts, needed, model.device)
 
     def groups(
@@ -166,7 +172,9 @@ class RulerEvaluator:
             fixed_passes=ranks.world_size > 1,
             stopwatch=self.stopwatch,
         )
-        for group in self.groups(ranks, self.batch_sizes(model, ranks)) if groups is None else groups:
+        if groups is None:
+            groups = self.groups(ranks, self.batch_sizes(model, ranks, generation, teacher_forcing))
+        for group in groups:
             if not limit.admits(group):
                 continue
             for batch in group:

@@ -1,7 +1,7 @@
 """Scores of a batch of samples: generated answers and the likelihood of the references."""
 
 import time
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lrsa_lightning.ruler.batches import Batch
 from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.samples import Row, digest
 from lrsa_lightning.ruler.tasks import find_task, match_all
-from lrsa_lightning.ruler.teacher_forcing import teacher_force
+from lrsa_lightning.ruler.teacher_forcing import rate_after, teacher_force
 
 
 class Stopwatch:
@@ -68,11 +68,7 @@ class BatchScorer:
             rows: of this rank.
         """
         prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in rows]
-        measured = []
-        if self.teacher_forcing:
-            measured.append(self._rate(model, mode, prompts, batch.length, rows))
-        if self.generation:
-            measured.append(self._answer(model, mode, prompts, batch, rows))
+        measured = self._answer if self.generation else self._rate
         return [
             Record(
                 id=row["id"],
@@ -83,37 +79,45 @@ class BatchScorer:
                 outputs=row["outputs"],
                 depths=row["depths"],
                 digest=digest(row),
-                **ChainMap(*values),
+                **values,
             )
-            for row, *values in zip(rows, *measured, strict=True)
+            for row, values in zip(rows, measured(model, mode, prompts, batch, rows), strict=True)
         ]
 
     def _rate(
-        self, model, mode: AttentionMode, prompts: list[list[int]], length: int, rows: Sequence[Row]
+        self, model, mode: AttentionMode, prompts: list[list[int]], batch: Batch, rows: Sequence[Row]
     ) -> list[dict]:
+        """The rating of the references alone, which needs no cache."""
         answers = [self._ids(row["answer"]) for row in rows]
-        with self.stopwatch.time("teacher forcing", model.device):
-            rated = teacher_force(model, mode, prompts, answers, length)
+        with self.stopwatch.time("rating", model.device):
+            rated = teacher_force(model, mode, prompts, answers, batch.length)
         return [answer._asdict() for answer in rated]
 
     def _answer(
         self, model, mode: AttentionMode, prompts: list[list[int]], batch: Batch, rows: Sequence[Row]
     ) -> list[dict]:
+        """The answers, and the rating of the references after the same prefill."""
         ids, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         num_pieces = -(-(batch.length if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
         ends = sorted(self.end_tokens | _model_ends(model))
         limits = {row["task"]: find_task(row["task"]).tokens_to_generate for row in batch.rows}
-        with mode.installed(model):
-            with self.stopwatch.time("prefill", model.device):
-                prompt = Prompt(model, input_ids, lengths, mode, num_pieces)
-            num_bytes = cache_bytes(prompt.cache) // len(rows)
-            with self.stopwatch.time("decoding", model.device):
-                new = prompt.decode(max(limits.values()), ends, early_end=not self.fixed_passes).tolist()
+        with self.stopwatch.time("prefill", model.device):
+            # The length of the samples includes the new tokens.
+            prompt = Prompt(model, input_ids, lengths, mode.for_length(batch.length), num_pieces)
+        values: dict[str, Any] = {"kv_bytes": cache_bytes(prompt.cache) // len(rows)}
+        rated = self._rate_after(model, prompt, rows) if self.teacher_forcing else [{}] * len(rows)
+        with self.stopwatch.time("decoding", model.device):
+            new = prompt.decode(max(limits.values()), ends, early_end=not self.fixed_passes).tolist()
         # Each row stops at its own task's limit, as if alone.
         new = [ids[: limits[row["task"]]] for ids, row in zip(new, rows, strict=True)]
         texts = self.tokenizer.batch_decode(_until_end(new, ends), skip_special_tokens=True)
-        return [_scored(text, row) | {"kv_bytes": num_bytes} for text, row in zip(texts, rows, strict=True)]
+        return [values | own | _scored(text, row) for own, text, row in zip(rated, texts, rows, strict=True)]
+
+    def _rate_after(self, model, prompt: Prompt, rows: Sequence[Row]) -> list[dict]:
+        with self.stopwatch.time("rating", model.device):
+            rated = rate_after(model, prompt, [self._ids(row["answer"]) for row in rows])
+        return [answer._asdict() for answer in rated]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -14,7 +14,7 @@ from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.scorer import BatchScorer
 from lrsa_lightning.ruler.summary import left_out
 from lrsa_lightning.ruler.tasks import find_task
-from tests.runs import callback, command, losses
+from tests.runs import callback, checkpoints, command, losses
 
 
 class Clock:
@@ -49,10 +49,10 @@ def slow_batches(clock, monkeypatch, caplog):
     return batches
 
 
-def fit(arguments, **options) -> None:
-    arguments |= {"data.seq_len": "1024", "trainer.max_steps": "1"}
-    arguments["trainer.callbacks"] = json.dumps([callback("RulerEval", **options)])
-    main(command(arguments))
+def fit(arguments, max_steps: int = 1, more=(), subcommand: str = "fit", **options) -> None:
+    arguments |= {"data.seq_len": "1024", "trainer.max_steps": str(max_steps)}
+    arguments["trainer.callbacks"] = json.dumps([callback("RulerEval", **options), *more])
+    main(command(arguments, subcommand))
 
 
 def records(step: int) -> list:
@@ -91,6 +91,23 @@ def test_the_first_check_of_a_default_fit_is_bounded_and_announced(arguments, sl
 def test_an_explicit_time_or_null_overrides_the_default(arguments, slow_batches, max_seconds, number):
     fit(arguments, max_seconds=max_seconds, every_n_steps=5)
     assert len(slow_batches) == 2 * number
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_a_model_that_is_only_scored_is_scored_completely(arguments, slow_batches, caplog, subcommand):
+    fit(arguments, max_steps=0, subcommand=subcommand)
+    assert len(slow_batches) == 12
+    assert "no time limit" in caplog.text
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+def test_a_run_resumes_after_a_check_that_left_samples_out(arguments, slow_batches):
+    fit(arguments, more=json.loads(checkpoints(1)), max_seconds=7.0, every_n_steps=5, num_samples=4)
+    assert len(records(0)) == 24
+    resumed = ["--ckpt_path=runs/x/checkpoints/step=1.ckpt", "--trainer.max_steps=2"]
+    main(["fit", "--config=runs/x/config.yaml", *resumed])
+    assert len(losses()) == 2
 
 
 def test_the_line_names_what_has_fewer_samples_and_what_has_none():

@@ -23,9 +23,10 @@ def test_the_estimate_is_the_size_of_the_cache_of_a_prompt_of_full_length(evalua
 
 
 def needed_bytes(evaluator, model) -> dict[str, int]:
-    """Of a prompt: its cache, and what a layer computes for all of it at once."""
+    """Of a prompt: its cache, and what a layer computes for all of it at once; more than a copy of the cache."""
     config = model.config
     piece = 640 * 4 * (4 * config.intermediate_size + 8 * config.hidden_size)
+    assert piece > evaluator.prompt_bytes((640, "r1"), config, model.dtype)
     return {budget: piece + evaluator.prompt_bytes((640, budget), config, model.dtype) for budget in evaluator.budgets}
 
 
@@ -76,3 +77,19 @@ def test_auto_takes_what_fits_but_no_more_than_pays(tokenizer, model, monkeypatc
     assert {*evaluator.batch_sizes(model, Ranks()).values()} == {32}
     assert {*evaluator.batch_sizes(model, Ranks(0, 10)).values()} == {10}
     assert {*evaluator.batch_sizes(model, Ranks(0, 10), tasks_share=True).values()} == {12}
+
+
+def test_a_prompt_needs_its_cache_and_either_a_copy_of_it_or_what_a_layer_computes(tokenizer, model, monkeypatch):
+    def fitting(chunk: int = 640, **measures) -> dict[str, int]:
+        evaluator = RulerEvaluator(tokenizer, samples, [1.0, 0.5], batch_size="auto", prefill_chunk_size=chunk)
+        return {budget: size for (_, budget), size in evaluator.batch_sizes(model, Ranks(), **measures).items()}
+
+    samples, config = {(TASK, 640): [{}] * 100}, model.config
+    dense = RulerEvaluator(tokenizer, samples, [1.0]).prompt_bytes((640, "r1"), config, model.dtype)
+    token = 4 * (4 * config.intermediate_size + 8 * config.hidden_size)
+    monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: int(30 * dense / 0.8) + 1)
+    assert fitting(chunk=10)["r1"] == 15  # a copy
+    assert fitting(chunk=10, teacher_forcing=False)["r1"] == 30 * dense // (dense + 10 * token)
+    assert fitting()["r1"] == 30 * dense // (dense + 640 * token)
+    rating = fitting(chunk=10, generation=False)  # in one forward pass, without a cache
+    assert rating["r1"] == rating["r0.5"] == 30 * dense // (640 * token)

@@ -9,7 +9,7 @@ from lrsa_lightning.ruler import scorer as module
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.scorer import answer_ends
-from lrsa_lightning.ruler.teacher_forcing import teacher_force
+from lrsa_lightning.ruler.teacher_forcing import rate_after, teacher_force
 from lrsa_lightning.ruler.time_limit import TimeLimit
 from tests.ruler.conftest import TASK, all_records
 
@@ -61,10 +61,20 @@ def test_generation_and_teacher_forcing_read_the_input_and_the_answer_prefix(eva
         read["answers"] += answers
         return teacher_force(model, mode, prompts, answers, width)
 
+    def rate_prefilled(model, prompt, answers):
+        assert [row["answer"] for row in rows[len(after) : len(after) + len(answers)]] == [
+            tokenizer.decode(ids) for ids in answers
+        ]
+        after.extend(rate_after(model, prompt, answers))
+        return after[-len(answers) :]
+
+    after, rows = [], [row for _ in evaluator.budgets for row in by_length(evaluator.samples[TASK, 640])]
     monkeypatch.setattr(module, "Prompt", Read)
     monkeypatch.setattr(module, "teacher_force", rate)
+    monkeypatch.setattr(module, "rate_after", rate_prefilled)
     all_records(evaluator, model)
-    rows = [row for _ in evaluator.budgets for row in by_length(evaluator.samples[TASK, 640])]
+    assert len(after) == len(rows)
+    all_records(evaluator, model, generation=False)
     prompts = [row["input"] + row["answer_prefix"] for row in rows]
     assert all(row["answer_prefix"].endswith(" is") for row in rows)
     texts = {what: [tokenizer.decode(ids) for ids in own] for what, own in read.items()}
@@ -114,6 +124,22 @@ def test_every_end_token_ends_an_answer_and_special_tokens_are_no_text(tokenizer
     predict(monkeypatch, [[start, *tokenizer("green")["input_ids"], end, *tokenizer("0000000")["input_ids"]]])
     (record,) = all_records(evaluator, model, teacher_forcing=False)
     assert record.prediction == "green"
+
+
+def test_a_prompt_is_prefilled_once_to_be_answered_and_rated(evaluator, model):
+    fed = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    records = next(evaluator.evaluate(model))
+    hook.remove()
+    prompt, rating, *steps = fed
+    assert prompt > 400
+    assert rating < 30
+    assert steps == [1] * 127
+    rated = next(evaluator.evaluate(model, generation=False))
+    assert [r.nll for r in records] == pytest.approx([r.nll for r in rated], rel=1e-4)
+    assert [r.exact_match for r in records] == [r.exact_match for r in rated]
 
 
 def test_cache_bytes_and_fill_are_those_of_one_sample(evaluator, tokenizer, model):
@@ -209,7 +235,7 @@ def test_samples_of_several_tasks_in_one_batch_are_scored_as_if_alone(tokenizer,
     tasks = [TASK, "fwe"]  # of 128 and 50 new tokens
     rows = {(task, 1024): make_samples(task, tokenizer, 1024, 2) for task in tasks}
     evaluator = RulerEvaluator(tokenizer, rows, [1.0, 0.5], batch_size=3)
-    groups = evaluator.groups(Ranks(), evaluator.batch_sizes(model, Ranks(), True), tasks_share=True)
+    groups = evaluator.groups(Ranks(), evaluator.batch_sizes(model, Ranks(), tasks_share=True), tasks_share=True)
     mixed = evaluator.in_order(all_records(evaluator, model, generation=generation, groups=groups))
     alone = evaluator.in_order(all_records(evaluator, model, generation=generation))
     assert [(r.id, r.budget, r.prediction, r.score) for r in mixed] == [

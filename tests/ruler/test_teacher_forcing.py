@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA, Vanilla, generate
+from lrsa_lightning.generation import Prompt
 from lrsa_lightning.ruler import make_samples
-from lrsa_lightning.ruler.teacher_forcing import teacher_force
+from lrsa_lightning.ruler.teacher_forcing import rate_after, teacher_force
 from tests.ruler.conftest import TASK
 
 
@@ -25,6 +26,33 @@ def test_teacher_forcing_says_what_greedy_decoding_would_write(model, tokenizer,
         logits = model(ids, use_cache=False).logits.detach()[0, len(prompts[0]) - 1 : -1]
     expected = -logits.log_softmax(-1).gather(1, torch.tensor(others[0])[:, None]).mean()
     assert rated[0].nll == pytest.approx(expected.item(), rel=1e-4)
+
+
+MODES = [
+    Vanilla(),
+    LRSA(lag_size=16, sink_size=4),
+    LRSA(lag_size=16, retention_ratio=0.25, skip_layers=[1]),
+    LRSA(lag_size=16, sink_size=4, scorer="window"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lengths", [(100, 100, 100), (100, 61, 83), (21, 100, 3)], ids=str)
+@torch.no_grad()
+def test_rating_after_a_prefill_is_rating_under_the_training_mask(model, tokenizer, mode, lengths):
+    """Answers that complete chunks, and prompts within and beyond the first ones."""
+    model.double()
+    ids = torch.randint(len(tokenizer), (3, 150), generator=torch.Generator().manual_seed(0))
+    prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+    answers = [row[100 : 100 + length].tolist() for row, length in zip(ids, (1, 40, 17), strict=True)]
+    expected = teacher_force(model, mode, prompts, answers, width=150)
+    prompt = Prompt(model, ids, lengths, mode, 3)
+    rated = rate_after(model, prompt, answers)
+    written = prompt.decode(20)
+    assert torch.equal(written, Prompt(model, ids, lengths, mode, 3).decode(20))  # not touched by the rating
+    assert [answer.nll for answer in rated] == pytest.approx([answer.nll for answer in expected], rel=1e-6)
+    assert [answer.exact_match for answer in rated] == [answer.exact_match for answer in expected]
+    assert all(own.exact_match for own in rate_after(model, Prompt(model, ids, lengths, mode), written.tolist()))
 
 
 def test_rows_are_padded_to_one_width_and_rated_in_float32(model, tokenizer):

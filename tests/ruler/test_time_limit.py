@@ -29,6 +29,7 @@ def test_batches_are_admitted_by_the_best_rate_at_the_nearest_length(clock):
     assert limit.admits([batch(4096)])
     limit.took(batch(4096), 10.0)  # compiles
     limit.took(batch(4096, 1), 2.0)
+    limit.took(batch(4096, 1), 9.0)  # others use the machine
     assert limit.expected([batch(4096), batch(4096)]) == pytest.approx(8.0)
     assert limit.expected([batch(8192, 3)]) == pytest.approx(12.0)
     limit.took(batch(32768), 20.0)

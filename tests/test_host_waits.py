@@ -127,10 +127,17 @@ def test_a_read_is_noticed(fit):
 
 
 class ErrorAtAWait(Callback):
-    """Lets torch raise an error where the host waits for a GPU, in the three steps between two readings."""
+    """Lets torch raise an error where the host waits for a GPU, in the steps that `Watch` watches.
+
+    The last step is left out: it reads all metrics and saves a checkpoint.
+    """
 
     def on_train_batch_start(self, trainer, *_) -> None:
         torch.cuda.set_sync_debug_mode("error" if 4 <= trainer.global_step < 7 else "default")
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == 7:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_terminal_shows_a_bar(clock, monkeypatch, capsys):
     assert "8/10" in last
     assert "loss 3.2000  50 tokens/s" in last
     assert capsys.readouterr().out == ""
+
+
+def test_a_part_has_a_bar_of_its_own_in_a_terminal_and_lines_elsewhere(monkeypatch, caplog):
+    caplog.set_level("INFO", "lrsa_lightning")
+    monkeypatch.setattr("lrsa_lightning.ruler.progress._EVERY_S", 0)
+    screen = io.StringIO()
+    for console in (Console(file=screen, force_terminal=True, width=120), Console(file=screen)):
+        monkeypatch.setattr(progress, "Console", lambda console=console: console)
+        with StepProgress().part("RULER check", 3) as advance:
+            advance("vt/4096/r1", 7.0)
+            time.sleep(0.3)  # the bar is drawn ten times a second
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search("RULER check .*1/3 vt/4096/r1", drawn)
+    lines = [record.message for record in caplog.records]
+    assert lines == ["RULER check: 1 of 3 batches done (vt/4096/r1), 0:00:07 left"]
 
 
 def test_the_command_writes_plain_lines_without_a_terminal(arguments, in_tmp_path, capsys):

@@ -1,133 +1,126 @@
-"""Times prefill and decoding of a Qwen2.5-1.5B shape with random weights on a CUDA GPU, and prints Markdown tables.
+"""Times prefill and decoding, ours against transformers', and prints Markdown tables.
 
-The first table is one layer's attention and cache over a complete prompt: `LagKVCache` against dense FlashAttention-4
-and a cache that keeps everything. The second is the model: milliseconds per new token and bytes of the cache.
-Usage: python scripts/bench_generate.py [--lengths 32768 131072] [--ratios 0.5 0.25]
+Rows: transformers' `generate` with DynamicCache and with StaticCache (for which it compiles decoding), then ours with
+full attention and with LRSA. A model with random weights, in bfloat16, reads prompts of random tokens.
+"ms a token" is the mean over the measured steps, each one new token for every row of the batch. Where the profiler
+runs, "GPU kernels" is the time in a step with a kernel running, "ratio" the step's time to it, and "read rate" what
+attention reads of keys and values in a second, against a copy's bytes on the same device. "cache" is what is held at
+the end. Further tables: the longest prompt that fits the device, and one layer's attention over a complete prompt.
+Usage: python scripts/bench_generate.py [--lengths 32768] [--batches 1 8 32] [--rows "LRSA|Static"] [--json out.json]
 """
 
-import time
-from collections.abc import Callable
+import argparse
+import gc
+import json
+import os
+import re
+import shlex
+import sys
 from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
-from bench_attention import HEADS, KV_HEADS, dense_fa4, milliseconds, print_versions, random_qkv
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, Qwen2Config
+from bench.decoding import Row, Settings, systems
+from bench.decoding_table import print_decoding, print_layers, print_longest
+from bench.inputs import config_keys
+from bench.longest import LongestContext
+from bench.prefill import LayerPrefill
+from bench.processes import Failed, results
 
-from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
+from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
+from lrsa_lightning.versions import versions
 
-LAYERS, VOCABULARY = 28, 151936
+AnyRow: TypeAlias = Row | LongestContext | LayerPrefill
 
 
-def shape(max_length: int, num_layers: int = LAYERS, rope_theta: float = 1e6) -> Qwen2Config:
-    return Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=num_layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=max_length + 1024,
-        rope_theta=rope_theta,
-        tie_word_embeddings=True,
+def work(settings: Settings, row: AnyRow) -> dict[str, Any]:
+    """One row, in the process that measures it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    try:
+        return {"card": card, **row.run(settings, device)}
+    finally:
+        gc.collect()  # compiled code and the model hold each other
+
+
+def rows_of(options: argparse.Namespace) -> list[AnyRow]:
+    """The rows that are requested; those with the same prompts follow each other."""
+    all_systems = systems(options.ratios, options.lag)
+    sizes = product(options.lengths, options.batches, all_systems)
+    rows: list[AnyRow] = [Row(system, length, batch) for length, batch, system in sizes]
+    if options.longest == "yes":
+        rows += [LongestContext(system) for system in all_systems]
+    rows += [LayerPrefill(length, tuple(options.ratios), options.lag) for length in options.lengths]
+    return [row for row in rows if re.search(options.rows, row.name)]
+
+
+def measure(rows: list[AnyRow], settings: Settings, timeout_s: float, report) -> list[dict[str, Any]]:
+    """All rows, each a mapping with its name and its figures, or why it has none; reports after each."""
+    found: list[dict[str, Any]] = []
+    one_gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    for row, result in results(partial(work, settings), rows, timeout_s, environment=one_gpu):
+        measured = {"failed": str(result)} if isinstance(result, Failed) else result[0]
+        sizes = {"system": row.system.name, "length": row.length, "batch": row.batch} if isinstance(row, Row) else {}
+        found.append({"row": row.name, **sizes, **measured})
+        print(f"{row.name}: {_said(measured)}", flush=True)
+        report(found)
+    return found
+
+
+def _said(measured: dict[str, Any]) -> str:
+    if "mean_ms" in measured:
+        return f"{measured['mean_ms']:.2f} ms a token"
+    return measured.get("failed") or f"{measured.get('longest_tokens', '')} done"
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[32768], help="tokens of a prompt")
+    parser.add_argument("--batches", type=PositiveInt, nargs="+", default=[1, 8, 32], help="prompts at a time")
+    parser.add_argument(
+        "--model", default="qwen2.5-1.5b", help="a shape (tiny, qwen2.5-0.5b, -1.5b, -7b), or JSON keys"
     )
-
-
-def dense_prefill(config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return dense_fa4(q, *DynamicCache(config=config).update(k, v, 0))
-
-
-def lrsa_prefill(mode: LRSA, config: Qwen2Config, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    cache = mode.make_cache(config)
-    k, v = cache.update(k, v, 0)
-    return mode.execution.attend_cached(q, k, v, cache.layers[0].view.layout)
-
-
-@torch.no_grad()
-def report_prefill(num_tokens: int, ratios: list[float]) -> None:
-    """Prints the table of one layer's attention over a complete prompt."""
-    config, qkv = shape(num_tokens), random_qkv(num_tokens)
-    calls = max(2, 2**19 // num_tokens)
-    dense = milliseconds(lambda: dense_prefill(config, *qkv), calls)
-    print(f"\nPrefill of {num_tokens} tokens, one layer's attention with its cache\n")
-    print("| | ms | against dense FlashAttention-4 |")
-    print("|---|---|---|")
-    print(f"| dense FlashAttention-4, DynamicCache | {dense:.2f} | 1.00x |")
-    for ratio in ratios:
-        time_ms = milliseconds(partial(lrsa_prefill, LRSA(retention_ratio=ratio), config, *qkv), calls)
-        print(f"| LRSA r={ratio:g}, LagKVCache | {time_ms:.2f} | {dense / time_ms:.2f}x |", flush=True)
-
-
-@torch.no_grad()
-def feed(model, cache: Cache, ids: Tensor) -> None:
-    """Runs the model on the next tokens of the sequence in the cache, with the choice of one more."""
-    seen = cache.get_seq_length()
-    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device).unsqueeze(0)
-    hidden = model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-    model.get_output_embeddings()(hidden.last_hidden_state[:, -1:]).argmax(dim=-1)
-
-
-def decode(model, mode: AttentionMode, prompt: Tensor, num_tokens: int) -> tuple[float, float, float, int]:
-    """Seconds of the prefill, milliseconds of a decoding step and of its GPU kernels, and bytes of the cache."""
-    with mode.installed(model):
-        cache, token = mode.make_cache(model.config), prompt[:, :1]
-        prefill = seconds(lambda: feed(model, cache, prompt))
-        held = cache_bytes(cache)
-        feed(model, cache, token)
-        steps = seconds(lambda: [feed(model, cache, token) for _ in range(num_tokens)])
-        with profile(activities=[ProfilerActivity.CUDA]) as kernels:
-            seconds(lambda: [feed(model, cache, token) for _ in range(4)])
-    busy = sum(event.self_device_time_total for event in kernels.key_averages()) / 1000 / 4
-    return prefill, 1000 * steps / num_tokens, busy, held
-
-
-def seconds(call: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def report_decoding(num_tokens: int, ratios: list[float], new_tokens: int) -> None:
-    """Prints the table of the complete model."""
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(shape(num_tokens), dtype=torch.bfloat16).eval()
-    prompt = torch.randint(VOCABULARY, (1, num_tokens), device="cuda")
-    print(f"\n{num_tokens} prompt tokens, {new_tokens} new ones, {LAYERS} layers\n")
-    print("| | prefill s | ms per new token | GPU kernels in it | cache MiB | cache against dense |")
-    print("|---|---|---|---|---|---|")
-    dense_bytes = None
-    modes = {"dense": Vanilla(), **{f"LRSA r={r:g}": LRSA(retention_ratio=r) for r in ratios}}
-    for name, mode in modes.items():
-        decode(model, mode, prompt, new_tokens)  # compiles everything, also what runs when a chunk is complete
-        prefill, step, busy, held = decode(model, mode, prompt, new_tokens)
-        dense_bytes = dense_bytes or held
-        sizes = f"{held / 2**20:.0f} | {held / dense_bytes:.3f}"
-        print(f"| {name} | {prefill:.2f} | {step:.1f} | {busy:.2f} | {sizes} |", flush=True)
+    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25], help="of LRSA")
+    parser.add_argument("--lag", type=PositiveInt, default=1024, help="lag size of LRSA")
+    parser.add_argument("--warmup", type=PositiveInt, default=8, help="new tokens before the measured ones")
+    parser.add_argument("--new-tokens", type=PositiveInt, default=64, help="measured new tokens")
+    parser.add_argument("--profiled-tokens", type=NonNegativeInt, default=4, help="under the profiler (GPU)")
+    parser.add_argument(
+        "--prefill-tokens", type=PositiveInt, default=2**18, help="prompt tokens of all rows that one pass may take"
+    )
+    parser.add_argument("--longest", choices=["yes", "no"], default="yes", help="find the longest context that fits")
+    parser.add_argument("--memory", type=PositiveFiniteFloat, help="GiB for the longest context; default: all free")
+    parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
+    parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=300.0, help="seconds for one row")
+    parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
+    options = parser.parse_args(args)
+    try:
+        options.keys = config_keys(options.model, max(options.lengths))
+    except ValueError as error:
+        parser.error(f"--model: {error}")
+    return options
 
 
 @report_input_errors
-def main() -> None:
-    parser = ScriptParser(__doc__)
-    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[32768, 131072])
-    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25])
-    parser.add_argument("--new-tokens", type=PositiveInt, default=64)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("needs a CUDA GPU")
-    print_versions()
-    for num_tokens in options.lengths:
-        report_prefill(num_tokens, options.ratios)
-        report_decoding(num_tokens, options.ratios, options.new_tokens)
-        torch.cuda.empty_cache()
+def main(args: list[str] | None = None) -> None:
+    options = parse(args)
+    header = {"command": shlex.join(sys.argv), "versions": versions()}
+    print(f"{header['command']}\n{', '.join(f'{name} {number}' for name, number in header['versions'].items())}")
+
+    def report(found: list[dict[str, Any]]) -> None:
+        if options.json is not None:
+            options.json.write_text(json.dumps({**header, "rows": found}, indent=1), encoding="utf-8")
+
+    steps = options.warmup, options.new_tokens, options.profiled_tokens
+    memory = None if options.memory is None else int(options.memory * 2**30)
+    settings = Settings(options.keys, *steps, options.prefill_tokens, memory)
+    found = measure(rows_of(options), settings, options.row_timeout, report)
+    for print_table in (print_decoding, print_longest, print_layers):
+        print_table(found)
 
 
 if __name__ == "__main__":

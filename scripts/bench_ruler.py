@@ -19,8 +19,8 @@ from pathlib import Path
 from random import Random
 
 import torch
+from bench.prefill import shape
 from bench_attention import print_versions
-from bench_generate import shape
 from transformers import AutoModelForCausalLM
 
 from lrsa_lightning.command_line import ScriptParser

@@ -47,6 +47,8 @@ COMMANDS = [
     (["bench_step", "--model", "qwen9"], "--model: 'qwen9' is none of tiny, qwen2.5-0.5b"),
     (["bench_step", "--model", "{"], "--model: "),
     (["bench_step", "--global-batch", "3", "--micro-batch", "2"], "--global-batch 3 is not a multiple"),
+    (["bench_generate", "--model", "qwen9"], "--model: 'qwen9' is none of tiny, qwen2.5-0.5b"),
+    (["bench_generate", "--batches", "0"], "--batches is '0'"),
     (["bench_distributed", "--devices", "1"], "--devices is '1', but must be"),
 ]
 

@@ -127,10 +127,13 @@ def test_a_read_is_noticed(fit):
 
 
 class ErrorAtAWait(Callback):
-    """Lets torch raise an error where the host waits for a GPU, from the first micro-batch after a step on."""
+    """Lets torch raise an error where the host waits for a GPU, in the steps that `Watch` watches.
+
+    The last step is left out: it reads all metrics and saves a checkpoint.
+    """
 
     def on_train_batch_start(self, trainer, *_) -> None:
-        torch.cuda.set_sync_debug_mode("error" if trainer.global_step >= 4 else "default")
+        torch.cuda.set_sync_debug_mode("error" if 4 <= trainer.global_step < 7 else "default")
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if trainer.global_step == 7:

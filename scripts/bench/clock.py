@@ -1,4 +1,4 @@
-"""Times optimizer steps without a wait in each of them, and the card's matrix rate."""
+"""Times optimizer steps and new tokens without a wait in each of them, and the card's matrix and copy rates."""
 
 import time
 from itertools import pairwise
@@ -17,6 +17,8 @@ class Measured(Exception):
 class StepClock:
     """Warm-up steps, then measured steps, then profiled steps. The device is waited for only between the three.
 
+    A step is an optimizer step, or a new token a row.
+
     Attributes:
         total: steps of all three.
     """
@@ -32,7 +34,7 @@ class StepClock:
         self._profiler = None
 
     def tick(self) -> None:
-        """Call it after each optimizer step.
+        """Call it after each step.
 
         Raises:
             Measured: it was the last step.
@@ -92,6 +94,53 @@ class StepClock:
         self._profiler.stop()
         if kernels := device_kernels(self._profiler):  # none where the driver allows no profile
             self._figures |= profile_figures(kernels, self._profiled)
+
+
+class TokenClock:
+    """Times a prompt, then new tokens.
+
+    Attributes:
+        steps: counts the tokens after the first one.
+        prefill_s: seconds until the first new token was known.
+    """
+
+    def __init__(self, device: torch.device, steps: StepClock):
+        self.steps = steps
+        self.prefill_s: float | None = None
+        self._device = device
+        _wait(device)
+        self._started = time.perf_counter()
+
+    def tick(self) -> None:
+        """Call it after each new token.
+
+        Raises:
+            Measured: it was the last token.
+        """
+        if self.prefill_s is not None:
+            return self.steps.tick()
+        _wait(self._device)
+        self.prefill_s = time.perf_counter() - self._started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def copy_rate(device: torch.device, size: int = 2**30) -> float:
+    """Bytes per second, read and written, of a copy on the device: the median of some copies."""
+    size = size if device.type == "cuda" else 2**20
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(10):
+        _wait(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size / median(seconds[2:])  # the first ones wake the device up
 
 
 def matrix_rate(device: torch.device, size: int = 8192) -> float:

@@ -47,6 +47,23 @@ def config_keys(name: str, length: int) -> dict[str, Any]:
     return keys | {"max_position_embeddings": max(keys["max_position_embeddings"], length)}
 
 
+def model_config(keys: dict[str, Any]) -> Any:
+    """The configuration of transformers that has these keys."""
+    from transformers import CONFIG_MAPPING
+
+    keys = dict(keys)
+    return CONFIG_MAPPING[keys.pop("model_type")](**keys)
+
+
+def random_model(keys: dict[str, Any], device: torch.device) -> Any:
+    """A model with random weights in bfloat16, drawn on the device: on the host that takes a minute."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with device:
+        return AutoModelForCausalLM.from_config(model_config(keys), dtype=torch.bfloat16).eval()
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Files of a bench.
@@ -88,10 +105,10 @@ class Inputs:
             time.sleep(0.2)
 
     def write(self, device: torch.device) -> None:
-        """Writes what is not there yet. Weights are drawn on the device: on the host that takes a minute."""
+        """Writes what is not there yet."""
         if self.train_file.exists():
             return
-        self._write_model(device)
+        random_model(self.keys, device).save_pretrained(self.model)
         self._write_tokenizer()
         first_label = self.length + 1 - self.labels
         partial = self.train_file.with_suffix(".partial")
@@ -101,15 +118,6 @@ class Inputs:
                 parts["answer"] = row[first_label:-1]
                 file.write(json.dumps({name: " ".join(map(str, part)) for name, part in parts.items()}) + "\n")
         partial.rename(self.train_file)  # it comes last: whoever sees it finds everything
-
-    def _write_model(self, device: torch.device) -> None:
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-        keys = dict(self.keys)
-        config = CONFIG_MAPPING[keys.pop("model_type")](**keys)
-        torch.manual_seed(0)
-        with device:
-            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(self.model)
 
     def _write_tokenizer(self) -> None:
         """Token i is the number i as a word; the last token ends an answer."""

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 # The first pattern that fits names the group: FlashAttention-4's kernels have "cutlass" in their names too.
 _GROUPS = {
-    "attention": r"flash|fmha|attention|attn|sdpa|triton_tem|_std_kernel|_keep_kernel|_extend_(backward_)?kernel",
+    "attention": (
+        r"flash|fmha|attention|attn|sdpa|triton_tem|_(std|keep|attend|combine)_kernel|_extend_(backward_)?kernel"
+    ),
     "matmul": r"gemm|nvjet|cutlass|xmma|cublas|splitk|gemv",
     "optimizer": r"multi_tensor|adam|foreach",
     "elementwise": (

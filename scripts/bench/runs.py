@@ -54,7 +54,7 @@ class Row:
             return "accelerate is not installed"
         if self.liger and (not torch.cuda.is_available() or find_spec("liger_kernel") is None):
             return "needs a CUDA GPU and liger-kernel"
-        if isinstance(self.mode, Vanilla) and self.mode.implementation == FLASH_4 and not _has_flash_4():
+        if isinstance(self.mode, Vanilla) and self.mode.implementation == FLASH_4 and not has_flash_4():
             return "needs a Hopper GPU and flash-attn-4"
         return None
 
@@ -84,7 +84,7 @@ def step_rows(ratios: list[float], lag_size: int) -> list[Row]:
     ]
 
 
-def _has_flash_4() -> bool:
+def has_flash_4() -> bool:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         return False
     return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None

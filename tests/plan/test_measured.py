@@ -58,15 +58,17 @@ def test_masters_and_policies_were_measured_after_they_were_predicted(changed, g
 
 
 @pytest.mark.parametrize(
-    ("changed", "mixture", "gib"),
+    ("changed", "mixture", "gib", "rel"),
     [
-        (LONG, ["full"] * 8 + ["attention"] * 19 + ["selective"], 71.0),
-        ({"global_batch_size": 2}, ["selective"] * 26 + ["none"] * 2, 70.3),
+        (LONG, ["full"] * 8 + ["attention"] * 19 + ["selective"], 71.0, 0.05),
+        ({"global_batch_size": 2}, ["selective"] * 26 + ["none"] * 2, 70.3, 0.05),
+        # On an H200 with little free memory, at 7398 ms a step. The plan is 4.7 GiB short here.
+        (LONG, ["offload"] + ["full"] * 8 + ["attention"] * 19, 69.65, 0.1),
     ],
 )
-def test_mixtures_that_auto_has_picked_on_a_card(monkeypatch, changed, mixture, gib):
+def test_mixtures_that_auto_has_picked_on_a_card(monkeypatch, changed, mixture, gib, rel):
     monkeypatch.setattr(prediction, "fastest_policies", lambda *_: mixture)
-    assert predict(run_of(**MASTER | changed, recompute="auto"), H100).peak / 2**30 == pytest.approx(gib, rel=0.05)
+    assert predict(run_of(**MASTER | changed, recompute="auto"), H100).peak / 2**30 == pytest.approx(gib, rel=rel)
 
 
 def test_auto_fits_the_papers_run_into_70_gib():

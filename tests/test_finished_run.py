@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsa_lightning.callbacks import ruler_eval
+from lrsa_lightning.callbacks import ruler_check
 from lrsa_lightning.cli import main
 from tests.interruptions import interruption
 from tests.processes import on_lines
@@ -56,7 +56,7 @@ def test_a_missing_ruler_check_after_the_last_step_is_made_up_for(fit, monkeypat
     options = {"data.val_files": str(train_file)}
     options |= {} if limit == "max_steps" else {"trainer.max_steps": "-1", "trainer.max_epochs": "1"}
     fit(ruler, run_name="whole", **options)
-    raise_if_signalled = ruler_eval.raise_if_signalled
+    raise_if_signalled = ruler_check.raise_if_signalled
 
     def strike(trainer) -> None:
         if trainer.global_step == 6:
@@ -64,7 +64,7 @@ def test_a_missing_ruler_check_after_the_last_step_is_made_up_for(fit, monkeypat
         raise_if_signalled(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ruler_eval, "raise_if_signalled", strike)
+        patch.setattr(ruler_check, "raise_if_signalled", strike)
         assert fit(ruler, **options) == (143, False)
     assert fit(ruler, ckpt_path="last", **options) == (0, True)
     assert [row for row in metrics() if row["step"] == 5] == [row for row in metrics("whole") if row["step"] == 5]

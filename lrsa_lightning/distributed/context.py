@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.layer_call import in_computed_dtype
 from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.distributed.group import Exchange, SequenceGroup
@@ -66,13 +67,9 @@ class ContextParallel(ShardedAttention):
         return 2 * self._kv_heads * self._head_dim * (kept + rule.lag_size * len(from_others) + ranges)
 
     def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **_) -> Tensor:
-        kv_ZBGnD = torch.stack([k_BGnD, v_BGnD])
-        exact_ZBGnD, device_type = kv_ZBGnD.detach(), kv_ZBGnD.device.type
-        if torch.is_autocast_enabled(device_type):
-            # As on one device, the keys before autocast decide which tokens are kept.
-            kv_ZBGnD = kv_ZBGnD.to(torch.get_autocast_dtype(device_type))
+        kv_ZBGnD = torch.stack([in_computed_dtype(z) for z in (k_BGnD, v_BGnD)])
         rule = self.mode.context_rule(self.seq_len, self.group.size, module.layer_idx)
-        exchanges = self._start_exchanges(kv_ZBGnD, exact_ZBGnD, rule, module.layer_idx)
+        exchanges = self._start_exchanges(kv_ZBGnD, rule, module.layer_idx)
         layout, compact_parts, outs = self.layout, [], []
         for index, (segment, place) in enumerate(self._places.items()):
             # The last segment of a rank waits for all waves, also for one that brings it nothing: see `Exchange`.
@@ -91,12 +88,11 @@ class ContextParallel(ShardedAttention):
             outs.append(self.mode.execution.attend_segment(q, (*compact_ZBGCD,), (*raw_ZBGRD,), parts, scale))
         return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
 
-    def _start_exchanges(self, kv_ZBGnD: Tensor, exact_ZBGnD: Tensor, rule: LagRule, layer_idx: int) -> list[Exchange]:
+    def _start_exchanges(self, kv_ZBGnD: Tensor, rule: LagRule, layer_idx: int) -> list[Exchange]:
         """Sends what other ranks need, one wave after the other.
 
         Args:
             kv_ZBGnD: this rank's keys and values.
-            exact_ZBGnD: the same, unrounded and without gradient, to choose by.
             rule: the layer's.
             layer_idx: the decoder layer.
 
@@ -104,14 +100,14 @@ class ContextParallel(ShardedAttention):
             for each wave: the sink and kept tokens of the segments of all ranks, [2, B, G, ., D] padded to one width;
             and the chunk before this rank's segment, [2, B, G, L, D], none for the first segment.
         """
-        ranges = self._next_ranges(exact_ZBGnD) if rule.drops_tokens else {}
+        ranges = self._next_ranges(kv_ZBGnD.detach()) if rule.drops_tokens else {}
         exchanges = []
         for wave in self.layout.waves:
             own = [kv_ZBGnD[:, :, :, :0]]
             for segment in wave:
                 if segment.rank == self.group.rank:
-                    tokens = (z[:, :, :, self._places[segment]] for z in (kv_ZBGnD, exact_ZBGnD))
-                    own += self._compact_of(segment, *tokens, ranges.get(segment.index), rule, layer_idx)
+                    tokens = kv_ZBGnD[:, :, :, self._places[segment]]
+                    own += self._compact_of(segment, tokens, ranges.get(segment.index), rule, layer_idx)
             own_ZBGCD = torch.cat(own, dim=3)
             padded = torch.nn.functional.pad(own_ZBGCD, (0, 0, 0, self._width(wave, rule) - own_ZBGCD.shape[3]))
             exchanges.append(self.group.start(padded, *self._messages(wave, kv_ZBGnD)))
@@ -139,7 +135,6 @@ class ContextParallel(ShardedAttention):
         self,
         segment: Segment,
         kv_ZBGsD: Tensor,
-        exact_ZBGsD: Tensor,
         next_range: Tensor | None,
         rule: LagRule,
         layer_idx: int,
@@ -148,7 +143,7 @@ class ContextParallel(ShardedAttention):
         sink = rule.sink_size if segment.index == 0 else 0
         scored = kv_ZBGsD[:, :, :, sink : sink + segment.scored * rule.lag_size]
         if segment.scored and rule.drops_tokens:
-            idx = self._choose(exact_ZBGsD[:, :, :, sink:], next_range, segment, rule, layer_idx)
+            idx = self._choose(kv_ZBGsD.detach()[:, :, :, sink:], next_range, segment, rule, layer_idx)
             scored = torch.stack([gather_tokens(z, idx) for z in scored])
         return [kv_ZBGsD[:, :, :, :sink], scored]
 

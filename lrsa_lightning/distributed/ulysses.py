@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.layer_call import in_computed_dtype
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.errors import InputError
@@ -41,30 +42,17 @@ class Ulysses(ShardedAttention):
         kwargs.pop("position_ids", None)  # of this rank's tokens, while the attention receives the complete row
         copies = max(1, self.group.size // k_BGnD.shape[1])
         k_BGnD, v_BGnD = (z.repeat_interleave(copies, dim=1) if copies > 1 else z for z in (k_BGnD, v_BGnD))
-        device_type = q_BHnD.device.type
-        if torch.is_autocast_enabled(device_type):
-            # The attention would round queries anyway. Keys and values stay exact, since LRSA scores them.
-            q_BHnD = q_BHnD.to(torch.get_autocast_dtype(device_type))
-        q, k, v = self._tokens_for_heads(q_BHnD, k_BGnD, v_BGnD)
+        q, k, v = self._tokens_for_heads(*(in_computed_dtype(z) for z in (q_BHnD, k_BGnD, v_BGnD)))
         layer = LayerOfHeads(module, q.shape[1] // k.shape[1], self.mode)
         out_BNhD, _ = self._inner.attention_function()(layer, q, k, v, None, scaling=scale, **kwargs)
         return self._heads_for_tokens(out_BNhD)
 
     def _tokens_for_heads(self, *states: Tensor) -> list[Tensor]:
-        """Queries, keys, values: [B, H, n, D] -> [B, H / P, N, D] each, in the order of the sequence.
-
-        One all-to-all for each dtype: under autocast RoPE leaves keys in float32, and nothing else should travel in it.
-        """
-        gathered = list(states)
-        for dtype in dict.fromkeys(z_BHnD.dtype for z_BHnD in states):
-            indices = [index for index, z_BHnD in enumerate(states) if z_BHnD.dtype == dtype]
-            parts = [states[index].unflatten(1, (self.group.size, -1)).transpose(0, 1) for index in indices]
-            from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
-            of_dtype_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
-            split = of_dtype_BHND.split([part.shape[2] for part in parts], dim=1)
-            for index, z_BHND in zip(indices, split, strict=True):
-                gathered[index] = z_BHND
-        return gathered
+        """Queries, keys, values: [B, H, n, D] -> [B, H / P, N, D] each, in the order of the sequence."""
+        parts = [z_BHnD.unflatten(1, (self.group.size, -1)).transpose(0, 1) for z_BHnD in states]
+        from_ranks = self.group.all_to_all(torch.cat(parts, dim=2))
+        joined_BHND = from_ranks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, : self.seq_len]
+        return [*joined_BHND.split([part.shape[2] for part in parts], dim=1)]
 
     def _heads_for_tokens(self, out_BNhD: Tensor) -> Tensor:
         """[B, N, H / P, D] -> [B, n, H, D]."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lrsa_lightning.devices import Device, Work
+from lrsa_lightning.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
 from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
@@ -10,8 +10,6 @@ from lrsa_lightning.plan.sequence import received_bytes
 
 # AdamW reads weight, gradient and two moments in float32, and writes all but the gradient, and a copy in bf16.
 _BYTES_OF_A_STEP = 30
-# The host's launches for a new token of a 28-layer model, by layer.
-_SECONDS_OF_A_NEW_TOKEN = 0.030 / 28
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,9 @@ def _ruler(run: Run, shapes: list[LayerShape], device: Device, step: float) -> l
         rating += device.seconds(forward_work(shape) * run.size.layers)
     rating /= run.division.devices  # ranks share the samples
     # A rank with fewer samples still makes all passes, in smaller batches. The prefill also rates the references.
-    answering = rating + run.ruler.new_tokens() * run.size.layers * _SECONDS_OF_A_NEW_TOKEN
+    has_all_weights = run.division.kind != "fsdp2" and run.division.stage < 3
+    of_layer = SECONDS_OF_A_NEW_TOKEN[device.has_graphs and has_all_weights]
+    answering = rating + run.ruler.new_tokens() * run.size.layers * of_layer
     trained = run.ruler.every_n_steps * step
     ends, between = {"always": (answering, answering), "ends": (answering, rating), "never": (rating, rating)}[
         run.ruler.generation

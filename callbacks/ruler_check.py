@@ -55,12 +55,12 @@ def _progress(
         yield lambda records: None
         return
     log.info(_announcement(evaluator, generation, limit.seconds))
-    is_told = False
+    is_said = False
 
     def show(records: Sequence[Record]) -> None:
-        nonlocal is_told
-        if not is_told and limit.has_measured(every):
-            is_told = True
+        nonlocal is_said
+        if not is_said and limit.has_measured(every):
+            is_said = True
             log.info("RULER check: all samples would take about %.0f s", limit.expected(every))
         advance(f"{records[0].length}/{records[0].budget}", min(limit.rest(every), limit.left))
 

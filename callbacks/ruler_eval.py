@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.callbacks.ruler_check import run_check
 from lrsa_lightning.callbacks.ruler_report import records_path, report_check
-from lrsa_lightning.data.template import TemplateName
+from lrsa_lightning.data.template import TemplateName, answer_ends
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import check_length, load_config
@@ -23,7 +23,6 @@ from lrsa_lightning.ruler.evaluation import other_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.options import refuse_official_compat
 from lrsa_lightning.ruler.samples import SampleSettings
-from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.tasks import check_tasks, light_tasks, possible_tasks

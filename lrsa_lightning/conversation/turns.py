@@ -1,9 +1,8 @@
 """The token ids of a conversation's turns, as training makes those of a sample."""
 
-from lrsa_lightning.data.template import TemplateName, between_turns, make_template
+from lrsa_lightning.data.template import TemplateName, answer_ends, between_turns, make_template
 from lrsa_lightning.data.tokenization import LongTokenizer
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ruler.scorer import answer_ends
 
 
 class Turns:

@@ -53,6 +53,12 @@ def make_template(name: TemplateName, tokenizer) -> Template:
     return Template(before, after, "", end.rstrip("\n"))
 
 
+def answer_ends(template: TemplateName, tokenizer) -> list[int]:
+    """The id that ends an answer under a template; empty where one token does not."""
+    ids = tokenizer(make_template(template, tokenizer).answer_end, add_special_tokens=False)["input_ids"]
+    return ids if len(ids) == 1 else []
+
+
 def between_turns(name: TemplateName, tokenizer) -> str:
     """The text between an answer, without what ended it, and the user's next turn.
 

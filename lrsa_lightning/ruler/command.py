@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.accelerator import make_fabric
 from lrsa_lightning.pretrained import check_length
@@ -26,7 +27,6 @@ from lrsa_lightning.ruler.options import PAPER_LENGTHS, chosen_tasks, sample_set
 from lrsa_lightning.ruler.ranks import Ranks
 from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.results import cell_scores, metrics
-from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.summary import score_table
 from lrsa_lightning.ruler.time_limit import TimeLimit

@@ -11,7 +11,6 @@ import torch
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
-from lrsa_lightning.data.template import TemplateName, make_template
 from lrsa_lightning.generation import Prompt
 from lrsa_lightning.ruler.batches import Batch
 from lrsa_lightning.ruler.records import Record
@@ -129,12 +128,6 @@ def _scored(prediction: str, row: Row) -> dict[str, Any]:
         "score": find_task(row["task"]).metric(prediction, row["outputs"]),
         "hits": [match_all(prediction, [output]) == 1 for output in row["outputs"]],
     }
-
-
-def answer_ends(template: TemplateName, tokenizer) -> list[int]:
-    """The id that ends an answer under a template; empty where one token does not."""
-    ids = tokenizer(make_template(template, tokenizer).answer_end, add_special_tokens=False)["input_ids"]
-    return ids if len(ids) == 1 else []
 
 
 def _model_ends(model) -> set[int]:

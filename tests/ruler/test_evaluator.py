@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import scorer as module
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks
-from lrsa_lightning.ruler.scorer import answer_ends
 from lrsa_lightning.ruler.teacher_forcing import rate_after, teacher_force
 from lrsa_lightning.ruler.time_limit import TimeLimit
 from tests.ruler.conftest import TASK, all_records

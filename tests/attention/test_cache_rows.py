@@ -104,3 +104,13 @@ def test_beams_of_unequal_rows_take_their_counts_along():
         expected = model(one, position_ids=position, past_key_values=cache).logits
         got = model(one[[1, 1, 0]], position_ids=position[[1, 1, 0]], past_key_values=copied).logits
         torch.testing.assert_close(got, expected[[1, 1, 0]], rtol=0, atol=1e-5)
+
+
+def test_beam_search_over_left_padded_rows_equals_its_own_without_cache():
+    model, mode = make_model(), LRSA(lag_size=LAG, sink_size=SINK)
+    ids, mask = left_padded([50, 61, 6])
+    options = {"attention_mask": mask, "max_new_tokens": 15, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    with mode.installed(model):
+        cached = model.generate(ids, past_key_values=mode.make_cache(model.config), **options)
+        recomputed = model.generate(ids, use_cache=False, **options)
+    assert torch.equal(cached, recomputed)

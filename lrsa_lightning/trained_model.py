@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from lrsa_lightning.checkpoint_files import TAG, is_universal
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.last_checkpoint import fault_of, find_last, read_index
+from lrsa_lightning.library_errors import reading
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
@@ -19,6 +21,8 @@ from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from lrsa_lightning.attention import AttentionMode
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class RunCheckpoint:
     def tokenizer_name(self) -> str:
         """Hub id or folder of its tokenizer."""
         return _tokenizer_name(self.run, self.folder)
+
+    @cached_property
+    def attention(self) -> "AttentionMode":
+        """The mode of the run.
+
+        Raises:
+            InputError: its configuration names no mode that there is.
+        """
+        return _mode(self.run["model"].get("attention"), f"model.attention of {self.folder}")
 
     @cached_property
     def model_config(self):
@@ -188,3 +201,13 @@ def _tokenizer_name(run: dict[str, Any], folder: Path) -> str:
         beside = folder / MADE_TOKENIZER
         return str(beside if beside.is_dir() else Path(data["cache_dir"]) / "demo" / "tokenizer")
     return data["tokenizer"] or run["model"]["name_or_path"]
+
+
+def _mode(given: Any, where: str) -> "AttentionMode":
+    if not isinstance(given, dict) or "class_path" not in given:
+        raise InputError(f"{where} is {given!r}: expected a mode as in configs/attention/*.yaml")
+    try:
+        with reading(where):
+            return resolve_name(given["class_path"])(**given.get("init_args") or {})
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"{where} cannot be made ({error}): expected a mode as in configs/attention/*.yaml") from error

@@ -1,7 +1,8 @@
 """Makes a Hugging Face folder of a run's last checkpoint, or of a given one (a file, or a folder of ZeRO's ranks).
 
 The folder has safetensors, config.json, the tokenizer and the generation configuration. transformers, vLLM and
-lm-eval can load it.
+lm-eval can load it; they run full attention unless a mode is installed. config.json names the run's rule under "lrsa",
+which `lrsa generate` and `lrsa chat` follow.
 Usage: python scripts/export_hf.py runs/NAME --output exported
        python scripts/export_hf.py runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
 """

@@ -6,17 +6,22 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from lrsa_lightning.attention import Vanilla
+from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.cli import main
+from lrsa_lightning.conversation.source import ModelSource
+from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.export import export
-from lrsa_lightning.trained_model import load_checkpoint
+from lrsa_lightning.trained_model import RunCheckpoint, load_checkpoint
 from tests.runs import callback, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -213,3 +218,45 @@ def test_a_folder_that_is_not_empty_is_refused(run):
     Path("empty").mkdir()
     export(run, Path("empty"))
     assert Path("empty/config.json").exists()
+
+
+@pytest.mark.parametrize("template", ["base", "chatml"])
+def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, template):
+    rule = {"retention_ratio": 0.25, "v_weight": 0.5, "skip_layers": [1], "scorer": "random", "seed": 7}
+    options = {f"model.attention.{name}": str(value) for name, value in rule.items()}
+    callbacks = json.dumps([callback("Checkpoints")])
+    main(command({**arguments, **options, "data.template": template, "trainer.callbacks": callbacks}))
+    export(RUN, Path("exported"))
+    config = AutoConfig.from_pretrained("exported")
+    trained = RunCheckpoint(RUN / "checkpoints" / "last.ckpt").attention
+    assert saved_mode(config).rule() == trained.rule()
+    assert ModelSource("exported").attention.registry_key() == saved_mode(config).registry_key()
+    assert json.loads(Path("exported/config.json").read_text())["lrsa"].items() >= rule.items()
+    (end,) = answer_ends(template, tokenizer)
+    assert GenerationConfig.from_pretrained("exported").eos_token_id == end
+    modes = {file.stat().st_mode & 0o777 for file in Path("exported").iterdir()}
+    Path("new").touch()
+    assert modes == {Path("new").stat().st_mode & 0o777}
+
+
+def test_a_folder_of_full_attention_names_no_rule(arguments):
+    for name in [name for name in arguments if name.startswith("model.attention.")]:
+        del arguments[name]
+    callbacks = json.dumps([callback("Checkpoints")])
+    main(command({**arguments, "model.attention": "Vanilla", "trainer.callbacks": callbacks}))
+    export(RUN, Path("exported"))
+    assert saved_mode(AutoConfig.from_pretrained("exported")) is None
+    assert isinstance(ModelSource("exported").attention, Vanilla)
+
+
+@pytest.mark.parametrize("settings", [[1], {"lag": 8}, {"lag_size": 0}, {"lag_size": "x"}], ids=str)
+def test_a_rule_that_is_none_is_refused_by_name(settings):
+    with pytest.raises(InputError, match=r"config\.json: lrsa"):
+        saved_mode(SimpleNamespace(lrsa=settings))
+
+
+def test_a_mode_that_cannot_be_found_does_not_stop_the_export(run, caplog):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("lrsa_lightning.LRSA", "gone.Mode"))
+    export(run, Path("exported"))
+    assert "names no attention mode" in caplog.text

@@ -3,16 +3,14 @@
 import logging
 from functools import cached_property
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
 
 import torch
 
 from lrsa_lightning.attention import AttentionMode, Vanilla
+from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
-from lrsa_lightning.library_errors import reading
 from lrsa_lightning.pretrained import load_config, load_model
 from lrsa_lightning.pretrained_weights import check_folder
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
@@ -62,16 +60,20 @@ class ModelSource:
 
     @property
     def attention(self) -> AttentionMode:
-        """The mode that the run trained with; full attention elsewhere, and a line says so.
+        """The mode that the run trained with, or that config.json names; else full attention, and a line says so.
 
         Raises:
-            InputError: the run's configuration names no mode that there is.
+            InputError: the configuration names no mode that there is.
         """
-        if self._checkpoint is None:
-            log.info("%s names no attention mode: full attention (--attention gives another)", self._name)
-            return Vanilla()
-        given = self._checkpoint.run["model"].get("attention")
-        return _mode(given, f"model.attention of {self._checkpoint.folder}")
+        if self._checkpoint is not None:
+            try:
+                return self._checkpoint.attention
+            except InputError as error:
+                raise InputError(f"{error}: give --attention") from error
+        if (mode := saved_mode(self.config)) is not None:
+            return mode
+        log.info("%s names no attention mode: full attention (--attention gives another)", self._name)
+        return Vanilla()
 
     def load(self, dtype: torch.dtype, device: torch.device):
         """The model in evaluation mode, on the device.
@@ -93,13 +95,3 @@ class ModelSource:
 def _may_be_hub_id(name: str, path: Path) -> bool:
     is_beside_others = len(path.parts) > 1 and path.parent.is_dir()
     return not (is_beside_others or name.startswith((".", "/", "~", "runs/")))
-
-
-def _mode(given: Any, where: str) -> AttentionMode:
-    if not isinstance(given, dict) or "class_path" not in given:
-        raise InputError(f"{where} is {given!r}: give --attention, as configs/attention/*.yaml")
-    try:
-        with reading(where):
-            return resolve_name(given["class_path"])(**given.get("init_args") or {})
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"{where} cannot be made ({error}): give --attention, as configs/attention/*.yaml") from error

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ class Struck:
         self._writes += 1
         if self._writes == 3:
             os.kill(os.getpid(), self._number)
+            time.sleep(0.2)  # a thread writes; the handler runs in the main one, soon
         return self._file.write(content)
 
     def __getattr__(self, name: str):

@@ -6,6 +6,7 @@ Shape suffixes: B batch, N tokens so far, V vocabulary.
 import torch
 from torch import Tensor
 
+from lrsa_lightning.attention.cache import LagKVCache
 from lrsa_lightning.attention.rows import mask_of_known_rows
 
 
@@ -35,7 +36,7 @@ class DecodingStep:
         self._padding_mask_BN = padding_mask_BN
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV: Tensor | None = None
-        self._can_replay = _is_complete_on_a_gpu(model) and hasattr(cache, "runs_by_kernels")
+        self._can_replay = _is_complete_on_a_gpu(model) and isinstance(cache, LagKVCache)
         self._is_warm = False
 
     @property
@@ -73,9 +74,12 @@ class DecodingStep:
         self._graph = graph
 
     def _forward(self) -> Tensor:
+        mask = mask_of_next(self._cache, self._padding_mask_BN, self._token_B1)
+        if self._padding_mask_BN is not None:
+            self._padding_mask_BN = mask
         hidden_B1D = self._model.get_decoder()(
             input_ids=self._token_B1,
-            attention_mask=self._next_mask(),
+            attention_mask=mask,
             position_ids=self._positions_B1,
             past_key_values=self._cache,
             use_cache=True,
@@ -83,12 +87,21 @@ class DecodingStep:
         self._positions_B1 += 1
         return self._model.get_output_embeddings()(hidden_B1D[:, -1])
 
-    def _next_mask(self) -> Tensor | None:
-        if hasattr(self._cache, "counts"):  # nothing needs to look at the rows
-            return mask_of_known_rows(self._token_B1.device)
-        if self._padding_mask_BN is not None:
-            self._padding_mask_BN = torch.nn.functional.pad(self._padding_mask_BN, (0, 1), value=True)
-        return self._padding_mask_BN
+
+def mask_of_next(cache, mask_BN: Tensor | None, tokens_Bn: Tensor) -> Tensor | None:
+    """The attention mask of a forward that adds n tokens to each row.
+
+    Args:
+        cache: a `LagKVCache`, which knows its rows, or another one.
+        mask_BN: True at the tokens so far; None where rows are equally long, or where the cache knows them.
+        tokens_Bn: the new ones.
+
+    Returns:
+        for a `LagKVCache` what says that nothing needs to look at the rows; else [B, N + n], or None.
+    """
+    if isinstance(cache, LagKVCache):
+        return mask_of_known_rows(tokens_Bn.device)
+    return None if mask_BN is None else torch.nn.functional.pad(mask_BN, (0, tokens_Bn.shape[1]), value=True)
 
 
 def _is_complete_on_a_gpu(model) -> bool:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.rows import mask_of_known_rows
 from lrsa_lightning.attention.token_counts import consecutive_columns
-from lrsa_lightning.decoding import DecodingStep
+from lrsa_lightning.decoding import DecodingStep, mask_of_next
 from lrsa_lightning.errors import InputError
 
 # To look whether all rows have ended is to wait for the device.
@@ -101,15 +100,10 @@ class Prompt:
 
         The tokens go through a copy of the cache in one forward pass. The prompt stays as it is, ready to decode.
         """
-        mask = self._mask_BN
-        if hasattr(self.cache, "counts"):  # nothing needs to look at the rows
-            mask = mask_of_known_rows(ids_Bn.device)
-        elif mask is not None:
-            mask = torch.nn.functional.pad(mask, (0, ids_Bn.shape[1]), value=True)
         with self._mode.installed(self._model):
             hidden_BnD = self._model.get_decoder()(
                 input_ids=ids_Bn,
-                attention_mask=mask,
+                attention_mask=mask_of_next(self.cache, self._mask_BN, ids_Bn),
                 position_ids=self._positions_B1 + torch.arange(ids_Bn.shape[1], device=ids_Bn.device),
                 past_key_values=deepcopy(self.cache),
                 use_cache=True,

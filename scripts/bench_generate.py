@@ -18,7 +18,6 @@ import shlex
 import sys
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -26,12 +25,13 @@ from bench.decoding import Row, Settings, systems
 from bench.decoding_table import print_decoding, print_layers, print_longest
 from bench.inputs import config_keys
 from bench.longest import LongestContext
+from bench.options import add_model_options, add_row_options
 from bench.prefill import LayerPrefill
 from bench.processes import Failed, results
 
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
+from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt
 from lrsa_lightning.versions import versions
 
 AnyRow: TypeAlias = Row | LongestContext | LayerPrefill
@@ -81,11 +81,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[32768], help="tokens of a prompt")
     parser.add_argument("--batches", type=PositiveInt, nargs="+", default=[1, 8, 32], help="prompts at a time")
-    parser.add_argument(
-        "--model", default="qwen2.5-1.5b", help="a shape (tiny, qwen2.5-0.5b, -1.5b, -7b), or JSON keys"
-    )
-    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25], help="of LRSA")
-    parser.add_argument("--lag", type=PositiveInt, default=1024, help="lag size of LRSA")
+    add_model_options(parser)
     parser.add_argument("--warmup", type=PositiveInt, default=8, help="new tokens before the measured ones")
     parser.add_argument("--new-tokens", type=PositiveInt, default=64, help="measured new tokens")
     parser.add_argument("--profiled-tokens", type=NonNegativeInt, default=4, help="under the profiler (GPU)")
@@ -94,9 +90,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--longest", choices=["yes", "no"], default="yes", help="find the longest context that fits")
     parser.add_argument("--memory", type=PositiveFiniteFloat, help="GiB for the longest context; default: all free")
-    parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
-    parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=300.0, help="seconds for one row")
-    parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
+    add_row_options(parser)
     options = parser.parse_args(args)
     try:
         options.keys = config_keys(options.model, max(options.lengths))

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from bench.clock import matrix_rate
 from bench.inputs import Inputs, config_keys
+from bench.options import add_model_options, add_row_options
 from bench.processes import Failed, results
 from bench.runs import Row, Settings, step_rows
 from bench.table import print_profile, print_table
@@ -33,7 +34,7 @@ from bench.table import print_profile, print_table
 from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.flops import DecoderFlops
 from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
+from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 from lrsa_lightning.versions import versions
 
 
@@ -89,20 +90,14 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = ScriptParser(__doc__)
     parser.add_argument("--length", type=PositiveInt, default=32768, help="tokens of a row")
     parser.add_argument("--labels", type=PositiveInt, default=512, help="label tokens of a row, its last ones")
-    parser.add_argument(
-        "--model", default="qwen2.5-1.5b", help="a shape (tiny, qwen2.5-0.5b, -1.5b, -7b), or JSON keys"
-    )
-    parser.add_argument("--ratios", type=PositiveUnitInterval, nargs="+", default=[0.5, 0.25], help="of LRSA")
-    parser.add_argument("--lag", type=PositiveInt, default=1024, help="lag size of LRSA")
+    add_model_options(parser)
     parser.add_argument("--global-batch", type=PositiveInt, default=1, help="rows of an optimizer step")
     parser.add_argument("--micro-batch", type=PositiveInt, default=1, help="rows of a forward pass")
     parser.add_argument("--warmup", type=PositiveInt, default=4, help="steps before the measured ones")
     parser.add_argument("--steps", type=PositiveInt, default=10, help="measured steps")
     parser.add_argument("--profiled-steps", type=NonNegativeInt, default=3, help="steps under the profiler (GPU)")
     parser.add_argument("--profile", type=NonNegativeInt, default=0, help="kernels to list for each row, the longest")
-    parser.add_argument("--rows", default="", help="regular expression for the rows to measure; default: all")
-    parser.add_argument("--row-timeout", type=PositiveFiniteFloat, default=300.0, help="seconds for one row")
-    parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
+    add_row_options(parser)
     options, passed = parser.parse_known_args(args)
     if not 2 <= options.labels < options.length:
         parser.error(

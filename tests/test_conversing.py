@@ -107,12 +107,12 @@ def test_a_chat_goes_on_with_one_cache(folder, tokenizer, monkeypatch, capsys):
     model, mode = make_model(vocab_size=len(tokenizer)), LRSA(lag_size=16, sink_size=4)
     ids = tokenizer(f"{DOCUMENT}\n\n{QUESTION}", add_special_tokens=False).input_ids
     assert tokens[0] + tokens[1] == len(ids)
-    told = []
+    answers = []
     for following in ("\n\nAnd house 4?", ""):
         new = generate(model, torch.tensor([ids]), mode, 6)[0].tolist()
-        told.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
         ids += new + tokenizer(following, add_special_tokens=False).input_ids
-    assert printed.out.split() == " ".join(told).split()
+    assert printed.out.split() == " ".join(answers).split()
 
 
 def test_a_question_too_many_is_refused_at_a_terminal_and_the_chat_goes_on(folder, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from lrsa_lightning.attention.layer_call import in_computed_dtype
 from lrsa_lightning.attention.layout import Fill, KVLayout
 from lrsa_lightning.attention.packing import sample_by_sample
 from lrsa_lightning.attention.rule import gather_tokens, rule_of
@@ -76,14 +77,12 @@ def attend(
     Returns:
         [B, H, Q, D].
     """
-    if torch.is_autocast_enabled(q_BHQD.device.type):
-        dtype = torch.get_autocast_dtype(q_BHQD.device.type)
-        q_BHQD, compact, raw = q_BHQD.to(dtype), [z.to(dtype) for z in compact], [z.to(dtype) for z in raw]
+    q_BHQD, *parts = (in_computed_dtype(z) for z in (q_BHQD, *compact, *raw))
     if q_BHQD.device.type == "npu":  # its attention takes all fills of one chunk at once
         from lrsa_lightning.attention.fill_npu import FusedFills
 
-        return FusedFills.apply(q_BHQD, *compact, *raw, _fills(layout, 1), scale)
-    return _Fills.apply(q_BHQD, *compact, *raw, _fills(layout, chunks_per_fill), scale)
+        return FusedFills.apply(q_BHQD, *parts, _fills(layout, 1), scale)
+    return _Fills.apply(q_BHQD, *parts, _fills(layout, chunks_per_fill), scale)
 
 
 def attend_causal(q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, scale: float | None = None) -> Tensor:

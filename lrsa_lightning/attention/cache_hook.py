@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lrsa_lightning.attention.hybrid import for_kept_layers
+
 _HANDLES: "WeakKeyDictionary[nn.Module, RemovableHandle]" = WeakKeyDictionary()
 
 
@@ -38,6 +40,7 @@ def _prepare_rows(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
         added["kv_cache"] = cache
     if mask is not None and given.get("position_ids") is None and bool((mask[:, 0] == 0).any()):
         added["position_ids"] = _positions(mask, given)
+    added |= for_kept_layers(decoder.config, given)
     return (args, {**kwargs, **added}) if added else None
 
 

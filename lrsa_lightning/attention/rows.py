@@ -5,7 +5,7 @@ nothing looks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,8 @@ def mask_of_known_rows(device: torch.device) -> Tensor:
     return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
 
 
-def _says_rows_are_known(mask: Any) -> bool:
+def says_rows_are_known(mask: Any) -> bool:
+    """Whether it is a `mask_of_known_rows`."""
     return isinstance(mask, Tensor) and mask.ndim == 4 and mask.numel() == 0
 
 
@@ -60,6 +61,7 @@ class RowMask:
         batch: number of rows.
         first, stop: the queries are the tokens first .. stop - 1.
         device: of the tokens.
+        arguments: all that transformers said of the mask.
     """
 
     mask_function: Callable | None = None
@@ -70,6 +72,8 @@ class RowMask:
     first: int = 0
     stop: int = 0
     device: torch.device | None = None
+    arguments: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[str, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def rows(self) -> Rows:
@@ -88,12 +92,16 @@ class RowMask:
             return Rows(is_causal=False)
         return Rows(boundaries_from_starts(begins_BN))
 
+    def made_by(self, implementation: str) -> Tensor | None:
+        """The mask that an implementation of transformers has: what a layer gets that LRSA does not replace."""
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-def find_rows(
-    *_, mask_function: Callable, kv_length: int, batch_size: int, attention_mask: Tensor | None = None,
-    q_length: int | None = None, q_offset: int = 0, cache_position: Tensor | None = None,
-    device: torch.device | None = None, use_vmap: bool = False, **__,
-) -> RowMask:  # fmt: skip
+        if implementation not in self._made:
+            self._made[implementation] = ALL_MASK_ATTENTION_FUNCTIONS[implementation](**self.arguments)
+        return self._made[implementation]
+
+
+def find_rows(**asked: Any) -> RowMask:
     """Mask registration: the rule needs no mask. It only needs to know where the samples of packed rows begin.
 
     transformers finds packed rows by positions that restart. ``mask_function`` says so, as it says everything that
@@ -103,6 +111,14 @@ def find_rows(
     Raises:
         InputError: padding separates tokens of a row.
     """
+    return replace(_row_mask(**asked), arguments=asked)
+
+
+def _row_mask(
+    *, mask_function: Callable, kv_length: int, batch_size: int, attention_mask: Tensor | None = None,
+    q_length: int | None = None, q_offset: int = 0, cache_position: Tensor | None = None,
+    device: torch.device | None = None, use_vmap: bool = False, **_,
+) -> RowMask:  # fmt: skip
     from transformers.masking_utils import causal_mask_function
 
     begins_BN = None if attention_mask is None else _begins_after_padding(attention_mask)
@@ -143,7 +159,7 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
     Raises:
         InputError: the mask is not causal, or positions restart where transformers does not look for packed rows.
     """
-    if _says_rows_are_known(mask):
+    if says_rows_are_known(mask):
         return None
     if mask is not None and not isinstance(mask, RowMask):
         raise InputError(

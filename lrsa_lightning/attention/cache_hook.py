@@ -38,7 +38,12 @@ def _prepare_rows(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
     if isinstance(cache, LagKVCache):
         cache.counts.announce(mask)
         added["kv_cache"] = cache
-    if mask is not None and given.get("position_ids") is None and bool((mask[:, 0] == 0).any()):
+    # A compiler has no values to look at. The positions are right for every row.
+    if (
+        mask is not None
+        and given.get("position_ids") is None
+        and (torch.compiler.is_compiling() or bool((mask[:, 0] == 0).any()))
+    ):
         added["position_ids"] = _positions(mask, given)
     added |= for_kept_layers(decoder.config, given)
     return (args, {**kwargs, **added}) if added else None
@@ -47,4 +52,6 @@ def _prepare_rows(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
 def _positions(mask_BN: Tensor, given: dict) -> Tensor:
     """Each token's position in its row, int64 [B, n]: a row begins where its mask does."""
     tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-    return (mask_BN.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    first_B1 = (mask_BN != 0).int().argmax(dim=1, keepdim=True)
+    columns = torch.arange(mask_BN.shape[1], device=mask_BN.device)
+    return (columns - first_B1).clamp(min=0)[:, -tokens.shape[1] :]

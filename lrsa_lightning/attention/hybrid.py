@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrsa_lightning.attention.layer_call import asked
 from lrsa_lightning.attention.packing import boundaries_from_starts, boundaries_of
-from lrsa_lightning.attention.rows import RowMask, says_rows_are_known
+from lrsa_lightning.attention.rows import RowMask, TracedRows, says_rows_are_known
 from lrsa_lightning.errors import InputError
 
 _FULL = ("full_attention", "attention")
@@ -78,7 +78,7 @@ def attend_as_before(module, query, key, value, attention_mask, scaling: float |
         name, function = "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"]
     else:
         name, function = "eager", eager_function(module)
-    if isinstance(attention_mask, RowMask):
+    if isinstance(attention_mask, RowMask | TracedRows):
         attention_mask = attention_mask.made_by(name)
     return function(module, query, key, value, attention_mask, scaling=scaling, **arguments)
 

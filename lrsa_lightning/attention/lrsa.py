@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrsa_lightning.attention import compiled
 from lrsa_lightning.attention.architecture import check_architecture, length_dependent_rope
 from lrsa_lightning.attention.base import AttentionMode, text_decoder
 from lrsa_lightning.attention.cache_hook import hand_cache_on
@@ -192,6 +193,9 @@ class LRSA(AttentionMode):
         if layer_idx in kept_layers:
             return attend_as_before(module, query, key, value, attention_mask, scaling, **arguments)
         check_layer_call(module, key.shape[2] if kv_cache is None else kv_cache.get_seq_length(layer_idx), **arguments)
+        if torch.compiler.is_compiling() and kv_cache is None and num_queries == key.shape[2]:
+            states = [in_computed_dtype(z) for z in (query, key, value)]
+            return compiled.attend(self, module, states, attention_mask, scaling, cu_seqlens, arguments)
         if cu_seqlens is None:
             positions, use_cache = arguments.get("position_ids"), arguments.get("use_cache")
             cu_seqlens = boundaries_found(attention_mask, module, positions, use_cache, num_queries)

@@ -56,7 +56,7 @@ def test_defaults_are_the_papers_run(train_file, tokenizer_dir):
     assert (trainer.max_steps, trainer.precision) == (4000, "bf16-master")
     assert model.attention.init_args.lag_size == 1024
     assert model.attention.init_args.retention_ratio == 0.5
-    assert model.name_or_path == "Qwen/Qwen2.5-1.5B"
+    assert model.starting_model.name_or_path == "Qwen/Qwen2.5-1.5B"
 
 
 def test_fit_writes_the_run_directory(arguments):

@@ -108,16 +108,17 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a script, with errors of one line. Options may have the types of `ranges`.
+    """argparse's parser for a command, with errors of one line. Options may have the types of `ranges`.
 
-    The description is the script's docstring, shown as it is.
+    The description is shown as it is.
     """
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, prog: str | None = None):
         super().__init__(
+            prog=prog,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a script may pass on options that it does not know
+            allow_abbrev=False,  # a command may pass on options that it does not know
         )
 
     def add_argument(self, *names, **keys) -> argparse.Action:

@@ -209,9 +209,9 @@ def test_options(arguments, capsys, wrong, said):
 
 @cases(
     [
-        (["test"], "subcommand: invalid choice: 'test' (choose from 'fit', 'validate')"),
-        (["fitt"], "invalid choice: 'fitt'"),
-        ([], "{fit,validate,plan,generate,chat}", "--help`"),
+        (["test"], "test is no subcommand: give one of fit, validate, "),
+        (["fitt"], "fitt is no subcommand: did you mean fit?"),
+        (["--config", "x.yaml", "fit"], "--config is no subcommand"),
         (["fit", "--model.lr"], "model.lr: expected one argument"),
         (["fit", "more"], "unrecognized arguments: more"),
     ]

@@ -11,8 +11,10 @@ import yaml
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.ruler.records import read_records
+from lrsa_lightning.version import __version__
 from tests.conftest import QUIET, longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, losses, metrics
 
@@ -197,13 +199,14 @@ def test_an_existing_run_is_refused(arguments, capsys):
     assert "runs/x holds a run already" in error_of(capsys, arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
 def test_lrsa_alone_imports_neither_lightning_nor_torch(arguments):
     code = f"import sys; sys.argv[1:] = {arguments}; from lrsa_lightning.cli import main\n"
     code += "try: main()\nfinally: print({'torch', 'lightning'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == (0 if arguments else 2)
-    assert "{fit,validate,plan,generate,chat}" in done.stdout + done.stderr
+    said = [f"lrsa-lightning {__version__}"] if arguments == ["--version"] else [f"\n  {name} " for name in COMMANDS]
+    assert not [words for words in said if words not in done.stdout + done.stderr]
     assert done.stdout.endswith("set()\n")
 
 

@@ -35,6 +35,7 @@ TIERS = (
     {"sweep"},
     {"commands", "finished_run", "command_line", "config_files", "input_boundary"},
     {"cli"},
+    {"__main__"},
     {"scripts"},
 )
 HEIGHT = {unit: height for height, units in enumerate(TIERS) for unit in units}

@@ -1,9 +1,41 @@
-"""The subcommands of `lrsa`; each module imports what its subcommand needs."""
+"""The subcommands of `lrsa`, for help, dispatch and completion. A module imports what its subcommand needs."""
 
-SUBCOMMANDS = {
-    "fit": "train a model, or resume a run: lrsa fit --config configs/demo.yaml",
-    "validate": "measure a checkpoint: lrsa validate --config runs/NAME/config.yaml --ckpt_path last",
-    "plan": "predict memory and time of a run: lrsa plan --config configs/experiment/paper_32k.yaml --device h100",
-    "generate": 'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt',
-    "chat": "answer questions one after the other, on one cache: lrsa chat runs/NAME --document book.txt",
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        description: one line, for the help of `lrsa`.
+        function: the function that runs it, as `module:name` below this package. It takes the arguments after the name.
+    """
+
+    description: str
+    function: str
+
+    def load(self) -> Callable[[list[str]], None]:
+        """The function. Imports its module."""
+        return resolve_name(f"{__name__}.{self.function}")
+
+
+COMMANDS = {
+    "fit": Command("train a model, or resume a run: lrsa fit --config configs/demo.yaml", "training:fit"),
+    "validate": Command(
+        "measure a checkpoint: lrsa validate --config runs/NAME/config.yaml --ckpt_path last", "training:validate"
+    ),
+    "plan": Command(
+        "predict memory and time of a run: lrsa plan --config configs/experiment/paper_32k.yaml --device h100",
+        "plan:run",
+    ),
+    "export": Command("make a Hugging Face folder of a run: lrsa export runs/NAME --output exported", "export:run"),
+    "generate": Command(
+        'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt', "generate:run"
+    ),
+    "chat": Command(
+        "answer questions one after the other, on one cache: lrsa chat runs/NAME --document book.txt", "chat:run"
+    ),
 }

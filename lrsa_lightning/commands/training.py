@@ -21,7 +21,6 @@ from lrsa_lightning.callbacks import (
 )
 from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
-from lrsa_lightning.commands import SUBCOMMANDS
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -100,7 +99,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in SUBCOMMANDS if name in commands}
+        return {name: commands[name] for name in ("fit", "validate")}
 
     def parse_arguments(self, parser, args) -> None:
         """Raises an InputError if random, NumPy and torch do not all accept the seed."""
@@ -210,6 +209,12 @@ class LRSACLI(LightningCLI):
 
 
 @report_input_errors
-def run(args: list[str] | None = None) -> None:
-    """Runs a subcommand; by default the one on the command line of the process."""
-    LRSACLI(args)
+def fit(args: list[str]) -> None:
+    """Runs `lrsa fit` with the arguments after its name."""
+    LRSACLI(["fit", *args])
+
+
+@report_input_errors
+def validate(args: list[str]) -> None:
+    """Runs `lrsa validate` with the arguments after its name."""
+    LRSACLI(["validate", *args])

@@ -128,7 +128,32 @@ class AdapterFolder:
         return peft_model
 
 
-def write_changes(folder: Path, changes: dict[str, Any]) -> None:
-    """Writes what training changed in the base's configuration, if it did, beside an adapter."""
-    if changes := {key: value for key, value in changes.items() if value}:
-        (folder / CHANGES).write_text(json.dumps(changes, indent=2) + "\n", encoding="utf-8")
+def home_of_tokenizer(name_or_path: str) -> str:
+    """The folder or hub id with a model's tokenizer: the base where an adapter brings none."""
+    folder = Path(name_or_path)
+    if not (folder / CONFIG).is_file() or any(folder.glob("tokenizer*")):
+        return name_or_path
+    return AdapterFolder(name_or_path, folder / CONFIG).base
+
+
+class AdapterOnly:
+    """A model of which only the adapter is saved, in the form of a transformers model."""
+
+    def __init__(self, peft_model: "PeftModel", rope_parameters: dict[str, Any] | None):
+        """
+        Args:
+            peft_model: the adapters in their base, which may be on the meta device.
+            rope_parameters: those that the run gave to the base.
+        """
+        self._peft_model, self._rope_parameters = peft_model, rope_parameters
+        self.config = peft_model.get_base_model().config
+        self.generation_config = peft_model.get_base_model().generation_config
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the adapter as peft does, what training changed in the configuration, and how answers end."""
+        # Without embeddings: peft would look for a base on the hub. A trained embedding is in the adapter.
+        self._peft_model.save_pretrained(folder, save_embedding_layers=False)
+        self.generation_config.save_pretrained(folder)
+        changes = dict(zip(_KEYS, (getattr(self.config, "lrsa", None), self._rope_parameters), strict=True))
+        if changes := {key: value for key, value in changes.items() if value}:
+            (folder / CHANGES).write_text(json.dumps(changes, indent=2) + "\n", encoding="utf-8")

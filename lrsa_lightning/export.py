@@ -19,7 +19,7 @@ from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_ge
 log = logging.getLogger(__name__)
 
 
-def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path:
+def export(source: Path, output: Path, dtype: torch.dtype | None = None, adapter: bool = False) -> Path:
     """Writes safetensors, config.json, tokenizer and generation configuration, atomically.
 
     config.json names the run's rule (`save_mode`). Generation ends where an answer of the training data ends, too.
@@ -28,6 +28,7 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
         source: a run directory, for its last checkpoint, or a checkpoint: a file, or a folder of ZeRO's ranks.
         output: a folder that does not exist, or is empty.
         dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO and mixed precision.
+        adapter: write the run's LoRA adapter as peft does, instead of a complete model with the adapter merged into it.
 
     Returns:
         The exported checkpoint.
@@ -42,7 +43,7 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
     checkpoint = find_checkpoint(source)
     trained = RunCheckpoint(checkpoint)
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
-    model = trained.load(dtype)
+    model = trained.load_adapter(dtype) if adapter else trained.load(dtype)
     take_generation_config(model, trained.run["model"]["name_or_path"])
     save_mode(model.config, _mode_of(trained))
     try:
@@ -76,7 +77,7 @@ def _write(output: Path, model, tokenizer, template: TemplateName) -> None:
         tokenizer.save_pretrained(partial)
         _add_ends(model, answer_ends(template, tokenizer))
         model.save_pretrained(partial)
-        usual = (partial / "config.json").stat().st_mode
+        usual = (partial / "tokenizer_config.json").stat().st_mode
         for file in partial.iterdir():
             file.chmod(usual)  # safetensors writes files that their owner alone may read
             sync(file)

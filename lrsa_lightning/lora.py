@@ -115,9 +115,9 @@ def merged(peft_model: "PeftModel") -> "PreTrainedModel":
         return peft_model.merge_and_unload()
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether a model has LoRA layers."""
-    return any(".lora_" in name for name, _ in model.named_parameters())
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: each for name, each in module.named_parameters(remove_duplicate=False) if each.requires_grad}
 
 
 def keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:

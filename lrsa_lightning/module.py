@@ -4,6 +4,7 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, Literal, TypeVar
 
 import lightning
@@ -17,7 +18,7 @@ from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers
-from lrsa_lightning.lora import LoraSettings, keep_trained
+from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
 from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
@@ -159,6 +160,12 @@ class LongContextModule(lightning.LightningModule):
         """Calls a function that runs parts of the model: strategies that shard weights gather them for it."""
         return function()
 
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Draws of dropout depend on their place in the run alone: a resumed run repeats them."""
+        if self.starting_model.dropout:
+            place = self.trainer.global_step, batch_idx % self.trainer.accumulate_grad_batches, self.global_rank
+            torch.manual_seed(Random(f"{self.trainer.datamodule.seed} {place}").getrandbits(63))
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """
         Raises:
@@ -231,6 +238,8 @@ class LongContextModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Lightning calls it before it takes its progress from the checkpoint."""
+        if not self.strict_loading and "state_dict" in checkpoint:  # FSDP2 and ZeRO have loaded it
+            check_keys(checkpoint["state_dict"], trained_parameters(self), "the checkpoint")
         self._loaded_steps = checkpoint["global_step"]
         self.meter.load(checkpoint.get("seen_tokens", (0, 0)))
         if (samples_at_a_time := getattr(self.trainer.datamodule, "samples_at_a_time", None)) is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,14 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
 
 
 def _read(config, name_or_path: str, dtype: torch.dtype):
+    from transformers import GenerationConfig
+
     if (adapter := AdapterFolder.of(name_or_path)) is None:
         return read_pretrained(config, name_or_path, dtype)
-    return merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)))
+    model = merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)))
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    return model
 
 
 class _Float32Buffers:

@@ -61,6 +61,18 @@ class StartingModel:
         """Whether adapters are trained, and the other weights are not."""
         return self.lora is not None or self.folder is not None
 
+    @property
+    def dropout(self) -> float:
+        """Of the adapters' inputs in training."""
+        if self.folder is not None:
+            return self.folder.config.lora_dropout
+        return 0.0 if self.lora is None else self.lora.dropout
+
+    @property
+    def given_rope(self) -> dict[str, Any] | None:
+        """What overrides the RoPE of the pretrained model: rope_parameters, or what an adapter folder says."""
+        return self.rope_parameters or (self.folder and self.folder.changes.get("rope_parameters"))
+
     def load_config(self):
         """The model's transformers configuration; loads no weights.
 
@@ -78,14 +90,18 @@ class StartingModel:
         Raises:
             InputError: weights are missing, corrupt or quantised, or adapters cannot be put into this model.
         """
-        if self.name_or_path is not None:
-            check_folder(self._base)
+        self.check_files()
         check_quantisation(config, self._base)
-        if self.folder is not None:
-            self.folder.check()
         if self.has_adapters:
             with torch.device("meta"):
                 self._adapted(load_model(copy.deepcopy(config), None))
+
+    def check_files(self) -> None:
+        """Raises InputError if a local folder lacks weights, or if they are corrupt or quantised."""
+        if self.folder is not None:
+            self.folder.check()
+        if self.name_or_path is not None:
+            check_folder(self._base)
 
     def load(self, config, frozen_dtype: torch.dtype | None = None) -> "PreTrainedModel":
         """The model on the current default device, for training; adapters are drawn, or read, on the CPU.

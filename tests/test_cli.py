@@ -16,6 +16,7 @@ from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.version import __version__
 from tests.conftest import QUIET, longalign_row, write_jsonl
+from tests.lora_runs import lora_run, save_base
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -34,13 +35,15 @@ FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if "sweeps" not in file.
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_yaml_parses_and_instantiates(file, arguments):
+def test_every_yaml_parses_and_instantiates(file, arguments, tokenizer, tmp_path):
     for key in [key for key in arguments if key.startswith(("trainer.", "model.attention"))]:
         del arguments[key]
     arguments |= {"trainer.accelerator": "cpu", "model.name_or_path": "null", "data.source": "longalign"}
     if file.parent.name == "attention":
         arguments["model.attention"] = str(file)
-    config = [] if file.parent.name == "attention" else [f"--config={file}"]
+    if file.parent.name == "lora":
+        arguments = lora_run(arguments, save_base(tmp_path / "base", tokenizer)) | {"model.lora": str(file)}
+    config = [] if file.parent.name in ("attention", "lora") else [f"--config={file}"]
     cli = LRSACLI([*config, *command(arguments)[1:]], run=False)
     cli.model.configure_model()
     assert cli.model.model.config.num_hidden_layers == 2
@@ -58,7 +61,7 @@ def test_defaults_are_the_papers_run(train_file, tokenizer_dir):
     assert (trainer.max_steps, trainer.precision) == (4000, "bf16-master")
     assert model.attention.init_args.lag_size == 1024
     assert model.attention.init_args.retention_ratio == 0.5
-    assert model.starting_model.name_or_path == "Qwen/Qwen2.5-1.5B"
+    assert model.name_or_path == "Qwen/Qwen2.5-1.5B"
 
 
 def test_fit_writes_the_run_directory(arguments):

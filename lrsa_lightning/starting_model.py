@@ -79,7 +79,7 @@ class StartingModel:
         Raises:
             InputError: the model cannot be found, or a key is wrong.
         """
-        return load_config(self.name_or_path, copy.deepcopy(self.from_config), self.rope_parameters)
+        return load_config(self.name_or_path, self.from_config, self.rope_parameters)
 
     def check(self, config) -> None:
         """Checks the files of weights, and whether the adapters fit the model, without reading a weight.

@@ -140,3 +140,25 @@ def test_settings_come_from_a_file(adapters, name):
     given = yaml.safe_load(file.read_text())
     saved = yaml.safe_load(Path("runs/x/config.yaml").read_text())["model"]["lora"]
     assert saved.items() >= {**given, "dropout": 0.25}.items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.lora.target_modules": "[q_porj]"}, "model.lora.target_modules names q_porj"),
+        ({"model.lora.target_modules": "[q_porj]"}, "did you mean q_proj?"),
+        ({"model.lora.target_modules": "[q_proj, x]"}, "it has act_fn, down_proj, "),
+        ({"model.lora.target_modules": ".*nothing"}, "model.lora: Target modules .*nothing not found"),
+        ({"model.lora.target_modules": "[norm]"}, "model.lora: Target module Qwen2RMSNorm((32,), eps=1e-06) is not"),
+        ({"model.lora.modules_to_save": "[lm_haed]"}, "model.lora.modules_to_save names lm_haed"),
+        ({"model.lora.layers_to_transform": "[0]"}, "model.lora: `layers_to_transform` cannot be used when"),
+        ({"model.lora.r": "0"}, "r is 0, but must be a whole number of at least 1"),
+        ({"model.lora.dropout": "1"}, "dropout is 1, but must be a number of at least 0 and below 1"),
+        ({"model.lora": "none.yaml"}, "none.yaml (--model.lora) does not exist: expected settings of LoRA, as configs"),
+        ({"model.name_or_path": "null", "model.from_config": "{}"}, "give model.name_or_path, or leave model.lora out"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(adapters, capsys, settings, said):
+    """Before any weight or data is read."""
+    assert said in refusal(capsys, command({**adapters, **settings}))
+    assert not Path("runs/x/checkpoints").exists()

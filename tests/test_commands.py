@@ -25,6 +25,15 @@ def test_each_command_shows_its_help(name, capsys):
     assert f"usage: lrsa {name}" in re.sub(r"\s+", " ", capsys.readouterr().out).replace(" [options] ", " ", 1)
 
 
+def test_fit_shows_model_and_data_before_the_trainer(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage == "usage: lrsa fit [--config FILE ...] [--KEY VALUE ...]"
+    places = [next(n for n, line in enumerate(lines) if f"--{key}" in line) for key in ("model", "data", "trainer")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_script_is_a_command_or_shows_its_help(script):
     if (found := re.match(r'"""`lrsa (\w+)` as a script."""', script.read_text())) is not None:

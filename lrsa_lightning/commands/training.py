@@ -220,6 +220,26 @@ class LRSACLI(LightningCLI):
             finished.complete(model, **kwargs)
 
 
+class OptionsCLI(LRSACLI):
+    """Takes the command line of `lrsa fit` as it is, but makes nothing: there is no run."""
+
+    def add_arguments_to_parser(self, parser) -> None:
+        super().add_arguments_to_parser(parser)
+        for name in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{name}", default=None, help="Ignored.")
+
+    def before_instantiate_classes(self) -> None:
+        """Skips the run directory."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+
+def make_parser() -> Parser:
+    """The parser of the options of `lrsa fit`."""
+    return OptionsCLI([], run=False).parser
+
+
 def _about(prog: str) -> dict[str, str]:
     """Usage and description of a command, for its help."""
     name = prog.rpartition(" ")[2]

@@ -140,6 +140,6 @@ class StartingModel:
         if self.lora is not None:
             raise InputError(
                 f"model.name_or_path {self.name_or_path} is an adapter and brings its own settings: leave model.lora "
-                "out, or export the adapter merged (scripts/export_hf.py) and give that folder"
+                "out, or export the adapter merged (lrsa export) and give that folder"
             )
         return self.folder.put_into(model)

@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,11 +21,14 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
 ]
-TINY_RULER = "--tasks niah_single_1 --lengths 512 --num_samples 1 --budgets 1.0 0.5 --precision float32"
+SMALL = {
+    "eval": "--tasks niah_single_1 --lengths 512 --num_samples 1 --budgets 1.0 0.5 --precision float32",
+    "generate": "--max_new_tokens 2",
+}
 
 
 @pytest.fixture
-def configs(arguments, tokenizer, tmp_path, monkeypatch) -> None:
+def configs(arguments, tokenizer, tmp_path) -> None:
     """The files that the page names, for a tiny model."""
     given = lora_run(arguments, save_base(tmp_path / "base", tokenizer)) | {"trainer.callbacks": EACH_STEP}
     tiny = {key: value for key, value in given.items() if not key.startswith(("model.lora", "run_name"))}
@@ -46,15 +47,11 @@ def configs(arguments, tokenizer, tmp_path, monkeypatch) -> None:
     Path("configs/lora").symlink_to(ROOT / "configs" / "lora")
 
 
-def test_the_commands_run(configs, monkeypatch, capsys):
+def test_the_commands_run(configs):
     for command in COMMANDS:
-        words = shlex.split(command, comments=True)
-        if words[0] == "lrsa":
-            main(words[1:] + (["--max_new_tokens", "2"] if words[1] == "generate" else []))
-        else:
-            monkeypatch.setattr(sys, "argv", [*words[1:], *TINY_RULER.split()])
-            runpy.run_path(str(ROOT / words[1]), run_name="__main__")
-            monkeypatch.setattr(sys, "argv", ["lrsa"])
+        lrsa, subcommand, *options = shlex.split(command, comments=True)
+        assert lrsa == "lrsa"
+        main([subcommand, *options, *SMALL.get(subcommand, "").split()])
     assert sum(word == "fit" for command in COMMANDS for word in command.split()) == 3
     assert losses("on")[0] < losses("adapters")[0]
     for folder in ("eval", "eval-adapter"):

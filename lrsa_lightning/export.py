@@ -14,6 +14,7 @@ from lrsa_lightning.data.template import TemplateName, answer_ends
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.disk import sync
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.model_folder.code import write_custom_generate
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,10 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
     model = trained.load(dtype)
     take_generation_config(model, trained.run["model"]["name_or_path"])
-    save_mode(model.config, _mode_of(trained))
+    mode = _mode_of(trained)
+    save_mode(model.config, mode)
     try:
-        _write(output, model, tokenizer, trained.run["data"].get("template", "base"))
+        _write(output, model, tokenizer, mode, trained.run["data"].get("template", "base"))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{output} cannot be written: {error}") from error
     return checkpoint
@@ -68,7 +70,7 @@ def _add_ends(model, ends: list[int]) -> None:
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def _write(output: Path, model, tokenizer, template: TemplateName) -> None:
+def _write(output: Path, model, tokenizer, mode: AttentionMode | None, template: TemplateName) -> None:
     """Writes the folder beside its place, and moves it there once all of it is on the disk."""
     partial = partial_of(output)
     make_empty(partial)
@@ -76,10 +78,12 @@ def _write(output: Path, model, tokenizer, template: TemplateName) -> None:
         tokenizer.save_pretrained(partial)
         _add_ends(model, answer_ends(template, tokenizer))
         model.save_pretrained(partial)
+        write_custom_generate(partial, mode)
         usual = (partial / "config.json").stat().st_mode
-        for file in partial.iterdir():
-            file.chmod(usual)  # safetensors writes files that their owner alone may read
-            sync(file)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(usual)  # safetensors writes files that their owner alone may read
+            sync(path)
         sync(partial)
         os.replace(partial, output)
         sync(output.parent)

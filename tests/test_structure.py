@@ -24,7 +24,7 @@ TIERS = (
     {"data"},
     {"distributed"},
     {"npu"},
-    {"meter", "model_check", "trained_model", "export"},
+    {"meter", "model_check", "trained_model", "model_folder", "export"},
     {"ruler", "plan"},
     {"conversation"},
     {"recompute_choice"},

@@ -32,6 +32,7 @@ TIERS = (
     {"callbacks"},
     {"report"},
     {"sweep"},
+    {"serving"},
     {"commands", "finished_run", "command_line", "config_files", "input_boundary"},
     {"cli"},
     {"__main__"},

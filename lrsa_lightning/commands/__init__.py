@@ -32,6 +32,10 @@ COMMANDS = {
         "plan:run",
     ),
     "export": Command("make a Hugging Face folder of a run: lrsa export runs/NAME --output exported", "export:run"),
+    "lm_eval": Command(
+        "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",
+        "lm_eval:run",
+    ),
     "generate": Command(
         'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt', "generate:run"
     ),

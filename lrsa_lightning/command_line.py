@@ -1,6 +1,5 @@
-"""The parsers of our commands. Their errors are one line: the key, where it was given and what was expected."""
+"""The parser of YAML files and options. An error is one line: the key, where it was given and what was expected."""
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import refuse
 from lrsa_lightning.library_errors import input_error, reading
 from lrsa_lightning.parser_errors import Complaint, read_error
-from lrsa_lightning.ranges import is_range, option, range_of
 from lrsa_lightning.yaml_text import check_yaml
 
 PARSER_MODE = "omegaconf+"
@@ -105,29 +103,3 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
         error = error.__cause__ or error.__context__
     reason = getattr(error, "__context__", None)
     return f"{message.partition(':')[0]}:\n{reason}" if isinstance(reason, ValueError) else message
-
-
-class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a command, with errors of one line. Options may have the types of `ranges`.
-
-    The description is shown as it is.
-    """
-
-    def __init__(self, description: str, prog: str | None = None):
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a command may pass on options that it does not know
-        )
-
-    def add_argument(self, *names, **keys) -> argparse.Action:
-        """Adds an option. Its help and its error state the range of a type of `ranges`."""
-        kind = keys.get("type")
-        if is_range(kind):
-            words = f"{kind.__name__}: {range_of(kind.__name__)}"
-            keys |= {"type": option(kind), "help": f"{keys['help']} ({words})" if "help" in keys else words}
-        return super().add_argument(*names, **keys)
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message.removeprefix("argument ").replace(": is ", " is ", 1))

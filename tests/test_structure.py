@@ -33,7 +33,7 @@ TIERS = (
     {"report"},
     {"sweep"},
     {"serving"},
-    {"commands", "finished_run", "command_line", "config_files", "input_boundary"},
+    {"commands", "finished_run", "command_line", "config_files", "script_parser", "input_boundary"},
     {"cli"},
     {"__main__"},
     {"scripts"},

@@ -31,6 +31,12 @@ COMMANDS = {
         "predict memory and time of a run: lrsa plan --config configs/experiment/paper_32k.yaml --device h100",
         "plan:run",
     ),
+    "prepare": Command("prepare the data of runs ahead of them: lrsa prepare --config FILE", "prepare:run"),
+    "inspect": Command("show what a configuration makes of its data: lrsa inspect --config FILE", "inspect:run"),
+    "sweep": Command("run the cells of a sweep file here: lrsa sweep configs/sweeps/demo.yaml", "sweep:run"),
+    "eval": Command("score a model on RULER: lrsa eval --checkpoint runs/NAME/checkpoints/last.ckpt", "eval:run"),
+    "ruler": Command("write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler", "ruler:run"),
+    "report": Command("compare runs in tables, figures and a page: lrsa report runs/A runs/B", "report:run"),
     "export": Command("make a Hugging Face folder of a run: lrsa export runs/NAME --output exported", "export:run"),
     "lm_eval": Command(
         "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",

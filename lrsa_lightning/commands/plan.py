@@ -28,7 +28,6 @@ class PlanCLI(LRSACLI):
 
     def add_arguments_to_parser(self, parser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.prog = "lrsa plan"
         for name in ("ckpt_path", "weights_only"):  # of `lrsa fit`, whose command line may be given as it is
             parser.add_argument(f"--{name}", default=None, help="Ignored.")
         parser.add_argument(
@@ -56,8 +55,9 @@ class PlanCLI(LRSACLI):
 
 
 @report_input_errors
-def run(args: list[str]) -> None:
-    """Prints the plan for the options of a command line."""
+def run(args: list[str] | None = None) -> None:
+    """Prints the plan for the options of a command line; by default that of the process."""
+    args = sys.argv[1:] if args is None else args
     is_json = "--json" in args
     with redirect_stdout(sys.stderr) if is_json else nullcontext():  # DeepSpeed's log would get into the JSON
         parts = _plan(args)
@@ -69,7 +69,7 @@ def run(args: list[str]) -> None:
 
 def _plan(args: list[str]) -> tuple:
     """The arguments of `print_report`."""
-    cli = PlanCLI(args, run=False)
+    cli = PlanCLI(args, run=False, prog="lrsa plan")
     given, device = cli.config, _device(cli.config.device)
     planned = Run.of(given, cli.model, given.devices or _num_devices(given.trainer))
     check_length(planned.config, planned.seq_len)

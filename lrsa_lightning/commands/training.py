@@ -50,11 +50,12 @@ class LRSACLI(LightningCLI):
     _start: RunStart | None = None  # in the process that writes the run's files
     _allows_mismatch = False
 
-    def __init__(self, args: list[str] | None = None, run: bool = True):
+    def __init__(self, args: list[str] | None = None, run: bool = True, prog: str = "lrsa"):
         """
         Args:
             args: command line; that of the process when None.
             run: False only builds module, datamodule and trainer.
+            prog: the command in usage and errors.
         """
         defaults = {"default_config_files": [str(CONFIG_DIR / "base.yaml")]}
         parser_kwargs = dict.fromkeys(self.subcommands(), defaults) if run else defaults
@@ -66,7 +67,7 @@ class LRSACLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_class=RangedTrainer,
                 seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-                parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
+                parser_kwargs={"prog": prog, "parser_mode": PARSER_MODE, **parser_kwargs},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,

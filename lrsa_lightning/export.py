@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from lrsa_lightning.adapter_folder import AdapterOnly
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.saved_mode import save_mode
 from lrsa_lightning.checkpoint_files import make_empty, partial_of, remove
@@ -20,7 +21,7 @@ from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_ge
 log = logging.getLogger(__name__)
 
 
-def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path:
+def export(source: Path, output: Path, dtype: torch.dtype | None = None, adapter: bool = False) -> Path:
     """Writes safetensors, config.json, tokenizer and generation configuration, atomically.
 
     config.json names the run's rule (`save_mode`). Generation ends where an answer of the training data ends, too.
@@ -29,6 +30,7 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
         source: a run directory, for its last checkpoint, or a checkpoint: a file, or a folder of ZeRO's ranks.
         output: a folder that does not exist, or is empty.
         dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO and mixed precision.
+        adapter: write the run's LoRA adapter as peft does, instead of a complete model with the adapter merged into it.
 
     Returns:
         The exported checkpoint.
@@ -43,7 +45,7 @@ def export(source: Path, output: Path, dtype: torch.dtype | None = None) -> Path
     checkpoint = find_checkpoint(source)
     trained = RunCheckpoint(checkpoint)
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
-    model = trained.load(dtype)
+    model = trained.load_adapter(dtype) if adapter else trained.load(dtype)
     take_generation_config(model, trained.run["model"]["name_or_path"])
     mode = _mode_of(trained)
     save_mode(model.config, mode)
@@ -78,8 +80,9 @@ def _write(output: Path, model, tokenizer, mode: AttentionMode | None, template:
         tokenizer.save_pretrained(partial)
         _add_ends(model, answer_ends(template, tokenizer))
         model.save_pretrained(partial)
-        write_custom_generate(partial, mode)
-        usual = (partial / "config.json").stat().st_mode
+        if not isinstance(model, AdapterOnly):
+            write_custom_generate(partial, mode)
+        usual = (partial / "tokenizer_config.json").stat().st_mode
         for path in partial.rglob("*"):
             if path.is_file():
                 path.chmod(usual)  # safetensors writes files that their owner alone may read

@@ -22,6 +22,9 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the checkpoint's own"
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="of a run with model.lora: the adapter alone, as a folder for peft"
+    )
     return parser
 
 
@@ -34,5 +37,5 @@ def run(args: list[str] | None = None) -> None:
     from lrsa_lightning.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    checkpoint = export(options.source, options.output, dtype)
+    checkpoint = export(options.source, options.output, dtype, options.adapter)
     print(f"{checkpoint} -> {options.output}")

@@ -146,8 +146,8 @@ def test_the_folder_appears_when_all_of_it_is_on_the_disk(run, monkeypatch):
         replace(source, target)
 
     names: list[str] = []
-    monkeypatch.setattr("lrsa_lightning.export.sync", synced.append)
-    monkeypatch.setattr("lrsa_lightning.export.os.replace", watched)
+    monkeypatch.setattr("lrsa_lightning.model_folder.place.sync", synced.append)
+    monkeypatch.setattr("lrsa_lightning.model_folder.place.os.replace", watched)
     export(run, Path("exported"))
     assert {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "generate.py"} <= {*names}
     assert synced[-1] == Path("exported").absolute().parent

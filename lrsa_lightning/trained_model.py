@@ -106,7 +106,7 @@ class RunCheckpoint:
         config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
         if self.starting_model.has_adapters:
-            model = merged(self._with_adapters(state, dtype))
+            model = merged(self._with_adapters(state, dtype), dtype)
         else:
             model = _with_weights(config, state, dtype, self.path)
         check_finite(model, str(self.path), "take another checkpoint or --dtype")

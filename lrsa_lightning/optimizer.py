@@ -22,6 +22,7 @@ def adamw(
     matrices = [p for p, ndim in zip(trained, ndims, strict=True) if ndim >= 2]
     vectors = [p for p, ndim in zip(trained, ndims, strict=True) if ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]  # DeepSpeed takes no empty one, and LoRA has no vectors
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 

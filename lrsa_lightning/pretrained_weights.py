@@ -18,17 +18,11 @@ def check_folder(name_or_path: str) -> None:
     """Checks the files of a folder without loading the weights; does nothing for a hub id.
 
     Raises:
-        InputError: weights are missing, truncated or not floating-point numbers of at least 16 bits, or the folder
-            holds an adapter.
+        InputError: weights are missing, truncated or not floating-point numbers of at least 16 bits.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
         return
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"model.name_or_path {name_or_path} is a PEFT adapter: merge it into its model (merge_and_unload, "
-            "save_pretrained) and give that folder"
-        )
     if (folder / "config.json").exists():  # without it, load_config gives the better error
         for file in _weight_files(folder):
             _check_file(file)

@@ -1,8 +1,10 @@
 """The parser of the commands without YAML files. It needs neither Lightning nor torch, so help is there at once."""
 
 import argparse
+import re
 from typing import NoReturn
 
+from lrsa_lightning.errors import suggestion
 from lrsa_lightning.input_boundary import refuse
 from lrsa_lightning.ranges import is_range, option, range_of
 
@@ -12,6 +14,8 @@ class ScriptParser(argparse.ArgumentParser):
 
     The description is shown as it is.
     """
+
+    _names: tuple[str, ...] = ()
 
     def __init__(self, description: str, prog: str | None = None):
         super().__init__(
@@ -27,7 +31,10 @@ class ScriptParser(argparse.ArgumentParser):
         if is_range(kind):
             words = f"{kind.__name__}: {range_of(kind.__name__)}"
             keys |= {"type": option(kind), "help": f"{keys['help']} ({words})" if "help" in keys else words}
+        self._names = (*self._names, *names)
         return super().add_argument(*names, **keys)
 
     def error(self, message: str) -> NoReturn:
+        if (unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
+            message += suggestion(unknown[1], self._names) or f": see `{self.prog} --help`"
         refuse(message.removeprefix("argument ").replace(": is ", " is ", 1))

@@ -3,10 +3,12 @@
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -23,6 +25,46 @@ def test_each_command_shows_its_help(name, capsys):
     with suppress(SystemExit):
         main([name, "--help"])
     assert f"usage: lrsa {name}" in re.sub(r"\s+", " ", capsys.readouterr().out).replace(" [options] ", " ", 1)
+
+
+def test_fit_shows_model_and_data_before_the_trainer(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage == "usage: lrsa fit [--config FILE ...] [--KEY VALUE ...]"
+    places = [next(n for n, line in enumerate(lines) if f"--{key}" in line) for key in ("model", "data", "trainer")]
+    assert places == sorted(places)
+
+
+@pytest.mark.skipif(which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_files(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    script = tmp_path / "lrsa"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "job.yaml").touch()
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(["lrsa", *map(shlex.quote, words)])
+        code = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_lrsa; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path).stdout.split()
+
+    assert complete("") == list(COMMANDS)
+    assert complete("swe") == ["sweep"]
+    assert complete("fit", "--model.atten") == ["--model.attention.help", "--model.attention"]
+    assert "--data.seq_len" in complete("plan", "--data.s")
+    assert {"--device", "--devices"} == {*complete("plan", "--dev")}
+    assert complete("fit", "--ckpt") == ["--ckpt_path"]
+    assert complete("fit", "--config", "jo") == ["job.yaml"]
+    assert complete("export", "x", "--dtype", "") == ["float32", "bfloat16", "float16"]
+    assert complete("eval", "--check") == ["--checkpoint"]
+
+
+def test_completion_without_shtab_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit):
+        main(["completion", "bash"])
+    assert capsys.readouterr().err == "lrsa: error: the package shtab makes the script: pip install shtab\n"
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)

@@ -35,7 +35,7 @@ TIERS = (
     {"report"},
     {"sweep"},
     {"serving"},
-    {"commands", "finished_run", "command_line", "config_files", "script_parser", "input_boundary"},
+    {"commands", "finished_run", "command_line", "config_files", "near_keys", "script_parser", "input_boundary"},
     {"cli"},
     {"__main__"},
     {"scripts"},

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.command_line import Parser
+from lrsa_lightning.commands.training import OptionsCLI
 from lrsa_lightning.devices import DEVICES, Device
 from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
@@ -23,13 +24,11 @@ from lrsa_lightning.ranges import PositiveInt
 _DEGREES = 16
 
 
-class PlanCLI(LRSACLI):
-    """Parses the options of `lrsa fit`, and makes only the module, which loads no weights."""
+class _DeviceCLI(OptionsCLI):
+    """Adds the options of `lrsa plan`."""
 
     def add_arguments_to_parser(self, parser) -> None:
         super().add_arguments_to_parser(parser)
-        for name in ("ckpt_path", "weights_only"):  # of `lrsa fit`, whose command line may be given as it is
-            parser.add_argument(f"--{name}", default=None, help="Ignored.")
         parser.add_argument(
             "--device", type=Literal[tuple(DEVICES)] | None, default=None, help="Device; by default the one at hand."
         )
@@ -41,8 +40,11 @@ class PlanCLI(LRSACLI):
         )
         parser.add_argument("--json", action="store_true", help="Print JSON: bytes and seconds.")
 
+
+class PlanCLI(_DeviceCLI):
+    """Makes only the module, which loads no weights."""
+
     def before_instantiate_classes(self) -> None:
-        """Skips the run directory: there is no run."""
         check_choice(self.config.trainer.strategy)
 
     def instantiate_classes(self) -> None:
@@ -52,6 +54,11 @@ class PlanCLI(LRSACLI):
         for part in ("callbacks", "logger", "plugins", "profiler"):
             given.trainer[part] = None
         self.model = self.parser.instantiate_classes(given).model
+
+
+def make_parser() -> Parser:
+    """The parser of the options."""
+    return _DeviceCLI([], run=False).parser
 
 
 @report_input_errors

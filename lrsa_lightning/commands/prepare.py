@@ -2,7 +2,7 @@
 
 import sys
 
-from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.commands.training import OptionsCLI
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.input_boundary import report_input_errors
 
@@ -13,11 +13,8 @@ accelerator, and logs nothing. `lrsa fit --help.LongContextDataModule` lists the
 Example: lrsa prepare --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl"""
 
 
-class DataCLI(LRSACLI):
+class DataCLI(OptionsCLI):
     """Parses the options of `lrsa fit`, but builds only the datamodule."""
-
-    def before_instantiate_classes(self) -> None:
-        """Skips the run directory: there is no run."""
 
     def instantiate_classes(self) -> None:
         self.datamodule = LongContextDataModule(**self.config.data)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from lrsa_lightning.adapter_source import AdapterSource, export_source
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.saved_mode import save_mode
 from lrsa_lightning.data.template import answer_ends
@@ -16,7 +17,7 @@ from lrsa_lightning.model_folder.card import Card
 from lrsa_lightning.model_folder.code import write_custom_generate
 from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.model_folder.place import check_place, written_at_once
-from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
+from lrsa_lightning.trained_model import RunCheckpoint, take_generation_config
 from lrsa_lightning.version import __version__
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def export(
     holds the model once, and a shard.
 
     Args:
-        source: a run directory, for its last checkpoint, or a checkpoint: a file, or a folder of ZeRO's ranks.
+        source: a run directory, for its last checkpoint; a checkpoint: a file, or a folder of ZeRO's ranks; or an
+            adapter folder, which is merged into its base.
         output: a folder that does not exist, or is empty.
         dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO and mixed precision.
         adapter: write the run's LoRA adapter as peft does, instead of a complete model with the adapter merged into it.
@@ -52,8 +54,8 @@ def export(
     """
     output = Path(os.path.abspath(output))
     check_place(output, overwrite)
-    checkpoint = find_checkpoint(source)
-    trained = RunCheckpoint(checkpoint)
+    trained = export_source(source)
+    checkpoint = trained.path
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
     model = trained.load_adapter(dtype) if adapter else trained.load(dtype)
     take_generation_config(model, trained.run["model"]["name_or_path"])
@@ -77,7 +79,7 @@ def export(
     return checkpoint
 
 
-def _mode_of(trained: RunCheckpoint) -> AttentionMode | None:
+def _mode_of(trained: RunCheckpoint | AdapterSource) -> AttentionMode | None:
     try:
         return trained.attention
     except InputError as error:

@@ -25,7 +25,7 @@ TIERS = (
     {"data"},
     {"distributed"},
     {"npu"},
-    {"meter", "model_check", "trained_model", "training_model"},
+    {"meter", "model_check", "trained_model", "training_model", "adapter_source"},
     {"ruler", "plan"},
     {"model_folder", "export"},
     {"conversation"},

@@ -13,12 +13,14 @@ and the generation configuration, a model card and custom_generate/. config.json
 Other engines run full attention.
 Examples: lrsa export runs/NAME --output exported
           lrsa export runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
+          lrsa export ADAPTER_FOLDER --output merged
 """
 
 
 def make_parser() -> ScriptParser:
     parser = ScriptParser(_DESCRIPTION, prog="lrsa export")
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint of it")
+    given = "runs/NAME, a checkpoint of it, or an adapter folder"
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help=given)
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the checkpoint's own"

@@ -224,7 +224,7 @@ class LongContextModule(lightning.LightningModule):
         if not self.meter.has_labels:  # its loss would be 0, or 0 / 0
             raise InputError(
                 f"no sample of step {self.trainer.global_step + 1} has label tokens, so there is nothing to train on: "
-                "look at the data with scripts/inspect_data.py"
+                "look at the data with `lrsa inspect`"
             )
         step = self.meter.end_step(sum_over_ranks)
         self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it

@@ -79,7 +79,7 @@ class StartingModel:
         Raises:
             InputError: the model cannot be found, or a key is wrong.
         """
-        return load_config(self.name_or_path, copy.deepcopy(self.from_config), self.rope_parameters)
+        return load_config(self.name_or_path, self.from_config, self.rope_parameters)
 
     def check(self, config) -> None:
         """Checks the files of weights, and whether the adapters fit the model, without reading a weight.
@@ -140,6 +140,6 @@ class StartingModel:
         if self.lora is not None:
             raise InputError(
                 f"model.name_or_path {self.name_or_path} is an adapter and brings its own settings: leave model.lora "
-                "out, or export the adapter merged (scripts/export_hf.py) and give that folder"
+                "out, or export the adapter merged (lrsa export) and give that folder"
             )
         return self.folder.put_into(model)

@@ -105,7 +105,7 @@ class RunCheckpoint:
         """
         from transformers import AutoModelForCausalLM
 
-        config, state = self.model_config, self._state()
+        config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
         if self.starting_model.has_adapters:
             model = merged(self._with_adapters(state, dtype))
@@ -130,12 +130,13 @@ class RunCheckpoint:
         """
         if not self.starting_model.has_adapters:
             raise InputError(f"{self.folder} trained all weights, so it has no adapter: leave --adapter out")
-        state = self._state()
+        state = self.weights()
         with torch.device("meta"):
             peft_model = self._with_adapters({name: z.to(dtype or z.dtype) for name, z in state.items()}, None)
         return AdapterOnly(peft_model, self.starting_model.given_rope)
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights in the checkpoint, by their names in the model: all, or those that were trained beside a base."""
         return {name.removeprefix("model."): weight for name, weight in _weights(self.path).items()}
 
     def _with_adapters(self, state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> "PeftModel":

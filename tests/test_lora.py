@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrsa_lightning.cli import main
+from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.conversation.source import ModelSource
 from lrsa_lightning.pretrained import load_config, load_model
 from lrsa_lightning.trained_model import RunCheckpoint
@@ -98,3 +100,65 @@ def test_exports_are_the_trained_model(adapters, base, tokenizer, tied, saved):
         source = ModelSource(folder)
         assert source.attention.rule() == trained.attention.rule()
         assert source.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+
+
+@pytest.mark.parametrize("strategy", ["auto", "sp_fsdp2"])
+def test_what_is_frozen_has_no_masters(adapters, monkeypatch, strategy):
+    """bf16-master: the base is in bfloat16, adapters and their states are float32."""
+    kept = {}
+
+    def look(trainer, module) -> None:
+        kept["dtypes"] = {(p.requires_grad, p.dtype) for p in module.parameters()}
+        kept["masters"] = getattr(trainer.precision_plugin, "bytes_of_copies", None)
+
+    monkeypatch.setattr("lrsa_lightning.module.LongContextModule.on_train_end", lambda self: look(self.trainer, self))
+    settings = {"trainer.precision": "bf16-master", "trainer.strategy": strategy, "trainer.devices": "1"}
+    adapters |= {"model.lora.modules_to_save": "[norm]", "trainer.max_steps": "2"}
+    main(command(adapters | settings))
+    assert kept["dtypes"] == {(True, torch.float32), (False, torch.bfloat16)}
+    if strategy == "auto":
+        assert kept["masters"] == 0  # they exist
+    main(command({**adapters, "run_name": "float32"}))
+    assert losses()[0] == pytest.approx(losses("float32")[0], rel=0.02)
+    assert losses()[1] < losses()[0]
+
+
+@pytest.mark.parametrize("recompute", ["selective", "attention", "full", "offload"])
+def test_recomputation_changes_nothing(adapters, recompute):
+    """The adapters' inputs come from a frozen embedding. Draws of dropout repeat in the backward."""
+    adapters |= {"model.lora.dropout": "0.3", "model.recompute": "none", "trainer.max_steps": "2"}
+    main(command(adapters))
+    main(command({**adapters, "run_name": "y", "model.recompute": recompute}))
+    assert losses("y") == pytest.approx(losses(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["long_context", "all_linear"])
+def test_settings_come_from_a_file(adapters, name):
+    file = CONFIG_DIR / "lora" / f"{name}.yaml"
+    kept = {key: value for key, value in adapters.items() if not key.startswith("model.lora")}
+    main(command({**kept, "model.lora": str(file), "model.lora.dropout": "0.25", "trainer.max_steps": "1"}))
+    given = yaml.safe_load(file.read_text())
+    saved = yaml.safe_load(Path("runs/x/config.yaml").read_text())["model"]["lora"]
+    assert saved.items() >= {**given, "dropout": 0.25}.items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model.lora.target_modules": "[q_porj]"}, "model.lora.target_modules names q_porj"),
+        ({"model.lora.target_modules": "[q_porj]"}, "did you mean q_proj?"),
+        ({"model.lora.target_modules": "[q_proj, x]"}, "it has act_fn, down_proj, "),
+        ({"model.lora.target_modules": ".*nothing"}, "model.lora: Target modules .*nothing not found"),
+        ({"model.lora.target_modules": "[norm]"}, "model.lora: Target module Qwen2RMSNorm((32,), eps=1e-06) is not"),
+        ({"model.lora.modules_to_save": "[lm_haed]"}, "model.lora.modules_to_save names lm_haed"),
+        ({"model.lora.layers_to_transform": "[0]"}, "model.lora: `layers_to_transform` cannot be used when"),
+        ({"model.lora.r": "0"}, "r is 0, but must be a whole number of at least 1"),
+        ({"model.lora.dropout": "1"}, "dropout is 1, but must be a number of at least 0 and below 1"),
+        ({"model.lora": "none.yaml"}, "none.yaml (--model.lora) does not exist: expected settings of LoRA, as configs"),
+        ({"model.name_or_path": "null", "model.from_config": "{}"}, "give model.name_or_path, or leave model.lora out"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(adapters, capsys, settings, said):
+    """Before any weight or data is read."""
+    assert said in refusal(capsys, command({**adapters, **settings}))
+    assert not Path("runs/x/checkpoints").exists()

@@ -34,7 +34,7 @@ TIERS = (
     {"callbacks"},
     {"report"},
     {"sweep"},
-    {"commands", "finished_run", "command_line", "config_files", "input_boundary"},
+    {"commands", "finished_run", "command_line", "config_files", "near_keys", "script_parser", "input_boundary"},
     {"cli"},
     {"__main__"},
     {"scripts"},

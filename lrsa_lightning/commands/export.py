@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 

@@ -21,6 +21,7 @@ from lrsa_lightning.callbacks import (
 )
 from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
+from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -51,14 +52,19 @@ class LRSACLI(LightningCLI):
     _start: RunStart | None = None  # in the process that writes the run's files
     _allows_mismatch = False
 
-    def __init__(self, args: list[str] | None = None, run: bool = True):
+    def __init__(self, args: list[str] | None = None, run: bool = True, prog: str = "lrsa"):
         """
         Args:
             args: command line; that of the process when None.
             run: False only builds module, datamodule and trainer.
+            prog: the command in usage and errors.
         """
         defaults = {"default_config_files": [str(CONFIG_DIR / "base.yaml")]}
-        parser_kwargs = dict.fromkeys(self.subcommands(), defaults) if run else defaults
+        parser_kwargs = {"prog": prog, "parser_mode": PARSER_MODE}
+        if run:
+            parser_kwargs |= {name: {**defaults, **_about(f"{prog} {name}")} for name in self.subcommands()}
+        else:
+            parser_kwargs |= {**defaults, **_about(prog)}
         with ExitStack() as self._until_the_end:
             super().__init__(
                 LongContextModule,
@@ -67,13 +73,19 @@ class LRSACLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_class=RangedTrainer,
                 seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-                parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
+                parser_kwargs=parser_kwargs,
                 parser_class=Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
                 run=run,
             )
+
+    def add_core_arguments_to_parser(self, parser) -> None:
+        """Adds model and data before the trainer, which has most of the options: help lists them in this order."""
+        parser.add_lightning_class_args(LongContextModule, "model")
+        parser.add_lightning_class_args(LongContextDataModule, "data")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser) -> None:
         name_help = "Name of the run; mode and time when not given."
@@ -209,6 +221,33 @@ class LRSACLI(LightningCLI):
             self.trainer.fit(model, **kwargs)
         else:
             finished.complete(model, **kwargs)
+
+
+class OptionsCLI(LRSACLI):
+    """Takes the command line of `lrsa fit` as it is, but makes nothing: there is no run."""
+
+    def add_arguments_to_parser(self, parser) -> None:
+        super().add_arguments_to_parser(parser)
+        for name in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{name}", default=None, help="Ignored.")
+
+    def before_instantiate_classes(self) -> None:
+        """Skips the run directory."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+
+def make_parser() -> Parser:
+    """The parser of the options of `lrsa fit`."""
+    return OptionsCLI([], run=False).parser
+
+
+def _about(prog: str) -> dict[str, str]:
+    """Usage and description of a command, for its help."""
+    name = prog.rpartition(" ")[2]
+    about = {"description": COMMANDS[name].description} if name in COMMANDS else {}
+    return {"usage": f"{prog} [--config FILE ...] [--KEY VALUE ...]", **about}
 
 
 @report_input_errors

@@ -42,7 +42,8 @@ def load_tokenizer(name: str, option: str):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    name = home_of_tokenizer(name)
+    if (home := home_of_tokenizer(name)) != name:
+        name, option = home, f"{option} is that of the base of the adapter {name}:"
     before_loading(name)
     with reading(f"{option} {name!r} cannot be loaded", _WAY_OUT):
         declared = get_tokenizer_config(name).get("tokenizer_class")

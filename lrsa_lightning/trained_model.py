@@ -17,6 +17,7 @@ from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.saved_settings import set_aside
 from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class RunCheckpoint:
 
         config, state = self.model_config, _weights(self.path)
         dtype = dtype or next(iter(state.values())).dtype
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        with set_aside(config):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         try:
             model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
         except RuntimeError as error:

@@ -65,9 +65,8 @@ def _take_boundaries(given: dict[str, Any]) -> None:
     for name in _BOUNDS:
         given.pop(name, None)
     batch, num_tokens = _tokens(given).shape[:2]
-    ends = {*bounds.tolist(), *range(0, (batch + 1) * num_tokens, num_tokens)}
-    rows = pairwise(range(0, (batch + 1) * num_tokens, num_tokens))
-    given["cu_seqlens"] = [sorted(end - start for end in ends if start <= end <= stop) for start, stop in rows]
+    ends, rows = bounds.tolist(), pairwise(range(0, (batch + 1) * num_tokens, num_tokens))
+    given["cu_seqlens"] = [[end - start for end in ends if start <= end <= stop] for start, stop in rows]
 
 
 def _take_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any]) -> None:

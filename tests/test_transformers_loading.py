@@ -103,6 +103,16 @@ def test_a_folder_loads_with_its_rule(installed, folder, arguments):
     assert classifier.model.config._attn_implementation == "lrsa"
 
 
+def test_the_cache_reaches_the_decoder_alone(folder):
+    """While a model is built, it is not known whether it is a decoder or has one."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    given = []
+    model.register_forward_hook(lambda module, args, kwargs, out: given.append(kwargs), with_kwargs=True)
+    model.generate(IDS, max_new_tokens=2)
+    assert len(given) == 2
+    assert not any("kv_cache" in arguments for arguments in given)
+
+
 def from_config(folder):
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="lrsa").eval()

@@ -49,8 +49,6 @@ def _prepare_forward(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tup
         return None
     by_place = signature(decoder.forward).bind_partial(*args).arguments if args else {}
     given = {**by_place, **kwargs}
-    if decoder.config._attn_implementation == NAME:
-        given["lrsa_mode"] = mode
     _take_boundaries(given)
     _take_cache(decoder, mode, given)
     _take_positions(given)

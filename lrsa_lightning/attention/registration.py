@@ -22,17 +22,9 @@ class NamedMode:
     def __init__(self):
         self._modes: dict[str, LRSA] = {}
 
-    def __call__(self, module, *arguments, lrsa_mode: LRSA | None = None, **others):
-        """The attention of a layer.
-
-        Args:
-            module: the attention layer.
-            arguments: of transformers' attention functions.
-            lrsa_mode: the mode, where the forward of the decoder has looked it up (`cache_hook`).
-            others: as ``arguments``.
-        """
-        mode = lrsa_mode or self.mode_of(module.config)
-        return mode.attention_function()(module, *arguments, **others)
+    def __call__(self, module, *arguments, **others):
+        """The attention of a layer; arguments are those of transformers' attention functions."""
+        return self.mode_of(module.config).attention_function()(module, *arguments, **others)
 
     def mode_of(self, config) -> LRSA:
         """The mode that a configuration names, or one with LRSA's defaults; one object for equal settings.

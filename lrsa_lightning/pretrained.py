@@ -147,6 +147,8 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
     has_weights = device.type != "meta"
     with torch.device("cpu" if has_weights else device), set_aside(config):
         if name_or_path is None or not has_weights:
+            if has_weights:
+                log.info("drawing random weights on the CPU, which takes about 15 s for a billion of them")
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         else:
             with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):

@@ -131,7 +131,7 @@ class AtomicFiles(TorchCheckpointIO):
         if Path(path).is_dir():
             raise InputError(
                 f"{path} is a ZeRO checkpoint: resume it with trainer.strategy sp_deepspeed, or export a model from it "
-                "with scripts/export_hf.py"
+                "with `lrsa export`"
             )
         return super().load_checkpoint(path, *args, weights_only=True, **kwargs)
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from lrsa_lightning.commands import SUBCOMMANDS
-
-_CHOICE = f"{{{','.join(SUBCOMMANDS)}}}"
+from lrsa_lightning.commands import COMMANDS
+from lrsa_lightning.errors import suggestion
+from lrsa_lightning.version import __version__
 
 
 def __getattr__(name: str):
@@ -20,28 +20,29 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the console script; takes the command line of the process by default."""
     given = sys.argv[1:] if args is None else args
     if not given:
-        print(f"lrsa: error: give a subcommand, one of {_CHOICE}: see `lrsa --help`", file=sys.stderr)
+        print(_help(), file=sys.stderr)
         sys.exit(2)
-    if given in (["-h"], ["--help"]):
-        lines = [f"  {name:<10}{description}" for name, description in SUBCOMMANDS.items()]
-        print(f"usage: lrsa {_CHOICE} [options]\n\n{chr(10).join(lines)}\n")
-        print("`lrsa fit --help` lists the options of a subcommand, which are the keys of its YAML files.")
-        return
-    if given[0] == "plan":
-        from lrsa_lightning.commands.plan import run as plan
+    name, *further = given
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"lrsa-lightning {__version__}")
+    elif name in COMMANDS:
+        COMMANDS[name].load()(further)
+    else:
+        near = suggestion(name, COMMANDS) or f": give one of {', '.join(COMMANDS)}"
+        print(f"lrsa: error: {name} is no subcommand{near}", file=sys.stderr)
+        sys.exit(2)
 
-        return plan(given[1:])
-    if given[0] == "generate":
-        from lrsa_lightning.commands.generate import run as generate
 
-        return generate(given[1:])
-    if given[0] == "chat":
-        from lrsa_lightning.commands.chat import run as chat
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.description}" for name, command in COMMANDS.items()]
+    return f"""usage: lrsa SUBCOMMAND [options]
 
-        return chat(given[1:])
-    from lrsa_lightning.commands.training import run
+{chr(10).join(lines)}
 
-    run(args)
+`lrsa SUBCOMMAND --help` lists the options. Those of `lrsa fit` are the keys of its YAML files."""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The parsers of our commands. Their errors are one line: the key, where it was given and what was expected."""
+"""The parser of YAML files and options. An error is one line: the key, where it was given and what was expected."""
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -14,12 +13,13 @@ from lrsa_lightning.config_files import ConfigFiles
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import refuse
 from lrsa_lightning.library_errors import input_error, reading
+from lrsa_lightning.near_keys import arguments_of, nearest_key
 from lrsa_lightning.parser_errors import Complaint, read_error
-from lrsa_lightning.ranges import is_range, option, range_of
 from lrsa_lightning.yaml_text import check_yaml
 
 PARSER_MODE = "omegaconf+"
 _MODES = "\n  Attention modes: LRSA, Vanilla, the class_path of your own; files: configs/attention/*.yaml"
+_SUBCOMMAND = re.compile(r"Subcommand '(\w+)'")
 _QUOTED = re.compile(r"'([\w.]+)'")
 
 
@@ -44,6 +44,17 @@ class Parser(LightningArgumentParser):
     """jsonargparse's parser with errors of one line that name the file of the key."""
 
     _files: ConfigFiles | None = None
+    _subcommands: Any = None
+    _linked: tuple[str, ...] = ()
+
+    def add_subcommands(self, *args, **keys) -> Any:
+        self._subcommands = super().add_subcommands(*args, **keys)
+        return self._subcommands
+
+    def link_arguments(self, source: str | tuple[str, ...], target: str, *args, **keys) -> None:
+        """Links arguments. The target is then no option."""
+        super().link_arguments(source, target, *args, **keys)
+        self._linked = (*self._linked, target)
 
     def parse_args(self, args: Sequence[str] | None = None, *further, **keys):
         """Raises an InputError if a YAML file is malformed, or refers to something that does not exist."""
@@ -63,10 +74,12 @@ class Parser(LightningArgumentParser):
 
     def _check_names(self, parsed: Namespace) -> None:
         """Refuses an unknown key whose value is an empty mapping: jsonargparse does not look at its name."""
-        known = parsed[parsed.subcommand] if "subcommand" in parsed else parsed
+        known, parser = parsed, self
+        if "subcommand" in parsed:
+            known, parser = parsed[parsed.subcommand], self._subcommands.choices[parsed.subcommand]
         for key in self._files.outer_keys():
             if key not in known:
-                self.error(f"Key '{key}' is not accepted")
+                parser.error(f"Key '{key}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser tries several ways to read a value and compares the errors
@@ -92,11 +105,29 @@ class Parser(LightningArgumentParser):
         return None
 
     def _way_out(self, complaint: Complaint) -> str:
+        if near := self._nearest(complaint):
+            return f": did you mean {near}?"
         if complaint.keys or not re.search("accept|unrecognized|subcommand", complaint.reason):
             return ""
-        subcommand = re.match(r"Subcommand '(\w+)'", complaint.reason)
+        subcommand = _SUBCOMMAND.match(complaint.reason)
         words = [*self.prog.replace(" [options]", "").split(), *(subcommand.groups() if subcommand else ())]
         return f": see `{' '.join(words)} --help`"
+
+    def _nearest(self, complaint: Complaint) -> str | None:
+        """The key, option or argument of a class that an unknown one probably means."""
+        if (unknown := complaint.unknown) is None:
+            return None
+        if complaint.class_path:
+            return nearest_key(unknown, arguments_of(complaint.class_path))
+        subcommand = _SUBCOMMAND.match(complaint.reason)
+        parser = self._subcommands.choices[subcommand[1]] if subcommand else self
+        near = nearest_key(unknown.removeprefix("--"), parser._options())
+        return near and f"{'--' if unknown.startswith('--') else ''}{near}"
+
+    def _options(self) -> list[str]:
+        """The keys that can be given; those of a class without `init_args`, as on a command line."""
+        keys = [key for key, _ in self.get_defaults().items() if "__" not in key and key not in self._linked]
+        return [key.replace(".init_args.", ".") for key in keys]
 
 
 def _before_the_loop(message: str, error: BaseException | None) -> str:
@@ -105,28 +136,3 @@ def _before_the_loop(message: str, error: BaseException | None) -> str:
         error = error.__cause__ or error.__context__
     reason = getattr(error, "__context__", None)
     return f"{message.partition(':')[0]}:\n{reason}" if isinstance(reason, ValueError) else message
-
-
-class ScriptParser(argparse.ArgumentParser):
-    """argparse's parser for a script, with errors of one line. Options may have the types of `ranges`.
-
-    The description is the script's docstring, shown as it is.
-    """
-
-    def __init__(self, description: str):
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a script may pass on options that it does not know
-        )
-
-    def add_argument(self, *names, **keys) -> argparse.Action:
-        """Adds an option. Its help and its error state the range of a type of `ranges`."""
-        kind = keys.get("type")
-        if is_range(kind):
-            words = f"{kind.__name__}: {range_of(kind.__name__)}"
-            keys |= {"type": option(kind), "help": f"{keys['help']} ({words})" if "help" in keys else words}
-        return super().add_argument(*names, **keys)
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message.removeprefix("argument ").replace(": is ", " is ", 1))

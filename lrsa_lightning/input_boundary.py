@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.library_errors import DEBUG, computing_has_begun, describe, input_error, is_users_mistake
 
@@ -45,7 +43,7 @@ def report_input_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
-            if rank_zero_only.rank == 0:  # all ranks stopped for the same reason
+            if _rank() == 0:  # all ranks stopped for the same reason
                 print(f"lrsa: {stopped}", file=sys.stderr)
             raise
         except Exception as error:
@@ -70,8 +68,14 @@ def refuse(message: str, error: BaseException | None = None) -> NoReturn:
         time.sleep(_GRACE_S)
     if error is not None and os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
-    print(f"lrsa: error: {f'(rank {rank_zero_only.rank}) ' if rank > 0 else ''}{message}", file=sys.stderr, flush=True)
+    print(f"lrsa: error: {f'(rank {_rank()}) ' if rank > 0 else ''}{message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _rank() -> int:
+    from lightning.pytorch.utilities import rank_zero_only  # its import takes seconds, which most commands can save
+
+    return rank_zero_only.rank
 
 
 def _quieten() -> None:

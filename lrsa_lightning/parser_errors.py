@@ -13,6 +13,7 @@ _PATH = re.compile(r"- Expected a path but .* either not accessible or invalid\n
 _RANGE = re.compile(r"Not of type (\w+): (?:(.*?) ?does not conform|.*?: '(.*)'$|(.*))")
 _KIND = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?", re.DOTALL)
 _NAME = re.compile(r"Expected a dot import path string: (.*)")
+_UNKNOWN = re.compile(r"(?:Option|Key|option) '([\w.+-]+)'|[uU]nrecognized arguments: (--[\w.-]+)")
 _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*?))?(?:\n|$)")
 _KINDS = {
     "<class 'int'>": "a whole number",
@@ -36,18 +37,26 @@ class Complaint:
         value: as given, if the parser says it.
         kinds: what it could have been.
         reason: a message in place of value and kinds.
+        class_path: of the innermost class among the keys.
     """
 
     keys: tuple[str, ...] = ()
     value: str = ""
     kinds: tuple[str, ...] = ()
     reason: str = ""
+    class_path: str = ""
 
     def __str__(self) -> str:
         where = ": ".join([*self.keys[:1], ".".join(self.keys[1:])]).removesuffix(": ")
         if self.reason:
             return f"{where}: {self.reason}" if where else self.reason
         return f"{where} is {self.value}, but must be {' or '.join(dict.fromkeys(self.kinds))}"
+
+    @property
+    def unknown(self) -> str | None:
+        """The key or option that the parser does not know, options with their dashes; None for other complaints."""
+        found = _UNKNOWN.search(self.reason)
+        return found and (found[1] or found[2])
 
 
 def read_error(message: str) -> Complaint:
@@ -56,7 +65,7 @@ def read_error(message: str) -> Complaint:
     if found := _KEY.fullmatch(text):
         return _within(found[1], found[2])
     if found := _CLASS.fullmatch(text):
-        return _within(found[1].rpartition(".")[2], found[2])
+        return _within(found[1].rpartition(".")[2], found[2], found[1])
     if found := _PATH.fullmatch(text):
         return read_error(found[1])
     if UNION in text.partition("\n")[0]:
@@ -74,9 +83,9 @@ def read_error(message: str) -> Complaint:
     return Complaint(reason=" ".join(text.split()))
 
 
-def _within(key: str, text: str) -> Complaint:
+def _within(key: str, text: str, class_path: str = "") -> Complaint:
     inner = read_error(text)
-    return replace(inner, keys=(key, *inner.keys))
+    return replace(inner, keys=(key, *inner.keys), class_path=inner.class_path or class_path)
 
 
 def _of_union(text: str) -> Complaint:

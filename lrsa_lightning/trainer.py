@@ -24,7 +24,7 @@ _Precision, _Plugins = _OF_LIGHTNING["precision"], _OF_LIGHTNING["plugins"]
 
 
 class RangedTrainer(Trainer):
-    """Refuses meaningless values that Lightning accepts silently, or fails on later."""
+    """Lightning's Trainer, which here refuses meaningless values that Lightning accepts silently, or fails on later."""
 
     @checked
     def __init__(

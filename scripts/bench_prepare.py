@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from lrsa_lightning.command_line import ScriptParser
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.encoder import SampleEncoder
 from lrsa_lightning.data.prepared import prepare
@@ -21,6 +20,7 @@ from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.haystack import random_words
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt
+from lrsa_lightning.script_parser import ScriptParser
 
 SEQ_LEN = 32768
 

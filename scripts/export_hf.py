@@ -1,36 +1,6 @@
-"""Makes a Hugging Face folder of a run's last checkpoint, or of a given one (a file, or a folder of ZeRO's ranks).
+"""`lrsa export` as a script."""
 
-The folder has safetensors, config.json, the tokenizer and the generation configuration. transformers, vLLM and
-lm-eval can load it; they run full attention unless a mode is installed. config.json names the run's rule under "lrsa",
-which `lrsa generate` and `lrsa chat` follow.
-Usage: python scripts/export_hf.py runs/NAME --output exported
-       python scripts/export_hf.py runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
-"""
-
-from pathlib import Path
-
-from lrsa_lightning.command_line import ScriptParser
-from lrsa_lightning.input_boundary import report_input_errors
-
-
-@report_input_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Exports, and prints the checkpoint and the folder."""
-    parser = ScriptParser(__doc__)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint of it")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the checkpoint's own"
-    )
-    options = parser.parse_args(arguments)
-    import torch
-
-    from lrsa_lightning.export import export
-
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    checkpoint = export(options.source, options.output, dtype)
-    print(f"{checkpoint} -> {options.output}")
-
+from lrsa_lightning.commands.export import run as main
 
 if __name__ == "__main__":
     main()

@@ -1,47 +1,6 @@
-"""Shows the data of a configuration: lengths before and after (PNG), label tokens, languages, and one sample.
+"""`lrsa inspect` as a script."""
 
-Takes the options of `lrsa fit`, and its own --output FILE and --sample NUMBER. Prepares the data if necessary.
-Usage: python scripts/inspect_data.py --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
-"""
-
-import argparse
-from pathlib import Path
-
-from prepare_data import DataCLI
-from rich.console import Console
-
-from lrsa_lightning.command_line import ScriptParser
-from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
-from lrsa_lightning.data.tokenization import LongTokenizer
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.ranges import NonNegativeInt
-
-
-@report_input_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Draws the histograms, and prints the summary and a sample."""
-    parser = ScriptParser(__doc__)
-    parser.add_argument("--output", type=_picture, default=Path("data_lengths.png"), help="file of the histograms")
-    parser.add_argument("--sample", type=NonNegativeInt, default=0, help="number of the prepared sample to print")
-    options, further = parser.parse_known_args(arguments)
-    module = DataCLI(further, run=False).datamodule
-    module.prepare_data()
-    prepared, samples = module.prepare("train"), module.corpus.samples("train")
-    if options.sample >= len(prepared):
-        parser.error(f"--sample is {options.sample}, but must be from 0 to {len(prepared) - 1}")
-    tokenize = LongTokenizer(module.tokenizer)
-    draw_lengths([len(tokenize(s.prompt)) + len(tokenize(s.answer)) for s in samples], prepared, options.output)
-    console = Console()
-    console.print(summary(samples, prepared, module.seq_len), highlight=False)
-    console.print(f"lengths         {options.output}\n\nsample {options.sample}:", highlight=False)
-    console.print(dimmed(prepared[options.sample], module.tokenizer))
-
-
-def _picture(path: str) -> Path:
-    if Path(path).suffix != ".png" or not Path(path).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"is {path!r}, but must be a .png file in a folder that exists")
-    return Path(path)
-
+from lrsa_lightning.commands.inspect import run as main
 
 if __name__ == "__main__":
     main()

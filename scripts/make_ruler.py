@@ -1,41 +1,6 @@
-"""Writes RULER samples in the official format: OUTPUT/<length>/<task>/validation.jsonl, each beside its manifest.
+"""`lrsa ruler` as a script."""
 
-It keeps existing samples of the same settings and refuses others.
-Usage: python scripts/make_ruler.py --tokenizer Qwen/Qwen2.5-1.5B --output ruler --essays PaulGrahamEssays.json ...
-"""
-
-import os
-import sys
-from itertools import product
-from pathlib import Path
-
-from lrsa_lightning.command_line import Parser
-from lrsa_lightning.data.template import TemplateName
-from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.ranges import PositiveInt
-from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
-from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
-
-
-@report_input_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Makes the samples and prints their files."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--tokenizer", type=str, required=True, help="hub id or folder; counts the tokens")
-    parser.add_argument("--output", type=str, default="ruler", help="folder of the samples")
-    parser.add_argument("--template", type=TemplateName, default="base", help="around the user's turn")
-    parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="processes")
-    add_sample_options(parser, "all 13")
-    options = parser.parse_args(arguments)
-    refuse_official_compat("--", options.official_compat)
-    tasks = chosen_tasks(options)
-    tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
-    store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))
-    cells = product(tasks, options.lengths)
-    for path in make_in_parallel(store, cells, options.num_samples, options.workers):
-        print(path, flush=True)
-
+from lrsa_lightning.commands.ruler import run as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

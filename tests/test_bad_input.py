@@ -34,9 +34,10 @@ CONFIGS = [
     (b"\x00\x01\xff\xfe" * 9, "x.yaml is not UTF-8 text"),
     ("model: {lr: 1}\n".encode("utf-16"), "x.yaml is not UTF-8 text", "save it as UTF-8"),
     ("run_name: ü\n".encode("latin-1"), "x.yaml is not UTF-8 text"),
-    ("modell: {}\n", "Key 'modell' is not accepted (x.yaml, line 1)"),
-    ("modell:\n  lr: 1\n", "'modell.lr' (x.yaml, line 2): see `lrsa fit --help`"),
-    ("model:\n  lrr: 1\n", "'model.lrr' (x.yaml, line 2)"),
+    ("modell: {}\n", "Key 'modell' is not accepted (x.yaml, line 1): did you mean model?"),
+    ("modell:\n  lr: 1\n", "'modell.lr' (x.yaml, line 2): did you mean model.lr?"),
+    ("model:\n  lrr: 1\n", "'model.lrr' (x.yaml, line 2): did you mean model.lr?"),
+    ("model:\n  zzz: 1\n", "'model.zzz' (x.yaml, line 2): see `lrsa fit --help`"),
     ("model:\n  lr: fast\n", "model.lr is fast, but must be", "(x.yaml, line 2)"),
     ("model: null\n", "x.yaml (--config): model holds no keys and values"),
     ("model: {lr: '${nope.x}'}\n", "model.lr", "Interpolation key 'nope.x' not found", "x.yaml, line 1"),
@@ -55,7 +56,7 @@ ATTENTIONS = [
     ("class_path: LRSA\n".encode("utf-16"), "x.yaml is not UTF-8 text"),
     ("class_path: LRSA\ninit_args:\n\tlag_size: 16\n", "x.yaml: line 3, column 1: a tab"),
     ("class_path: LSRA\n", "model.attention: there is no class LSRA (x.yaml)", "Attention modes: LRSA, Vanilla"),
-    ("class_path: LRSA\ninit_args:\n  lagsize: 1\n", "LRSA: Option 'lagsize' is not accepted (x.yaml, line 3)"),
+    ("class_path: LRSA\ninit_args:\n  lagsize: 1\n", "(x.yaml, line 3): did you mean lag_size?"),
     ("class_path: LRSA\ninit_args:\n  lag_size: big\n", "LRSA.lag_size is big, but must be a whole", "x.yaml, line 3"),
     ("foo: bar\n", "model.attention: LRSA: Option 'foo' is not accepted (x.yaml, line 1)"),
     ("class_path: lightning.Trainer\n", "lightning.Trainer", "AttentionMode (x.yaml)"),
@@ -209,11 +210,15 @@ def test_options(arguments, capsys, wrong, said):
 
 @cases(
     [
-        (["test"], "subcommand: invalid choice: 'test' (choose from 'fit', 'validate')"),
-        (["fitt"], "invalid choice: 'fitt'"),
-        ([], "{fit,validate,plan,generate,chat}", "--help`"),
+        (["test"], "test is no subcommand: give one of fit, validate, "),
+        (["fitt"], "fitt is no subcommand: did you mean fit?"),
+        (["--config", "x.yaml", "fit"], "--config is no subcommand"),
         (["fit", "--model.lr"], "model.lr: expected one argument"),
-        (["fit", "more"], "unrecognized arguments: more"),
+        (["fit", "more"], "unrecognized arguments: more: see `lrsa fit --help`"),
+        (["fit", "--model.atention", "LRSA"], "--model.atention LRSA: did you mean --model.attention?"),
+        (["fit", "--lr", "1e-4"], "--lr 1e-4: did you mean --model.lr?"),
+        (["export", "runs/x", "--output", "y", "--dtyp", "float16"], "--dtyp float16: did you mean --dtype?"),
+        (["eval", "--lenghts", "4096"], "--lenghts 4096: did you mean --lengths?"),
     ]
 )
 def test_command_lines(capsys, wrong, said):

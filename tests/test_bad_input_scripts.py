@@ -1,10 +1,12 @@
-"""Wrong inputs of the scripts and of sweep files."""
+"""Wrong inputs of the commands besides `lrsa fit`, of the benches and of sweep files."""
 
 import importlib
 from pathlib import Path
 
 import pytest
 
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands import COMMANDS
 from tests.refusals import BOMB, cases, refused, write
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -21,28 +23,28 @@ SWEEPS = [
 
 
 @cases(SWEEPS)
-def test_sweep_files(capsys, monkeypatch, wrong, said):
+def test_sweep_files(capsys, wrong, said):
     write("x.yaml", wrong)
-    refused(capsys, lambda: _script(monkeypatch, "sweep_local")(["x.yaml"]), *said)
+    refused(capsys, lambda: main(["sweep", "x.yaml"]), *said)
 
 
-COMMANDS = [
-    (["sweep_local", "absent.yaml"], "absent.yaml cannot be read (No such file or directory)"),
-    (["sweep_local", "x.yaml", "--jobs", "-1"], "--jobs is '-1', but must be a whole number of at least 1"),
-    (["sweep_local", "x.yaml", "--count", "0"], "--count is '0'"),
-    (["sweep_local", "x.yaml", "--cell", "two"], "--cell is 'two'"),
-    (["sweep_local"], "the following arguments are required: SWEEP.yaml"),
+LINES = [
+    (["sweep", "absent.yaml"], "absent.yaml cannot be read (No such file or directory)"),
+    (["sweep", "x.yaml", "--jobs", "-1"], "--jobs is '-1', but must be a whole number of at least 1"),
+    (["sweep", "x.yaml", "--count", "0"], "--count is '0'"),
+    (["sweep", "x.yaml", "--cell", "two"], "--cell is 'two'"),
+    (["sweep"], "the following arguments are required: SWEEP.yaml"),
     (["report", "absent"], "absent"),
     (["report", "absent", "--step", "-1"], "--step is '-1'"),
-    (["export_hf", "absent.ckpt", "--output", "out"], "absent.ckpt"),
-    (["export_hf", "absent.ckpt", "--output", "out", "--dtype", "int3"], "--dtype: invalid choice: 'int3'"),
-    (["inspect_data", "--sample", "-1"], "--sample is '-1'"),
-    (["inspect_data", "--data.seq_len", "long"], "data.seq_len is long"),
-    (["prepare_data", "--config", "absent.yaml"], "absent.yaml (--config) does not exist"),
-    (["eval_ruler"], "give exactly one of --model and --checkpoint"),
-    (["eval_ruler", "--model", "x", "--attention", "absent.yaml"], "absent.yaml (--attention) does not exist"),
-    (["eval_ruler", "--checkpoint", "absent.ckpt", "--skip_missing"], "absent.ckpt does not exist"),
-    (["eval_ruler", "--predictions", "absent.jsonl"], "absent"),
+    (["export", "absent.ckpt", "--output", "out"], "absent.ckpt"),
+    (["export", "absent.ckpt", "--output", "out", "--dtype", "int3"], "--dtype: invalid choice: 'int3'"),
+    (["inspect", "--sample", "-1"], "--sample is '-1'"),
+    (["inspect", "--data.seq_len", "long"], "data.seq_len is long"),
+    (["prepare", "--config", "absent.yaml"], "absent.yaml (--config) does not exist"),
+    (["eval"], "give exactly one of --model and --checkpoint"),
+    (["eval", "--model", "x", "--attention", "absent.yaml"], "absent.yaml (--attention) does not exist"),
+    (["eval", "--checkpoint", "absent.ckpt", "--skip_missing"], "absent.ckpt does not exist"),
+    (["eval", "--predictions", "absent.jsonl"], "absent"),
     (["bench_step", "--labels", "1"], "--labels is 1, but must be from 2 to 32767"),
     (["bench_step", "--model", "qwen9"], "--model: 'qwen9' is none of tiny, qwen2.5-0.5b"),
     (["bench_step", "--model", "{"], "--model: "),
@@ -53,10 +55,10 @@ COMMANDS = [
 ]
 
 
-@cases(COMMANDS)
-def test_scripts(capsys, monkeypatch, wrong, said):
+@cases(LINES)
+def test_commands_and_benches(capsys, monkeypatch, wrong, said):
     name, *arguments = wrong
-    refused(capsys, lambda: _script(monkeypatch, name)(arguments), *said)
+    refused(capsys, lambda: main(wrong) if name in COMMANDS else _script(monkeypatch, name)(arguments), *said)
 
 
 def _script(monkeypatch, name: str):

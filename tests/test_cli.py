@@ -11,9 +11,12 @@ import yaml
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.ruler.records import read_records
+from lrsa_lightning.version import __version__
 from tests.conftest import QUIET, longalign_row, write_jsonl
+from tests.lora_runs import lora_run, save_base
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -32,13 +35,15 @@ FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if "sweeps" not in file.
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_yaml_parses_and_instantiates(file, arguments):
+def test_every_yaml_parses_and_instantiates(file, arguments, tokenizer, tmp_path):
     for key in [key for key in arguments if key.startswith(("trainer.", "model.attention"))]:
         del arguments[key]
     arguments |= {"trainer.accelerator": "cpu", "model.name_or_path": "null", "data.source": "longalign"}
     if file.parent.name == "attention":
         arguments["model.attention"] = str(file)
-    config = [] if file.parent.name == "attention" else [f"--config={file}"]
+    if file.parent.name == "lora":
+        arguments = lora_run(arguments, save_base(tmp_path / "base", tokenizer)) | {"model.lora": str(file)}
+    config = [] if file.parent.name in ("attention", "lora") else [f"--config={file}"]
     cli = LRSACLI([*config, *command(arguments)[1:]], run=False)
     cli.model.configure_model()
     assert cli.model.model.config.num_hidden_layers == 2
@@ -197,13 +202,14 @@ def test_an_existing_run_is_refused(arguments, capsys):
     assert "runs/x holds a run already" in error_of(capsys, arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
 def test_lrsa_alone_imports_neither_lightning_nor_torch(arguments):
     code = f"import sys; sys.argv[1:] = {arguments}; from lrsa_lightning.cli import main\n"
     code += "try: main()\nfinally: print({'torch', 'lightning'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == (0 if arguments else 2)
-    assert "{fit,validate,plan,generate,chat}" in done.stdout + done.stderr
+    said = [f"lrsa-lightning {__version__}"] if arguments == ["--version"] else [f"\n  {name} " for name in COMMANDS]
+    assert not [words for words in said if words not in done.stdout + done.stderr]
     assert done.stdout.endswith("set()\n")
 
 

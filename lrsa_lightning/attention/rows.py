@@ -16,6 +16,11 @@ from lrsa_lightning.attention.packing import boundaries_from_starts
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.errors import InputError
 
+OWN_CACHE = (
+    "LRSA fills a cache of its own: leave past_key_values and cache_implementation out, or give an empty DynamicCache, "
+    "or mode.make_cache(model.config)"
+)
+
 
 def mask_of_known_rows(device: torch.device) -> Tensor:
     """What a model's forward takes as attention mask where its caller knows the rows.
@@ -74,6 +79,14 @@ class RowMask:
     device: torch.device | None = None
     arguments: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     _made: dict[str, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def contiguous(self) -> NoReturn:
+        """What `generate` does with a mask for a cache of fixed size.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"LRSA was given a cache of fixed size (StaticCache). {OWN_CACHE}")
 
     @cached_property
     def rows(self) -> Rows:

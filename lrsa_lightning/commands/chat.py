@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Iterator
 
-from lrsa_lightning.commands.conversing import conversing, make_parser, sampling_of
+from lrsa_lightning.command_line import Parser
+from lrsa_lightning.commands.conversing import conversation_parser, conversing, sampling_of
 from lrsa_lightning.errors import InputError
 
 _DESCRIPTION = """Reads questions from the terminal, or lines of stdin, and answers each on stdout. One cache holds the
@@ -11,10 +12,14 @@ document and all turns, so a turn costs its own tokens alone. /exit, Ctrl-D or C
 the answer. Example: lrsa chat runs/NAME --document book.txt"""
 
 
+def make_parser() -> Parser:
+    return conversation_parser("chat", _DESCRIPTION, has_question=False)
+
+
 @conversing
-def run(args: list[str]) -> None:
+def run(args: list[str] | None = None) -> None:
     """Answers questions until there are no more."""
-    parser = make_parser("chat", _DESCRIPTION, has_question=False)
+    parser = make_parser()
     options = parser.instantiate_classes(parser.parse_args(args))
     sampling = sampling_of(options)
     from lrsa_lightning.conversation.display import summary

@@ -32,7 +32,7 @@ class _Parser(Parser):
         super().error(message, ex)
 
 
-def make_parser(command: str, description: str, has_question: bool) -> Parser:
+def conversation_parser(command: str, description: str, has_question: bool) -> Parser:
     """The parser of a command.
 
     Args:

@@ -2,17 +2,22 @@
 
 import sys
 
-from lrsa_lightning.commands.conversing import conversing, make_parser, sampling_of
+from lrsa_lightning.command_line import Parser
+from lrsa_lightning.commands.conversing import conversation_parser, conversing, sampling_of
 from lrsa_lightning.errors import InputError
 
 _DESCRIPTION = """Answers a question on stdout, word by word; what it took is the last line on stderr.
 Example: lrsa generate runs/NAME "Who wrote the letter?" --document book.txt"""
 
 
+def make_parser() -> Parser:
+    return conversation_parser("generate", _DESCRIPTION, has_question=True)
+
+
 @conversing
-def run(args: list[str]) -> None:
+def run(args: list[str] | None = None) -> None:
     """Answers the question of a command line, or the one on stdin."""
-    parser = make_parser("generate", _DESCRIPTION, has_question=True)
+    parser = make_parser()
     options = parser.instantiate_classes(parser.parse_args(args))
     sampling = sampling_of(options)
     question = _question(options.question)

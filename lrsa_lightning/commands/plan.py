@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.command_line import Parser
+from lrsa_lightning.commands.training import OptionsCLI
 from lrsa_lightning.devices import DEVICES, Device
 from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
@@ -23,14 +24,11 @@ from lrsa_lightning.ranges import PositiveInt
 _DEGREES = 16
 
 
-class PlanCLI(LRSACLI):
-    """Parses the options of `lrsa fit`, and makes only the module, which loads no weights."""
+class _DeviceCLI(OptionsCLI):
+    """Adds the options of `lrsa plan`."""
 
     def add_arguments_to_parser(self, parser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.prog = "lrsa plan"
-        for name in ("ckpt_path", "weights_only"):  # of `lrsa fit`, whose command line may be given as it is
-            parser.add_argument(f"--{name}", default=None, help="Ignored.")
         parser.add_argument(
             "--device", type=Literal[tuple(DEVICES)] | None, default=None, help="Device; by default the one at hand."
         )
@@ -42,8 +40,11 @@ class PlanCLI(LRSACLI):
         )
         parser.add_argument("--json", action="store_true", help="Print JSON: bytes and seconds.")
 
+
+class PlanCLI(_DeviceCLI):
+    """Makes only the module, which loads no weights."""
+
     def before_instantiate_classes(self) -> None:
-        """Skips the run directory: there is no run."""
         check_choice(self.config.trainer.strategy)
 
     def instantiate_classes(self) -> None:
@@ -55,9 +56,15 @@ class PlanCLI(LRSACLI):
         self.model = self.parser.instantiate_classes(given).model
 
 
+def make_parser() -> Parser:
+    """The parser of the options."""
+    return _DeviceCLI([], run=False).parser
+
+
 @report_input_errors
-def run(args: list[str]) -> None:
-    """Prints the plan for the options of a command line."""
+def run(args: list[str] | None = None) -> None:
+    """Prints the plan for the options of a command line; by default that of the process."""
+    args = sys.argv[1:] if args is None else args
     is_json = "--json" in args
     with redirect_stdout(sys.stderr) if is_json else nullcontext():  # DeepSpeed's log would get into the JSON
         parts = _plan(args)
@@ -69,7 +76,7 @@ def run(args: list[str]) -> None:
 
 def _plan(args: list[str]) -> tuple:
     """The arguments of `print_report`."""
-    cli = PlanCLI(args, run=False)
+    cli = PlanCLI(args, run=False, prog="lrsa plan")
     given, device = cli.config, _device(cli.config.device)
     planned = Run.of(given, cli.model, given.devices or _num_devices(given.trainer))
     check_length(planned.config, planned.seq_len)

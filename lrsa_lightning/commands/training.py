@@ -21,7 +21,8 @@ from lrsa_lightning.callbacks import (
 )
 from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
-from lrsa_lightning.commands import SUBCOMMANDS
+from lrsa_lightning.commands import COMMANDS
+from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -30,6 +31,7 @@ from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.plan.at_start import announce
 from lrsa_lightning.rank_guard import compare_ranks
 from lrsa_lightning.resume_guard import check_resume
@@ -51,14 +53,19 @@ class LRSACLI(LightningCLI):
     _start: RunStart | None = None  # in the process that writes the run's files
     _allows_mismatch = False
 
-    def __init__(self, args: list[str] | None = None, run: bool = True):
+    def __init__(self, args: list[str] | None = None, run: bool = True, prog: str = "lrsa"):
         """
         Args:
             args: command line; that of the process when None.
             run: False only builds module, datamodule and trainer.
+            prog: the command in usage and errors.
         """
         defaults = {"default_config_files": [str(CONFIG_DIR / "base.yaml")]}
-        parser_kwargs = dict.fromkeys(self.subcommands(), defaults) if run else defaults
+        parser_kwargs = {"prog": prog, "parser_mode": PARSER_MODE}
+        if run:
+            parser_kwargs |= {name: {**defaults, **_about(f"{prog} {name}")} for name in self.subcommands()}
+        else:
+            parser_kwargs |= {**defaults, **_about(prog)}
         with ExitStack() as self._until_the_end:
             super().__init__(
                 LongContextModule,
@@ -67,13 +74,19 @@ class LRSACLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_class=RangedTrainer,
                 seed_everything_default=42,  # Lightning's default is a random seed: sweeps would compare noise
-                parser_kwargs={"parser_mode": PARSER_MODE, **parser_kwargs},
+                parser_kwargs=parser_kwargs,
                 parser_class=Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
                 run=run,
             )
+
+    def add_core_arguments_to_parser(self, parser) -> None:
+        """Adds model and data before the trainer, which has most of the options: help lists them in this order."""
+        parser.add_lightning_class_args(LongContextModule, "model")
+        parser.add_lightning_class_args(LongContextDataModule, "data")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser) -> None:
         name_help = "Name of the run; mode and time when not given."
@@ -100,7 +113,7 @@ class LRSACLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in SUBCOMMANDS if name in commands}
+        return {name: commands[name] for name in ("fit", "validate")}
 
     def parse_arguments(self, parser, args) -> None:
         """Raises an InputError if random, NumPy and torch do not all accept the seed."""
@@ -116,6 +129,8 @@ class LRSACLI(LightningCLI):
         """Chooses the run directory, its files and the checkpoint, before anything takes time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         choice.check_choice(config.trainer.strategy)
+        if self.subcommand == "fit":
+            OptimizerSettings(**vars(config.model.optimizer)).check()
         npu.resolve_auto(config.trainer)
         choice.resolve_auto(config.trainer)
         self._allows_mismatch, requires = config.allow_mismatch, config.require_checkpoint
@@ -124,6 +139,7 @@ class LRSACLI(LightningCLI):
         # The saved configuration omits what fill_in adds: it follows from the directory or belongs to one process.
         self._given = self.save_config_kwargs["requested"] = config.clone()
         directory.fill_in(config)
+        leave_out_wandb(config.trainer)
         if not self.subcommand:
             return
         self._find_checkpoint(config, directory, requires, warns=self.subcommand != "fit")
@@ -167,6 +183,7 @@ class LRSACLI(LightningCLI):
         """Adds the callbacks that every run has, and hands the checkpoint's data progress to the datamodule."""
         with reading("trainer"):
             trainer = super().instantiate_trainer(**kwargs)
+        add_metrics_file(trainer)
         resumes = self._checkpoint is not None
         if self.subcommand == "fit":
             state = read_state(self._checkpoint) if resumes else {}
@@ -209,7 +226,40 @@ class LRSACLI(LightningCLI):
             finished.complete(model, **kwargs)
 
 
+class OptionsCLI(LRSACLI):
+    """Takes the command line of `lrsa fit` as it is, but makes nothing: there is no run."""
+
+    def add_arguments_to_parser(self, parser) -> None:
+        super().add_arguments_to_parser(parser)
+        for name in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{name}", default=None, help="Ignored.")
+
+    def before_instantiate_classes(self) -> None:
+        """Skips the run directory."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+
+def make_parser() -> Parser:
+    """The parser of the options of `lrsa fit`."""
+    return OptionsCLI([], run=False).parser
+
+
+def _about(prog: str) -> dict[str, str]:
+    """Usage and description of a command, for its help."""
+    name = prog.rpartition(" ")[2]
+    about = {"description": COMMANDS[name].description} if name in COMMANDS else {}
+    return {"usage": f"{prog} [--config FILE ...] [--KEY VALUE ...]", **about}
+
+
 @report_input_errors
-def run(args: list[str] | None = None) -> None:
-    """Runs a subcommand; by default the one on the command line of the process."""
-    LRSACLI(args)
+def fit(args: list[str]) -> None:
+    """Runs `lrsa fit` with the arguments after its name."""
+    LRSACLI(["fit", *args])
+
+
+@report_input_errors
+def validate(args: list[str]) -> None:
+    """Runs `lrsa validate` with the arguments after its name."""
+    LRSACLI(["validate", *args])

@@ -1,4 +1,4 @@
-"""The inputs of a report: run directories of `lrsa fit` and folders of scripts/eval_ruler.py."""
+"""The inputs of a report: run directories of `lrsa fit` and folders of `lrsa eval`."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def printable(name: str) -> str:
 
 def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of eval_ruler.py")
+        raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of `lrsa eval`")
     config, results, metrics = RunConfig.of_directory(path), path / _RESULTS, path / METRICS
     step, records = (None, read_records(results)) if results.exists() else _last_check(path, step)
     rows = read_rows(metrics) if metrics.exists() else []
@@ -108,7 +108,7 @@ def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not records and not losses[0]:
         raise InputError(
             f"{path} holds neither RULER records ({_RESULTS}, ruler/step-<n>.jsonl) nor train/loss in {METRICS}: give "
-            "a run directory of `lrsa fit` or a folder of eval_ruler.py"
+            "a run directory of `lrsa fit` or a folder of `lrsa eval`"
         )
     seen = int(tokens[-1]) if tokens and isfinite(tokens[-1]) else None
     return Run(label, path, step, records, losses, seen, config, _read_settings(path / _SETTINGS))
@@ -134,5 +134,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; expected the settings of eval_ruler.py") from error
+        raise InputError(f"{path}: {error}; expected the settings of `lrsa eval`") from error
     return settings if isinstance(settings, dict) else {}

@@ -1,4 +1,4 @@
-"""The evaluation of scripts/eval_ruler.py: a model, its samples, and a folder of results."""
+"""The evaluation of `lrsa eval`: a model, its samples, and a folder of results."""
 
 import logging
 import os
@@ -74,7 +74,7 @@ class Evaluation:
         self._limit = TimeLimit()  # measures the batches
 
     def _official_samples(self) -> OfficialSamples | None:
-        """The samples of RULER's own scripts; None where --samples is a folder of make_ruler.py, or is not given."""
+        """The samples of RULER's own scripts; None where --samples is a folder of `lrsa ruler`, or is not given."""
         options = self._options
         if options.samples is None or SampleStore.is_in(Path(options.samples)):
             return None

@@ -92,7 +92,7 @@ class OfficialSamples:
         if not flat and not by_length:
             raise InputError(
                 f"--samples {self._folder} holds no samples, expected {_LAYOUTS} of RULER's prepare.py, or a folder of "
-                "scripts/make_ruler.py"
+                "`lrsa ruler`"
             )
         if flat and (lengths is None or len(lengths) != 1):
             raise InputError(f"{flat[0]} does not say its length: give --lengths with the one of prepare.py")

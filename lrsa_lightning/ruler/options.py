@@ -48,7 +48,7 @@ def refuse_official_compat(owner: str, official_compat: bool | None) -> None:
     if official_compat:
         raise InputError(
             f"{owner}official_compat is gone: make samples with RULER's own prepare.py and score them with "
-            "scripts/eval_ruler.py --samples FOLDER"
+            "`lrsa eval --samples FOLDER`"
         )
 
 

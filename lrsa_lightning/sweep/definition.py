@@ -76,7 +76,7 @@ def _check(content: dict[str, Any]) -> None:
             raise InputError(f"unknown key {key!r}; did you mean {near[0]}?")
     if (method := content.get("method")) != "grid":
         raise InputError(
-            f"method is {method!r}, but sweep_local.py runs grids only: give method: grid, or let W&B search with "
+            f"method is {method!r}, but `lrsa sweep` runs grids only: give method: grid, or let W&B search with "
             "wandb sweep and wandb agent"
         )
     if (metric := content.get("metric")) is not None:

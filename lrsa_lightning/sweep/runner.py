@@ -22,7 +22,7 @@ class Result(NamedTuple):
 
     Attributes:
         cell: the cell.
-        status: exit status of its last process; None where another sweep_local.py runs it.
+        status: exit status of its last process; None where another `lrsa sweep` runs it.
     """
 
     cell: Cell

@@ -121,10 +121,9 @@ def test_a_cache_of_another_mode_is_still_found():
     with pytest.raises(InputError, match="not installed"):
         hidden(model, past_key_values=cache)
     mode.install(model)
-    filled = DynamicCache(config=model.config)
-    hidden(model, IDS[:, :9], past_key_values=filled)
-    with pytest.raises(InputError, match="does not follow its rule"):
-        hidden(model, IDS[:, 9:], past_key_values=filled)
+    begun = DynamicCache(config=model.config)
+    hidden(model, IDS[:, :9], past_key_values=begun)
+    assert deviation(hidden(model, IDS[:, 9:], past_key_values=begun), hidden(model, use_cache=False)[:, 9:]) < 1e-4
 
 
 def test_gradients_reach_every_layer_and_survive_recomputation():

@@ -177,5 +177,5 @@ def test_official_compat_is_refused_with_the_way_out(fit, capsys):
         fit(official_compat=True)
     assert (
         "RulerEval.official_compat is gone: make samples with RULER's own prepare.py and score them with "
-        "scripts/eval_ruler.py --samples FOLDER"
+        "`lrsa eval --samples FOLDER`"
     ) in capsys.readouterr().err

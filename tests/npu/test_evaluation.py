@@ -1,6 +1,5 @@
-"""scripts/eval_ruler.py and the local sweep's devices, which find NPUs by themselves."""
+"""`lrsa eval` and the local sweep's devices, which find NPUs by themselves."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lrsa_lightning.cli import main as lrsa
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu import NPUAccelerator
 from lrsa_lightning.ruler.records import Record, read_records
@@ -15,7 +15,6 @@ from lrsa_lightning.sweep import make_slots
 from tests.conftest import make_model
 
 pytestmark = pytest.mark.npu
-SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_ruler.py"
 TASK = ["--model", "model", "--tasks", "niah_single_1", "--lengths", "640", "--num_samples", "3", "--batch_size", "1"]
 
 
@@ -30,16 +29,13 @@ def folder(tokenizer, tmp_path, monkeypatch) -> Path:
 
 def evaluate(output: Path, *further: str) -> list[Record]:
     """Runs the command in this process."""
-    spec = importlib.util.spec_from_file_location("eval_ruler", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main([*TASK, "--output", str(output), *further])
+    lrsa(["eval", *TASK, "--output", str(output), *further])
     return read_records(output / "results.jsonl")
 
 
 def test_two_npus_score_as_the_cpu(folder, monkeypatch):
     exact = ("--precision", "float32", "--budgets", "1", "0.5")
-    command = [sys.executable, str(SCRIPT), *TASK, *exact, "--output", "npus", "--devices", "2"]
+    command = [sys.executable, "-m", "lrsa_lightning", "eval", *TASK, *exact, "--output", "npus", "--devices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(NPUAccelerator, "is_available", lambda: False)

@@ -32,7 +32,7 @@ def test_a_resume_is_bit_exact(run_of, tmp_path, kind):
 
 
 def test_a_checkpoint_loads_where_there_is_no_npu(run_of):
-    """In a process without torch_npu: eval_ruler and export_hf read it so."""
+    """In a process without torch_npu: `lrsa eval` and `lrsa export` read it so."""
     path = next((run_of("npu_ddp") / "checkpoints").glob("step=6*"))
     code = f"""
 import sys

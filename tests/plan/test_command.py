@@ -103,7 +103,7 @@ def test_what_fits_nowhere_names_a_way_out(capsys):
         ({"data.seq_len": "200000"}, "beyond the model's 131072 positions"),
         ({"model.from_config": json.dumps({"model_type": "gpt2"})}, "the plan does not cover 'gpt2'"),
         ({"model.attention": "Vanilla", "model.attention.implementation": "eager"}, "the plan does not cover Vanilla"),
-        ({"model.lrr": "1"}, "model.lrr", "`lrsa plan --help`"),
+        ({"model.zzz": "1"}, "model.zzz", "`lrsa plan --help`"),
     ]
 )
 def test_bad_input_is_one_line(capsys, wrong, said):

@@ -4,18 +4,16 @@ import base64
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from lrsa_lightning.cli import main
 from lrsa_lightning.report import read_runs, write_report
 from lrsa_lightning.ruler.records import Record
 from tests.report.conftest import records
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 QUESTIONS = {"qa_1": [1.0, 0.0], "qa_2": [0.0, 0.0], "vt": [1.0, 1.0]}
 DATA = {"seed_everything": 42, "data": {"seq_len": 4096, "num_workers": 1}, "trainer": {"max_steps": 3}}
 
@@ -159,8 +157,7 @@ def test_without_question_answering_there_is_no_figure_3(make_run, tmp_path):
 
 
 def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    main([f"_$x$={make_run('a', records(QUESTIONS))}", "--output", str(tmp_path / "out")])
+    main(["report", f"_$x$={make_run('a', records(QUESTIONS))}", "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert out.startswith("Subset mean over 3 tasks (vt, qa_1, qa_2)\n\n| Model | Budget | 4K | Avg |\n")
     assert "| _$x$ | 1x | 50.0 | 50.0 |" in out
@@ -190,7 +187,7 @@ def test_bad_input_is_one_line_and_exit_status_2(make_run, tmp_path, monkeypatch
     make_run("empty")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(SCRIPT))["main"](arguments)
+        main(["report", *arguments])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("lrsa: error: ")

@@ -142,7 +142,7 @@ def test_the_configuration_of_the_last_resume_counts(make_run):
 def test_settings_of_an_evaluation_that_are_damaged_are_named(make_run):
     folder = make_run("x", SCORED)
     (folder / "settings.json").write_text("{")
-    with pytest.raises(InputError, match=r"settings\.json: .*expected the settings of eval_ruler"):
+    with pytest.raises(InputError, match=r"settings\.json: .*expected the settings of `lrsa eval`"):
         read_runs([str(folder)])
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.evaluated_model import fingerprint
 from lrsa_lightning.ruler.evaluation import EvaluationFolder
@@ -22,7 +22,6 @@ from lrsa_lightning.ruler.store import SampleStore
 from tests.conftest import make_model
 from tests.test_folder_lock import hold
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_ruler.py"
 NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()), in_order=list)
 
 
@@ -76,14 +75,13 @@ def evaluate(tokenizer, tmp_path, monkeypatch, capsys):
     make_model(vocab_size=len(tokenizer), max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    main = runpy.run_path(str(SCRIPT))["main"]
 
     def call(**options) -> str:
         given = {"model": "model", "output": "eval", "tasks": "niah_single_1", "lengths": 640, "num_samples": 2}
         given |= {"budgets": 0.5, "generation": "false", **options}
         words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
         try:
-            main(words)
+            main(["eval", *words])
         except SystemExit:
             (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrsa: error")]
             return line

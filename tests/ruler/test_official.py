@@ -1,4 +1,4 @@
-"""Samples of RULER's own scripts: the layouts and fields of their files, and what eval_ruler.py refuses of them."""
+"""Samples of RULER's own scripts: the layouts and fields of their files, and what `lrsa eval` refuses of them."""
 
 import json
 import runpy
@@ -116,7 +116,7 @@ def test_tasks_and_lengths_select(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "options", "message"),
     [
-        ([], {}, r"holds no samples, expected <task>/validation.jsonl, .* or a folder of scripts/make_ruler.py"),
+        ([], {}, r"holds no samples, expected <task>/validation.jsonl, .* or a folder of `lrsa ruler`"),
         (["niah_singel_1/validation.jsonl"], {"lengths": [512]}, r"niah_singel_1.*did you mean niah_single_1"),
         (["512/data/vtt/validation.jsonl"], {}, r"vtt/validation.jsonl: unknown RULER task 'vtt'"),
         (["vt/validation.jsonl"], {}, r"vt/validation.jsonl does not say its length: give --lengths"),

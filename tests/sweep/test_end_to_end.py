@@ -1,4 +1,4 @@
-"""The demo's sweeps for real, a few steps each: by sweep_local.py, and by the real `wandb agent`."""
+"""The demo's sweeps for real, a few steps each: by `lrsa sweep`, and by the real `wandb agent`."""
 
 import json
 import os

@@ -1,6 +1,5 @@
 """Cells as processes: skipped, resumed, failing, interrupted, each on its own devices."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.sweep import SweepRunner, make_cells, make_slots, read_sweep
 from tests.sweep.conftest import begun, calls
 
-SCRIPT = Path(__file__).parent.parent.parent / "scripts/sweep_local.py"
 MODES = {"mode": {"values": ["a", "b", "c"]}}
 
 
@@ -139,8 +138,8 @@ def test_devices_are_split_equally():
         make_slots(3, ["0", "1", "2", "3"])
 
 
-def script(file, runs, *further):
-    words = [sys.executable, str(SCRIPT), str(file), "--runs_dir", str(runs), *further]
+def command(file, runs, *further):
+    words = [sys.executable, "-m", "lrsa_lightning", "sweep", str(file), "--runs_dir", str(runs), *further]
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # the background jobs of a shell ignore SIGINT
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
 
@@ -149,7 +148,7 @@ def script(file, runs, *further):
 def test_ctrl_c_lets_cells_save_and_the_same_command_resumes(make_sweep, runs, number, main, capsys):
     file = make_sweep(MODES)
     (runs / "wait-b").touch()
-    first = script(file, runs)
+    first = command(file, runs)
     wait_for(runs / "mode-b/waiting")
     first.send_signal(number)
     _, error = first.communicate(timeout=30)
@@ -167,7 +166,7 @@ def test_ctrl_c_lets_cells_save_and_the_same_command_resumes(make_sweep, runs, n
 def test_a_cell_whose_parent_was_killed_is_not_started_twice(make_sweep, runs):
     file = make_sweep(MODES)
     (runs / "wait-b").touch()
-    first = script(file, runs)
+    first = command(file, runs)
     wait_for(runs / "mode-b/waiting")
     first.kill()
     first.communicate(timeout=30)
@@ -201,12 +200,9 @@ def test_children_that_do_not_end_are_killed(make_sweep, runs):
 
 @pytest.fixture
 def main():
-    """The script's main, in this process; gives SIGTERM its handler back."""
-    spec = importlib.util.spec_from_file_location("sweep_local", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The command, in this process; gives SIGTERM its handler back."""
     before = signal.getsignal(signal.SIGTERM)
-    yield module.main
+    yield COMMANDS["sweep"].load()
     signal.signal(signal.SIGTERM, before)
 
 

@@ -1,21 +1,77 @@
-"""The commands of scripts/: each explains itself without the hardware or the data it needs."""
+"""The subcommands of `lrsa` that need no training: each explains itself without the hardware or the data it needs."""
 
 import json
 import re
+import runpy
+import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from shutil import which
 
 import pytest
 
+from lrsa_lightning.cli import main
+from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.ruler.records import read_records
 from tests.conftest import make_model, write_jsonl
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
-def test_help(script):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_shows_its_help(name, capsys):
+    with suppress(SystemExit):
+        main([name, "--help"])
+    assert f"usage: lrsa {name}" in re.sub(r"\s+", " ", capsys.readouterr().out).replace(" [options] ", " ", 1)
+
+
+def test_fit_shows_model_and_data_before_the_trainer(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage == "usage: lrsa fit [--config FILE ...] [--KEY VALUE ...]"
+    places = [next(n for n, line in enumerate(lines) if f"--{key}" in line) for key in ("model", "data", "trainer")]
+    assert places == sorted(places)
+
+
+@pytest.mark.skipif(which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_files(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    script = tmp_path / "lrsa"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "job.yaml").touch()
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(["lrsa", *map(shlex.quote, words)])
+        code = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_lrsa; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path).stdout.split()
+
+    assert complete("") == list(COMMANDS)
+    assert complete("swe") == ["sweep"]
+    assert complete("fit", "--model.atten") == ["--model.attention.help", "--model.attention"]
+    assert "--data.seq_len" in complete("plan", "--data.s")
+    assert {"--device", "--devices"} == {*complete("plan", "--dev")}
+    assert complete("fit", "--ckpt") == ["--ckpt_path"]
+    assert complete("fit", "--config", "jo") == ["job.yaml"]
+    assert complete("export", "x", "--dtype", "") == ["float32", "bfloat16", "float16"]
+    assert complete("eval", "--check") == ["--checkpoint"]
+
+
+def test_completion_without_shtab_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit):
+        main(["completion", "bash"])
+    assert capsys.readouterr().err == "lrsa: error: the package shtab makes the script: pip install shtab\n"
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_is_a_command_or_shows_its_help(script):
+    if (found := re.match(r'"""`lrsa (\w+)` as a script."""', script.read_text())) is not None:
+        assert runpy.run_path(str(script))["main"] is COMMANDS[found[1]].load()
+        return
     result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout.lower()
@@ -33,30 +89,30 @@ def arguments(train_file, tokenizer_dir, tmp_path):
     return [str(x) for pair in options.items() for x in pair]
 
 
-def run(script, *arguments, cwd):
-    command = [sys.executable, SCRIPTS / script, *arguments]
+def run(name, *arguments, cwd):
+    command = [sys.executable, "-m", "lrsa_lightning", name, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-def test_inspect_data_shows_lengths_label_tokens_and_a_sample(arguments, tmp_path):
-    result = run("inspect_data.py", *arguments, "--output", "lengths.png", "--sample", "3", cwd=tmp_path)
+def test_inspect_shows_lengths_label_tokens_and_a_sample(arguments, tmp_path):
+    result = run("inspect", *arguments, "--output", "lengths.png", "--sample", "3", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
     assert "24 read, 24 kept, 0 left out, 0 shortened" in result.stdout
     assert "languages       other 100.0%" in result.stdout
     assert "Document 1:" in result.stdout
     assert "Which colour has house 3? Colour 3.<|endoftext|>" in result.stdout.replace("\n", " ").replace("  ", " ")
-    wrong = run("inspect_data.py", *arguments, "--sample", "99", cwd=tmp_path)
+    wrong = run("inspect", *arguments, "--sample", "99", cwd=tmp_path)
     assert "--sample is 99, but must be from 0 to 23" in wrong.stderr
 
 
-def test_a_run_finds_what_prepare_data_prepared(arguments, tmp_path):
-    result = run("prepare_data.py", *arguments, cwd=tmp_path)
+def test_a_run_finds_what_prepare_prepared(arguments, tmp_path):
+    result = run("prepare", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "cache" / "prepared").iterdir()
     assert f"train: 24 samples in {folder}" in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "train.jsonl"]
-    missing = run("prepare_data.py", *arguments, "--data.train_files", "nowhere.jsonl", cwd=tmp_path)
+    missing = run("prepare", *arguments, "--data.train_files", "nowhere.jsonl", cwd=tmp_path)
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[-1].startswith("lrsa: error: data file nowhere.jsonl does not exist")
 
@@ -72,13 +128,13 @@ def model_dir(tokenizer, tmp_path):
 RULER = ["--tasks", "niah_single_1", "--lengths", "640", "--num_samples", "3"]
 
 
-def test_make_ruler_writes_the_official_format_and_eval_ruler_reads_it(model_dir, tmp_path):
-    made = run("make_ruler.py", "--tokenizer", model_dir, "--output", "samples", *RULER, cwd=tmp_path)
+def test_ruler_writes_the_official_format_and_eval_reads_it(model_dir, tmp_path):
+    made = run("ruler", "--tokenizer", model_dir, "--output", "samples", *RULER, cwd=tmp_path)
     assert made.stdout.split() == ["samples/640/niah_single_1/validation.jsonl"], made.stderr
     arguments = ["--model", model_dir, "--samples", "samples", "--output", "eval", "--budgets", "1", "0.5", *RULER]
     mode = SCRIPTS.parent / "configs" / "attention" / "lrsa_r25.yaml"
     arguments += ["--attention", mode, "--batch_size", "1"]
-    result = run("eval_ruler.py", *arguments, cwd=tmp_path)
+    result = run("eval", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0].split() == ["task", "length", "r1", "r0.5", "lrsa", "samples"]
     path = tmp_path / "eval" / "results.jsonl"
@@ -89,29 +145,29 @@ def test_make_ruler_writes_the_official_format_and_eval_ruler_reads_it(model_dir
     # As a kill within a line leaves it: what is lacking is scored again, and only that.
     whole = path.read_text()
     path.write_text(whole[: whole.index("r0.5") + 100])
-    assert run("eval_ruler.py", *arguments, cwd=tmp_path).returncode == 0
+    assert run("eval", *arguments, cwd=tmp_path).returncode == 0
     assert read_records(path) == records
-    other = run("eval_ruler.py", *arguments, "--sink_size", "4", cwd=tmp_path)
+    other = run("eval", *arguments, "--sink_size", "4", cwd=tmp_path)
     assert other.stderr.splitlines()[-1].startswith("lrsa: error: eval holds results of other settings (sink_size")
 
 
-def test_eval_ruler_leaves_out_what_a_length_has_no_room_for(model_dir, tmp_path):
+def test_eval_leaves_out_what_a_length_has_no_room_for(model_dir, tmp_path):
     arguments = ["--model", model_dir, "--output", "eval", "--tasks", "vt", "niah_single_1", "--lengths", "640"]
     arguments += ["--num_samples", "1", "--budgets", "1", "--generation", "false"]
-    assert "RULER vt at length 640: needs" in run("eval_ruler.py", *arguments, cwd=tmp_path).stderr.splitlines()[-1]
-    result = run("eval_ruler.py", *arguments, "--skip_missing", cwd=tmp_path)
+    assert "RULER vt at length 640: needs" in run("eval", *arguments, cwd=tmp_path).stderr.splitlines()[-1]
+    result = run("eval", *arguments, "--skip_missing", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search("RULER vt at length 640: needs .*; left out", result.stderr)
     assert {record.task for record in read_records(tmp_path / "eval" / "results.jsonl")} == {"niah_single_1"}
 
 
-def test_eval_ruler_scores_predictions_without_a_model(tmp_path):
+def test_eval_scores_predictions_without_a_model(tmp_path):
     rows = [{"pred": "It is 1234567.", "outputs": ["1234567"]}, {"pred": "\u2028no", "outputs": ["7654321"]}]
     write_jsonl(tmp_path / "niah_single_1.jsonl", rows)
-    result = run("eval_ruler.py", "--predictions", "niah_single_1.jsonl", cwd=tmp_path)
+    result = run("eval", "--predictions", "niah_single_1.jsonl", cwd=tmp_path)
     assert result.stdout.split() == ["niah_single_1", "50.0"], result.stderr
     (tmp_path / "vt.jsonl").write_text(json.dumps(rows[0]) + '\n{"pred": 1}\n')
-    wrong = run("eval_ruler.py", "--predictions", "vt.jsonl", cwd=tmp_path)
+    wrong = run("eval", "--predictions", "vt.jsonl", cwd=tmp_path)
     assert wrong.stderr.splitlines()[-1].startswith("lrsa: error: vt.jsonl, line 2: expected an object with pred and")
 
 
@@ -127,7 +183,7 @@ def test_eval_ruler_scores_predictions_without_a_model(tmp_path):
         (["--model", "x", "--tasks", "qa_1"], "RULER qa_1 needs the file squad: give squad.json, from https://"),
     ],
 )
-def test_eval_ruler_refuses_in_a_line(tmp_path, arguments, message):
-    result = run("eval_ruler.py", *arguments, cwd=tmp_path)
+def test_eval_refuses_in_a_line(tmp_path, arguments, message):
+    result = run("eval", *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]

@@ -1,0 +1,34 @@
+"""`lrsa report`: tables, figures and a page of runs."""
+
+from pathlib import Path
+
+from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.ranges import NonNegativeInt
+from lrsa_lightning.script_parser import ScriptParser
+
+_DESCRIPTION = """Makes Table 1 and Figures 2 to 4 of the paper, and an HTML page with them, from one or several runs.
+
+A run is a directory of `lrsa fit` or a folder of `lrsa eval`, called by its name or by LABEL=PATH.
+Example: lrsa report runs/vanilla runs/lrsa base=eval/qwen2.5-1.5b --output report --step 4000
+"""
+
+
+def make_parser() -> ScriptParser:
+    parser = ScriptParser(_DESCRIPTION, prog="lrsa report")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder, or LABEL=FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the report")
+    parser.add_argument("--step", type=NonNegativeInt, help="check of the runs; the last with scores otherwise")
+    return parser
+
+
+@report_input_errors
+def run(args: list[str] | None = None) -> None:
+    """Writes the report and prints its table, its notes and its files."""
+    options = make_parser().parse_args(args)
+    from lrsa_lightning.report import read_runs, write_report
+
+    report = write_report(read_runs(options.runs, options.step), options.output)
+    print(report.markdown)
+    for note in report.notes:
+        print(f"note: {note}")
+    print("wrote:", *report.files, sep="\n  ")

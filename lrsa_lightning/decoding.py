@@ -97,9 +97,9 @@ def mask_of_next(cache, mask_BN: Tensor | None, tokens_Bn: Tensor) -> Tensor | N
         tokens_Bn: the new ones.
 
     Returns:
-        for a `LagKVCache` what says that nothing needs to look at the rows; else [B, N + n], or None.
+        [B, N + n]; without a mask so far None, or for a `LagKVCache` what says that nothing needs to look at the rows.
     """
-    if isinstance(cache, LagKVCache):
+    if isinstance(cache, LagKVCache) and mask_BN is None:
         return mask_of_known_rows(tokens_Bn.device)
     return None if mask_BN is None else torch.nn.functional.pad(mask_BN, (0, tokens_Bn.shape[1]), value=True)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.hybrid import counts_columns
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.decoding import DecodingStep, mask_of_next
 from lrsa_lightning.errors import InputError
@@ -82,16 +83,21 @@ class Prompt:
         input_ids = input_ids[:, : max(lengths)]
         self._model, self._mode = model, mode.for_generation(model.config)
         self._positions_B1 = torch.tensor(lengths, device=input_ids.device).unsqueeze(-1)
-        self.cache = self._mode.make_cache(model.config, lengths)
-        self._mask_BN = None
-        if len(set(lengths)) > 1 and self._mode.needs_padding_mask:
+        self._mask_BN, is_unequal = None, len(set(lengths)) > 1
+        on_the_left = is_unequal and counts_columns(model.config.get_text_config(decoder=True))
+        if on_the_left or (is_unequal and self._mode.needs_padding_mask):
             self._mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
+        if on_the_left:
+            input_ids, self._mask_BN = _padded_on_the_left(input_ids, self._mask_BN)
+            lengths = [input_ids.shape[1]] * len(lengths)
+        self.cache = self._mode.make_cache(model.config, lengths)
         with self._mode.installed(model):
             self._next_B = self._prefill(input_ids, lengths, num_pieces)
         self._step = DecodingStep(model, self.cache, self._positions_B1, self._mask_BN)
 
     def _prefill(self, input_ids: Tensor, lengths: Sequence[int], num_pieces: int) -> Tensor:
-        pieces = prefill(self._model, self.cache, input_ids, num_pieces)
+        left_BN = None if self._mask_BN is None or bool(self._mask_BN[:, 0].all()) else self._mask_BN
+        pieces = prefill(self._model, self.cache, input_ids, num_pieces, mask_BN=left_BN)
         self._last_BD = torch.cat(hidden_states(pieces, [(length - 1, length) for length in lengths]))
         return self._model.get_output_embeddings()(self._last_BD).argmax(dim=-1)
 
@@ -141,10 +147,12 @@ def _until_all_ended(tokens_BT: Tensor, end_ids: Tensor) -> Tensor:
     return tokens_BT[:, :num_steps]
 
 
-def prefill(model, cache, input_ids: Tensor, num_pieces: int, start: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """Feeds right-padded prompts to a cache in so many forward passes.
+def prefill(
+    model, cache, input_ids: Tensor, num_pieces: int, start: int = 0, mask_BN: Tensor | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Feeds padded prompts to a cache in so many forward passes.
 
-    Needs no mask: padding on the right is seen by padding alone.
+    Padding on the right needs no mask: it is seen by padding alone.
 
     Args:
         model: a transformers causal decoder with the cache's mode installed.
@@ -152,18 +160,20 @@ def prefill(model, cache, input_ids: Tensor, num_pieces: int, start: int = 0) ->
         input_ids: int64 [B, N].
         num_pieces: forward passes.
         start: tokens that the cache has seen.
+        mask_BN: True at the tokens of prompts that are padded on the left; ``start`` is 0 then.
 
     Yields:
         position of each piece's first token, and its last hidden states [B, n, D].
     """
     for piece in input_ids.tensor_split(num_pieces, dim=1):
-        positions = torch.arange(start, start + piece.shape[1], device=piece.device).unsqueeze(0)
-        decoder = model.get_decoder()
-        yield (
-            start,
-            decoder(input_ids=piece, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state,
-        )
-        start += piece.shape[1]
+        stop = start + piece.shape[1]
+        known = {"position_ids": torch.arange(start, stop, device=piece.device).unsqueeze(0)}
+        if mask_BN is not None:
+            positions_BN = (mask_BN.cumsum(dim=1) - 1).clamp(min=0)
+            known = {"position_ids": positions_BN[:, start:stop], "attention_mask": mask_BN[:, :stop].long()}
+        out = model.get_decoder()(input_ids=piece, past_key_values=cache, use_cache=True, **known)
+        yield start, out.last_hidden_state
+        start = stop
 
 
 def hidden_states(pieces: Iterator[tuple[int, Tensor]], spans: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -196,6 +206,12 @@ def _padded_on_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Ten
     first_B, count_B = consecutive_columns(real_BN)
     place_BN = (torch.arange(input_ids.shape[1], device=input_ids.device) + first_B[:, None]) % input_ids.shape[1]
     return input_ids.gather(1, place_BN), count_B.tolist()
+
+
+def _padded_on_the_left(input_ids: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompts, each row rolled so that it ends with its last token, and where their tokens are."""
+    columns, count_B1 = torch.arange(input_ids.shape[1], device=input_ids.device), mask_BN.sum(dim=1, keepdim=True)
+    return input_ids.gather(1, (columns + count_B1) % input_ids.shape[1]), mask_BN.flip(1)
 
 
 def _checked(lengths: Sequence[int] | None, input_ids: Tensor) -> list[int]:

@@ -55,12 +55,24 @@ def own_cache_layers(config) -> dict[int, Any]:
     return {layer: layers[layer] for layer in kept}
 
 
-def check_full_attention(config, num_tokens: int) -> None:
-    """Raises InputError unless each layer is full attention over so many tokens: ranks share no other."""
+def counts_columns(config) -> bool:
+    """Whether a cache of the model counts columns, padding too: windows and states. Rows are then padded on the left.
+
+    Args:
+        config: of the text decoder.
+    """
+    return bool(kept_layers(config) or _windows(config))
+
+
+def _windows(config) -> list[int]:
     from transformers import DynamicCache
 
-    windows = [z.sliding_window for z in DynamicCache(config=config).layers if getattr(z, "is_sliding", False)]
-    if kept_layers(config) or any(window < num_tokens for window in windows):
+    return [z.sliding_window for z in DynamicCache(config=config).layers if getattr(z, "is_sliding", False)]
+
+
+def check_full_attention(config, num_tokens: int) -> None:
+    """Raises InputError unless each layer is full attention over so many tokens: ranks share no other."""
+    if kept_layers(config) or any(window < num_tokens for window in _windows(config)):
         raise InputError(
             f"sequence parallelism shares full attention alone, and not all layers of {config.model_type!r} are full "
             f"attention over {num_tokens} tokens: set sequence_parallel.size to 1"
@@ -144,7 +156,7 @@ def _check_restarts(config, given: dict[str, Any]) -> None:
 
 
 def _check_padding(mask_BN: Tensor) -> None:
-    if bool((mask_BN[:, -1] == 0).any()):
+    if bool(((mask_BN[:, :-1] != 0) & (mask_BN[:, 1:] == 0)).any()):
         raise InputError(
             "a hybrid model's own caches count columns: pad rows of unequal length on the left, not on the right"
         )

@@ -74,6 +74,16 @@ def test_a_row_padded_in_front_is_as_if_run_alone(name):
         assert torch.equal(together[row, 70:], generate(model, ids, mode, 20, eos_token_id=[])[0])
 
 
+@pytest.mark.parametrize("mode", [LRSA(**SIZES), Vanilla()], ids=repr)
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next", "mistral"])
+def test_rows_of_unequal_length_generate_as_if_alone(name, mode):
+    model = build(name, **KEYS | ({"sliding_window": 100} if name == "mistral" and isinstance(mode, LRSA) else {}))
+    arguments = {"max_new_tokens": 20, "eos_token_id": [], "prefill_chunk_size": 24}
+    together = generate(model, IDS, mode, lengths=[29, 70], **arguments)
+    for row, length in enumerate([29, 70]):
+        assert torch.equal(together[row], generate(model, IDS[row : row + 1, :length], mode, **arguments)[0])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next"])
 def test_a_beam_takes_its_windows_and_states_with_it(name):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.hybrid import counts_columns
+from lrsa_lightning.attention.hybrid import check_padded_states, counts_columns
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.decoding import DecodingStep, mask_of_next
 from lrsa_lightning.errors import InputError
@@ -88,6 +88,7 @@ class Prompt:
         if on_the_left or (is_unequal and self._mode.needs_padding_mask):
             self._mask_BN = torch.arange(input_ids.shape[1], device=input_ids.device) < self._positions_B1
         if on_the_left:
+            check_padded_states(model.config.get_text_config(decoder=True))
             input_ids, self._mask_BN = _padded_on_the_left(input_ids, self._mask_BN)
             lengths = [input_ids.shape[1]] * len(lengths)
         self.cache = self._mode.make_cache(model.config, lengths)

@@ -7,6 +7,7 @@ linear attention, a convolution.
 import sys
 from typing import Any
 
+from packaging import version
 from torch import Tensor
 
 from lrsa_lightning.attention.layer_call import asked
@@ -133,10 +134,28 @@ def for_kept_layers(config, given: dict[str, Any]) -> dict[str, Any]:
 
 def check_packed_rows(config) -> None:
     """Raises InputError if a kept layer would carry its state from one sample of a packed row into the next one."""
+    from transformers import masking_utils
+
     if stateful := [kind for kind in _kinds(config) if kind not in _ATTEND]:
         raise InputError(
             f"{config.model_type!r} has layers of {stateful[0]}, whose state runs through all samples of a packed row: "
             "put one sample into each row (data.packing: false)"
+        )
+    if "chunked_attention" in _kinds(config) and not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+        raise InputError(
+            "in this version of transformers chunks begin within the samples of a packed row: put one sample into each "
+            "row (data.packing: false), or update transformers"
+        )
+
+
+def check_padded_states(config) -> None:
+    """Raises InputError if padding in a later piece of a prompt would reach the state of a layer, as before 5.20."""
+    import transformers
+
+    if {*_kinds(config)} - {*_ATTEND} and version.parse(transformers.__version__) < version.parse("5.20"):
+        raise InputError(
+            f"transformers {transformers.__version__} lets padding into the states of {config.model_type!r}: generate "
+            "from rows of equal length, or one by one, or take transformers 5.20"
         )
 
 

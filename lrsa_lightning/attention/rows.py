@@ -166,7 +166,9 @@ def _traced(**asked: Any) -> TracedRows:
         is_causal = torch.zeros((), dtype=torch.bool)
     elif mask_function is not causal_mask_function:
         length = asked.get("q_length") or asked["kv_length"]
-        begins_BN, is_causal = _deviations(mask_function, asked["batch_size"], 0, length, asked["device"])
+        tokens = asked.get("cache_position")  # of older versions of transformers, which give no device
+        device = asked["device"] if tokens is None else tokens.device
+        begins_BN, is_causal = _deviations(mask_function, asked["batch_size"], 0, length, device)
     if mask_BN is not None:
         padded_BN = (mask_BN[:, 1:] != 0) & (mask_BN[:, :-1] == 0)
         begins_BN = padded_BN if begins_BN is None else begins_BN | padded_BN

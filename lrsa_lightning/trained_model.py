@@ -18,6 +18,7 @@ from lrsa_lightning.lora import check_keys, merged, trained_parameters
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.saved_settings import set_aside
 from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.yaml_text import read_mapping
 
@@ -160,7 +161,7 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
 
     for name, weight in state.items():
         state[name] = weight.to(dtype)
-    with torch.device("meta"):
+    with torch.device("meta"), set_aside(config):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     names = {id(weight): name for name, weight in reversed(empty.state_dict(keep_vars=True).items())}
     try:
@@ -170,7 +171,8 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
         raise InputError(f"{path} does not hold the weights of its run's model: {said}") from error
     # A tied head is left out: transformers 5.2 does not tie one that is given.
     weights = {name: state[name] for name in names.values()}
-    return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    with set_aside(config):
+        return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

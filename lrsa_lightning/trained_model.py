@@ -106,10 +106,11 @@ class RunCheckpoint:
         """
         config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
-        if self.starting_model.has_adapters:
-            model = merged(self._with_adapters(state, dtype))
-        else:
-            model = _with_weights(config, state, dtype, self.path)
+        with set_aside(config):
+            if self.starting_model.has_adapters:
+                model = merged(self._with_adapters(state, dtype), dtype)
+            else:
+                model = _with_weights(config, state, dtype, self.path)
         check_finite(model, str(self.path), "take another checkpoint or --dtype")
         return model.eval()
 
@@ -161,7 +162,7 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
 
     for name, weight in state.items():
         state[name] = weight.to(dtype)
-    with torch.device("meta"), set_aside(config):
+    with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     names = {id(weight): name for name, weight in reversed(empty.state_dict(keep_vars=True).items())}
     try:
@@ -171,8 +172,7 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
         raise InputError(f"{path} does not hold the weights of its run's model: {said}") from error
     # A tied head is left out: transformers 5.2 does not tie one that is given.
     weights = {name: state[name] for name in names.values()}
-    with set_aside(config):
-        return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

@@ -15,6 +15,9 @@ CONFIGS = ROOT / "configs"
 PROBE = (
     "import lrsa_lightning.callbacks as c, lrsa_lightning.configs as d, lrsa_lightning.report as r, pathlib;"
     "assert pathlib.Path(r.__file__).with_name('page.html').exists();"
+    "from importlib import metadata; import lrsa_lightning.model_folder as m; home = pathlib.Path(m.__file__).parent;"
+    "assert all((home / name).exists() for name in ('card.md.jinja', 'custom_generate/generate.py'));"
+    "assert 'lrsa' in metadata.entry_points(group='lm_eval.models').names;"
     "print(c.LossCurve.__module__, c.__file__, *(p.relative_to(d.CONFIG_DIR) for p in d.CONFIG_DIR.rglob('*.yaml')))"
 )
 

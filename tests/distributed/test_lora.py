@@ -64,3 +64,15 @@ def test_checkpoints_of_several_ranks_hold_adapters_alone(adapters, base, name):
     for name, weight in one.items():
         torch.testing.assert_close(x[name], weight, atol=1e-4, rtol=1e-4)
     assert runs["x"].weights().keys() == runs["one"].weights().keys()
+
+
+@pytest.mark.parametrize(("name", "precision"), [("zero3", "bf16-mixed"), ("fsdp2", "bf16-master")])
+def test_a_validation_has_the_trained_adapters(adapters, base, train_file, name, precision):
+    """Its loss is the one that the run itself had at the end."""
+    options = lora_run(adapters, base, **SETTINGS["context"]) | strategy(name) | {"trainer.callbacks": EACH_STEP}
+    options |= {"data.val_files": str(train_file), "trainer.precision": precision, "trainer.devices": "2"}
+    lrsa(*command(options | {"trainer.val_check_interval": "6", "trainer.check_val_every_n_epoch": "null"}))
+    lrsa(*command(options | {"run_name": "y", "ckpt_path": "runs/x/checkpoints/last.ckpt"}, "validate"))
+    (of_fit,), (of_validate,) = (curve(Path("runs") / run, "val/loss").values() for run in "xy")
+    assert of_validate == pytest.approx(of_fit, rel=1e-6)
+    assert of_validate < curve(Path("runs/x"))[0]

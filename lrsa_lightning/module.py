@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
-from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.clipping import clip
 from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
@@ -21,7 +21,7 @@ from lrsa_lightning.fused import FusedLayers
 from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
-from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.ranges import (
     AtLeastTwo,
     DecayRate,
@@ -33,6 +33,7 @@ from lrsa_lightning.ranges import (
 )
 from lrsa_lightning.recompute import Policy, recompute_of, set_policies
 from lrsa_lightning.recompute_choice import policies
+from lrsa_lightning.schedule import ScheduleSettings
 from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.step_log import StepLog, write_steps
 from lrsa_lightning.training_model import training_model
@@ -58,6 +59,8 @@ class LongContextModule(lightning.LightningModule):
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,
         warmup_steps: NonNegativeInt = 0,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  frozen
+        scheduler: ScheduleSettings = ScheduleSettings(),  # noqa: B008
         recompute: Policy | Literal["auto"] = "auto",
         fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
@@ -73,9 +76,11 @@ class LongContextModule(lightning.LightningModule):
             rope_parameters: override those of the model, for example {rope_type: yarn, factor: 4.0}.
             seq_len: tokens of a row, linked from data.seq_len.
             lr: peak learning rate.
-            betas: betas of AdamW.
+            betas: of optimizers that have two.
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
-            warmup_steps: steps of linear warm-up before the cosine.
+            warmup_steps: steps of linear warm-up.
+            optimizer: AdamW, or another optimizer by its name.
+            scheduler: the learning rate after the warm-up.
             recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
                 SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full,
                 with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
@@ -86,7 +91,7 @@ class LongContextModule(lightning.LightningModule):
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
-                of from_config are wrong.
+                of from_config are wrong; or the learning rate cannot fall so.
         """
         super().__init__()
         self.attention = attention
@@ -96,6 +101,8 @@ class LongContextModule(lightning.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.scheduler = scheduler
         self.recompute = recompute_of(recompute, gradient_checkpointing)
         self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
@@ -103,16 +110,18 @@ class LongContextModule(lightning.LightningModule):
         self.meter = StepMeter()
         self.step_log = StepLog()
         self._loaded_steps = 0
+        scheduler.check(lr)
         if from_config is not None:
             self.starting_model.load_config()  # costs nothing, and finds a wrong key before any data is read
 
     def prepare_data(self) -> None:
         """Raises InputError unless model, attention, length and vocabulary fit together; reads no data or weight."""
-        from lrsa_lightning.model_check import check_together
+        from lrsa_lightning.model_check import check_optimizer, check_together
 
         config = self.starting_model.load_config()
         self.starting_model.check(config)
         check_together(config, self._attention_at_length, self.seq_len, self.trainer)
+        check_optimizer(self.optimizer, self.betas, self.trainer)
 
     def setup(self, stage: str) -> None:
         """Checks the attention against the model's layers in each process, before a strategy shards the weights."""
@@ -248,20 +257,7 @@ class LongContextModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips as Lightning does. One norm of the gradients serves clipping, the log and `on_gradient_norm` hooks."""
-        plugin, norm, parameters = self.trainer.precision_plugin, None, []
-        if not isinstance(plugin, DeepSpeedPrecision):
-            parameters = list(plugin.main_params(optimizer))
-            norm = gradient_norm(parameters)
-        if knows_norm := _clips_as_torch_does(plugin):
-            self.step_log.add({"train/grad_norm": norm})
-        for callback in self.trainer.callbacks:
-            if hasattr(callback, "on_gradient_norm"):
-                callback.on_gradient_norm(self.trainer, self, optimizer, norm)
-        if knows_norm and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Logs the gradient norm under DeepSpeed, which gives it only after the step."""
@@ -281,15 +277,10 @@ class LongContextModule(lightning.LightningModule):
         write_steps(self.trainer)
 
     def configure_optimizers(self):
-        """AdamW with weight decay on matrices alone; linear warm-up, then cosine to 0 at the last step."""
+        """The optimizer, with weight decay on matrices alone, and the learning rate of each step."""
         # Lightning's gradient scaler leaves the gradients of a fused optimizer scaled when they are clipped.
         fused = self.device.type in ("cuda", "npu") and "mixed" not in str(self.trainer.precision)
-        optimizer = adamw(self.parameters(), self.lr, self.betas, self.weight_decay, fused)
-        factor = warmup_cosine(self.warmup_steps, self.trainer.estimated_stepping_batches)
+        optimizer = self.optimizer.make(self.parameters(), self.lr, self.betas, self.weight_decay, fused)
+        factor = self.scheduler.factor(self.lr, self.warmup_steps, self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _clips_as_torch_does(plugin: Precision) -> bool:
-    """False for DeepSpeed and Lightning's FSDP, where a process does not hold all gradients."""
-    return type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm and not isinstance(plugin, DeepSpeedPrecision)

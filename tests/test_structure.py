@@ -10,15 +10,16 @@ ROOT = Path(__file__).parent.parent
 # From low to high: a file may import from its own tier and from lower ones. Each root module and package is a unit.
 TIERS = (
     {
-        *("errors", "ranges", "version", "versions", "configs", "devices"),
+        *("errors", "ranges", "version", "versions", "configs", "devices", "import_hook", "saved_settings"),
         *("yaml_text", "json_lines", "atomic_text", "path_names", "disk", "folder_lock"),
         *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
         *("lora", "adapter_folder", "starting_model"),
         *("plain_state", "host_copy", "checkpoint_files", "last_checkpoint"),
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),
-        *("resume_guard", "rank_guard", "metrics", "plots", "loss", "optimizer", "trainer", "haystack"),
+        *("resume_guard", "rank_guard", "metrics", "plots", "loss", "trainer", "haystack"),
         *("precision", "offload", "recompute", "fused"),
         *("collectives", "step_log"),
+        *("optimizer", "optimizer_names", "quantised_states", "schedule", "clipping"),
     },
     {"attention"},
     {"flops", "decoding", "generation", "memory", "layer_shape", "lrsa_lightning"},

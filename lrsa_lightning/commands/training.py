@@ -22,6 +22,7 @@ from lrsa_lightning.callbacks import (
 from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
+from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -30,6 +31,7 @@ from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.plan.at_start import announce
 from lrsa_lightning.rank_guard import compare_ranks
 from lrsa_lightning.resume_guard import check_resume
@@ -127,6 +129,8 @@ class LRSACLI(LightningCLI):
         """Chooses the run directory, its files and the checkpoint, before anything takes time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         choice.check_choice(config.trainer.strategy)
+        if self.subcommand == "fit":
+            OptimizerSettings(**vars(config.model.optimizer)).check()
         npu.resolve_auto(config.trainer)
         choice.resolve_auto(config.trainer)
         self._allows_mismatch, requires = config.allow_mismatch, config.require_checkpoint
@@ -135,6 +139,7 @@ class LRSACLI(LightningCLI):
         # The saved configuration omits what fill_in adds: it follows from the directory or belongs to one process.
         self._given = self.save_config_kwargs["requested"] = config.clone()
         directory.fill_in(config)
+        leave_out_wandb(config.trainer)
         if not self.subcommand:
             return
         self._find_checkpoint(config, directory, requires, warns=self.subcommand != "fit")
@@ -178,6 +183,7 @@ class LRSACLI(LightningCLI):
         """Adds the callbacks that every run has, and hands the checkpoint's data progress to the datamodule."""
         with reading("trainer"):
             trainer = super().instantiate_trainer(**kwargs)
+        add_metrics_file(trainer)
         resumes = self._checkpoint is not None
         if self.subcommand == "fit":
             state = read_state(self._checkpoint) if resumes else {}

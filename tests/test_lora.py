@@ -8,6 +8,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lrsa_lightning.attention import Vanilla
 from lrsa_lightning.cli import main
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.conversation.source import ModelSource
@@ -73,7 +74,9 @@ def test_a_run_is_evaluated_with_its_adapters_merged(adapters):
 
 
 def logits(model) -> torch.Tensor:
+    """Under full attention: a loaded folder has its mode installed."""
     tokens = torch.arange(1, 90)[None]
+    Vanilla().install(model.get_base_model() if isinstance(model, PeftModel) else model)
     return model.eval()(tokens, use_cache=False).logits
 
 

@@ -146,3 +146,10 @@ def test_the_tokenizer_of_a_base_may_be_given_in_its_place(on_adapter, adapter, 
     change(adapter, base_model_name_or_path="no/such-base")
     error = refusal(capsys, command({**on_adapter, "data.tokenizer": str(tokenizer_dir)}))
     assert f"'no/such-base', the base of the adapter {adapter}, cannot be loaded" in error
+
+
+def test_lm_eval_asks_for_a_merged_folder(adapter):
+    from lrsa_lightning.serving.lm_eval import LRSALM
+
+    with pytest.raises(InputError, match=rf"lrsa export {adapter} --output merged"):
+        LRSALM(str(adapter))

@@ -1,5 +1,6 @@
 """LoRA in `lrsa fit`: what is trained, stored and resumed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,8 @@ def test_exports_are_the_trained_model(adapters, base, tokenizer, tied, saved):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert model.model.rotary_emb.inv_freq.dtype == torch.float32
         assert torch.isfinite(logits(model)).all()
+    targets = json.loads(Path("adapter/adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
     assert {*Path("adapter").glob("*.safetensors")} == {Path("adapter/adapter_model.safetensors")}
     for folder in ("merged", "adapter"):
         source = ModelSource(folder)

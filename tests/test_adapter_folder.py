@@ -148,13 +148,6 @@ def test_the_tokenizer_of_a_base_may_be_given_in_its_place(on_adapter, adapter, 
     assert f"'no/such-base', the base of the adapter {adapter}, cannot be loaded" in error
 
 
-def test_lm_eval_asks_for_a_merged_folder(adapter):
-    from lrsa_lightning.serving.lm_eval import LRSALM
-
-    with pytest.raises(InputError, match=rf"lrsa export {adapter} --output merged"):
-        LRSALM(str(adapter))
-
-
 def test_an_adapter_of_the_hub_comes_from_its_cache(adapter, base, tmp_path, monkeypatch):
     """No test contacts the hub: this is what an earlier download left."""
     copied = tmp_path / "hub" / "models--me--adapter" / "snapshots" / "0123"

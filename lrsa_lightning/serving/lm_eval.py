@@ -11,7 +11,6 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import AutoConfig
 
-from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.attention import LRSA
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
@@ -64,11 +63,6 @@ def _config_of(pretrained, arguments: dict):
     """The model's configuration, before its weights are read."""
     if not isinstance(pretrained, str):
         return pretrained.config
-    if Path(pretrained).is_dir() and AdapterFolder.of(pretrained) is not None:
-        raise InputError(
-            f"pretrained={pretrained} is an adapter: merge it into its base (lrsa export {pretrained} --output merged) "
-            "and give that folder"
-        )
     where = {name: arguments[name] for name in ("revision", "subfolder", "trust_remote_code") if name in arguments}
     return AutoConfig.from_pretrained(pretrained, **where)
 

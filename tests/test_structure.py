@@ -32,7 +32,10 @@ TIERS = (
     {"callbacks"},
     {"report"},
     {"sweep"},
-    {"commands", "finished_run", "command_line", "config_files", "near_keys", "script_parser", "input_boundary"},
+    {
+        *("commands", "doctor", "finished_run"),
+        *("command_line", "config_files", "near_keys", "script_parser", "input_boundary"),
+    },
     {"cli"},
     {"__main__"},
     {"scripts"},

@@ -14,7 +14,7 @@ from lrsa_lightning.callbacks.ruler_report import records_path, report_check
 from lrsa_lightning.data.template import TemplateName, answer_ends
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import check_length, load_config
+from lrsa_lightning.pretrained import check_length
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.check_time import CheckTime
@@ -135,7 +135,7 @@ class RulerEval(Callback):
         data = trainer.datamodule
         template = self._template or data.template
         lengths = self._lengths_of(data.seq_len) if self._lengths is None else self._lengths
-        config = load_config(pl_module.name_or_path, pl_module.from_config, pl_module.rope_parameters)
+        config = pl_module.starting_model.load_config()
         check_length(config, max(lengths, default=0), "RulerEval.lengths")
         settings = SampleSettings(self._seed, template, self._sources)
         store = SampleStore.in_cache(data.cache_dir, data.tokenizer, settings)

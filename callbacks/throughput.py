@@ -131,7 +131,8 @@ class Throughput(Callback):
         seen = int(values["train/tokens"]), int(values["train/answer_tokens"])
         tokens, label_tokens = (now - then for now, then in zip(seen, self._last_seen, strict=True))
         self._last_seen = seen
-        flops = self._decoder.training(lengths, label_tokens * sharing // num_devices, pl_module.attention)
+        labels, trains_weights = label_tokens * sharing // num_devices, not pl_module.starting_model.has_adapters
+        flops = self._decoder.training(lengths, labels, pl_module.attention, trains_weights)
         if not self._is_first:
             self._steps.append(_Step(seconds, tokens, flops.real // sharing, flops.dense // sharing))
         self._is_first = False

@@ -12,6 +12,7 @@ _PARTS = ("model", "data", "trainer")
 _EXPECTED = {
     "config": "a configuration, as configs/experiment/*.yaml",
     "attention": "an attention mode, as configs/attention/*.yaml",
+    "lora": "settings of LoRA, as configs/lora/*.yaml",
 }
 
 
@@ -68,7 +69,7 @@ class ConfigFiles:
         """Reads the file that a value names, if the parser would read it too."""
         kind = None if _is_text(value) else _kind(key)
         names_yaml, path = value.endswith(_SUFFIXES), folder / value
-        if kind == "attention" and (names_yaml or "/" in value or path.is_file()):
+        if kind in ("attention", "lora") and (names_yaml or "/" in value or path.is_file()):
             self._read(path, f"{key}.", kind, named_by, outer)
             self._places[key] = str(path)
         elif kind == "part" and names_yaml and path.is_file():
@@ -96,9 +97,9 @@ def _check_file(path: Path, kind: str, named_by: str) -> None:
 
 
 def _kind(key: str) -> str | None:
-    """What the file under this key holds: `config`, `attention` or `part` (of a config); None for other keys."""
+    """What the file under this key holds: `config`, `attention`, `lora` or `part` (of a config); None elsewhere."""
     name = key.rpartition(".")[2]
-    if name == "attention" or key == "config":
+    if name in ("attention", "lora") or key == "config":
         return name
     return "part" if key in _PARTS else None
 

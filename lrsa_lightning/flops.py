@@ -15,8 +15,9 @@ from lrsa_lightning.attention.layout import causal_pairs
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# A product's backward is two of the same size.
+# A product's backward is two of the same size: one for each factor. A frozen weight needs none.
 _FORWARD_AND_BACKWARD = 3
+_OF_FROZEN_WEIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,21 @@ class DecoderFlops:
         weights = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
         return cls(config.num_hidden_layers, 2 * weights, 4 * heads * head_dim, 2 * hidden * config.vocab_size)
 
-    def training(self, lengths: Mapping[int, int], num_labels: int, mode: AttentionMode) -> StepFlops:
+    def training(
+        self, lengths: Mapping[int, int], num_labels: int, mode: AttentionMode, trains_weights: bool = True
+    ) -> StepFlops:
         """Forward and backward of sequences that attend within themselves.
 
         Args:
             lengths: how many sequences there are of each length in tokens, padding included where it is computed.
             num_labels: label tokens of all of them.
             mode: the attention; its visible pairs in each layer count.
+            trains_weights: False where adapters are trained beside them. The adapters' own operations, r / hidden size
+                of a weight's, are not counted.
         """
         rest = self.token * sum(length * count for length, count in lengths.items()) + self.label_token * num_labels
         layers = range(self.layers)
         real = sum(count * mode.visible_pairs(length, layer) for length, count in lengths.items() for layer in layers)
         dense = sum(count * causal_pairs(length) for length, count in lengths.items()) * self.layers
-        return StepFlops(*(_FORWARD_AND_BACKWARD * (rest + self.pair * pairs) for pairs in (real, dense)))
+        of_weights = (_FORWARD_AND_BACKWARD if trains_weights else _OF_FROZEN_WEIGHT) * rest
+        return StepFlops(*(of_weights + _FORWARD_AND_BACKWARD * self.pair * pairs for pairs in (real, dense)))

@@ -6,8 +6,10 @@ from lightning import Trainer
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.distributed.choice import check_strategy
+from lrsa_lightning.distributed.optimizers import check_optimizer_strategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.pretrained import check_length
 
 log = logging.getLogger(__name__)
@@ -35,3 +37,14 @@ def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trai
             f"data.tokenizer has {len(tokenizer)} tokens, the model's vocabulary {text.vocab_size}: "
             "they do not belong together"
         )
+
+
+def check_optimizer(settings: OptimizerSettings, betas: tuple[float, float], trainer: Trainer) -> None:
+    """Checks the optimizer of a fit, on its own and against the strategy; does nothing where nothing is trained.
+
+    Raises:
+        InputError: its library is missing, it refuses an argument, or it cannot run under the strategy.
+    """
+    if trainer.training:
+        settings.check(betas)
+        check_optimizer_strategy(settings.found, settings.args or {}, trainer.strategy)

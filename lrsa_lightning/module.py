@@ -4,22 +4,24 @@ Shape suffixes: B rows of a micro-batch, N = seq_len, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
-from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.clipping import clip
 from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.fused import FusedLayers, fuse
+from lrsa_lightning.fused import FusedLayers
+from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
-from lrsa_lightning.optimizer import adamw, gradient_norm, warmup_cosine
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.ranges import (
     AtLeastTwo,
     DecayRate,
@@ -31,7 +33,10 @@ from lrsa_lightning.ranges import (
 )
 from lrsa_lightning.recompute import Policy, recompute_of, set_policies
 from lrsa_lightning.recompute_choice import policies
+from lrsa_lightning.schedule import ScheduleSettings
+from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.step_log import StepLog, write_steps
+from lrsa_lightning.training_model import training_model
 
 T = TypeVar("T")
 
@@ -54,46 +59,50 @@ class LongContextModule(lightning.LightningModule):
         betas: tuple[DecayRate, DecayRate] = (0.9, 0.95),
         weight_decay: NonNegativeFiniteFloat = 0.1,
         warmup_steps: NonNegativeInt = 0,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  frozen
+        scheduler: ScheduleSettings = ScheduleSettings(),  # noqa: B008
         recompute: Policy | Literal["auto"] = "auto",
         fused_layers: FusedLayers = "auto",
         loss_chunk_size: PositiveInt = 1024,
         gradient_checkpointing: bool | None = None,
+        lora: LoraSettings | None = None,
     ):
         """
         Args:
             attention: the attention mode: Vanilla, LRSA, or your own subclass of AttentionMode.
-            name_or_path: hub id or folder of a pretrained model.
+            name_or_path: hub id or folder of a pretrained model, or of a LoRA adapter, which is trained on.
             from_config: a model with random weights instead: keys of Qwen2Config, or of another architecture's
                 configuration, which model_type names.
             rope_parameters: override those of the model, for example {rope_type: yarn, factor: 4.0}.
             seq_len: tokens of a row, linked from data.seq_len.
             lr: peak learning rate.
-            betas: betas of AdamW.
+            betas: of optimizers that have two.
             weight_decay: weight decay of matrices; vectors (norms, biases) have none.
-            warmup_steps: steps of linear warm-up before the cosine.
+            warmup_steps: steps of linear warm-up.
+            optimizer: AdamW, or another optimizer by its name.
+            scheduler: the learning rate after the warm-up.
             recompute: what the backward computes again, which saves memory and costs time: none, selective (norms and
                 SwiGLU's product), attention (the MLPs too, not the attention), full (each layer), or offload (full,
                 with the layers' inputs in the host's memory). auto takes the fastest that fits, layer by layer.
             fused_layers: RMSNorm, SwiGLU and rotary embeddings by fused operators; auto takes them where they exist.
             loss_chunk_size: label tokens whose logits exist at a time.
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
+            lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
-                of from_config are wrong.
+                of from_config are wrong; or the learning rate cannot fall so.
         """
         super().__init__()
-        if (name_or_path is None) == (from_config is None):
-            raise InputError("give exactly one of model.name_or_path (pretrained) and model.from_config (random)")
         self.attention = attention
-        self.name_or_path = name_or_path
-        self.from_config = from_config
-        self.rope_parameters = rope_parameters
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.scheduler = scheduler
         self.recompute = recompute_of(recompute, gradient_checkpointing)
         self.fused_layers = fused_layers
         self.loss_chunk_size = loss_chunk_size
@@ -101,45 +110,38 @@ class LongContextModule(lightning.LightningModule):
         self.meter = StepMeter()
         self.step_log = StepLog()
         self._loaded_steps = 0
+        scheduler.check(lr)
         if from_config is not None:
-            self._load_config()  # costs nothing, and finds a wrong key before any data is read
+            self.starting_model.load_config()  # costs nothing, and finds a wrong key before any data is read
 
     def prepare_data(self) -> None:
         """Raises InputError unless model, attention, length and vocabulary fit together; reads no data or weight."""
-        from lrsa_lightning.model_check import check_together
-        from lrsa_lightning.pretrained_weights import check_folder, check_quantisation
+        from lrsa_lightning.model_check import check_optimizer, check_together
 
-        if self.name_or_path is not None:
-            check_folder(self.name_or_path)
-        config = self._load_config()
-        check_quantisation(config, self.name_or_path)
+        config = self.starting_model.load_config()
+        self.starting_model.check(config)
         check_together(config, self._attention_at_length, self.seq_len, self.trainer)
+        check_optimizer(self.optimizer, self.betas, self.trainer)
 
     def setup(self, stage: str) -> None:
         """Checks the attention against the model's layers in each process, before a strategy shards the weights."""
-        self._attention_at_length.check(self._load_config())
+        self._attention_at_length.check(self.starting_model.load_config())
 
     def configure_model(self) -> None:
         """Loads or makes the model and installs the attention mode; does nothing the second time."""
         if self.model is not None:
             return
-        from lrsa_lightning.pretrained import load_model
-
-        self.model = load_model(self._load_config(), self.name_or_path)
-        self._attention_at_length.install(self.model)
         strategy = getattr(self._trainer, "strategy", None)  # a module may be built without a trainer
-        fuse(self.model, self.fused_layers, "cpu" if strategy is None else strategy.root_device.type)
+        self.model = training_model(self.starting_model, self._attention_at_length, self.fused_layers, strategy)
+        if self.starting_model.has_adapters:
+            self.register_state_dict_post_hook(keep_trained)
+            self.strict_loading = False  # the frozen weights are not in the checkpoint
         if isinstance(strategy, SequenceParallelStrategy):
             strategy.parallelize(self.attention, self.model, self.seq_len)
 
     def on_train_start(self) -> None:
         """Decides what is computed again, now that the weights have their place on the device."""
         set_policies(self.model.get_decoder().layers, policies(self, self.trainer))
-
-    def _load_config(self):
-        from lrsa_lightning.pretrained import load_config
-
-        return load_config(self.name_or_path, self.from_config, self.rope_parameters)
 
     @property
     def _attention_at_length(self) -> AttentionMode:
@@ -166,6 +168,12 @@ class LongContextModule(lightning.LightningModule):
     def as_forward(self, function: Callable[[], T]) -> T:
         """Calls a function that runs parts of the model: strategies that shard weights gather them for it."""
         return function()
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Draws of dropout depend on their place in the run alone: a resumed run repeats them."""
+        if self.starting_model.dropout:
+            place = self.trainer.global_step, batch_idx % self.trainer.accumulate_grad_batches, self.global_rank
+            torch.manual_seed(Random(f"{self.trainer.datamodule.seed} {place}").getrandbits(63))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """
@@ -239,6 +247,8 @@ class LongContextModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Lightning calls it before it takes its progress from the checkpoint."""
+        if not self.strict_loading and "state_dict" in checkpoint:  # FSDP2 and ZeRO have loaded it
+            check_keys(checkpoint["state_dict"], trained_parameters(self), "the checkpoint")
         self._loaded_steps = checkpoint["global_step"]
         self.meter.load(checkpoint.get("seen_tokens", (0, 0)))
         if (samples_at_a_time := getattr(self.trainer.datamodule, "samples_at_a_time", None)) is not None:
@@ -247,20 +257,7 @@ class LongContextModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips as Lightning does. One norm of the gradients serves clipping, the log and `on_gradient_norm` hooks."""
-        plugin, norm, parameters = self.trainer.precision_plugin, None, []
-        if not isinstance(plugin, DeepSpeedPrecision):
-            parameters = list(plugin.main_params(optimizer))
-            norm = gradient_norm(parameters)
-        if knows_norm := _clips_as_torch_does(plugin):
-            self.step_log.add({"train/grad_norm": norm})
-        for callback in self.trainer.callbacks:
-            if hasattr(callback, "on_gradient_norm"):
-                callback.on_gradient_norm(self.trainer, self, optimizer, norm)
-        if knows_norm and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Logs the gradient norm under DeepSpeed, which gives it only after the step."""
@@ -280,15 +277,10 @@ class LongContextModule(lightning.LightningModule):
         write_steps(self.trainer)
 
     def configure_optimizers(self):
-        """AdamW with weight decay on matrices alone; linear warm-up, then cosine to 0 at the last step."""
+        """The optimizer, with weight decay on matrices alone, and the learning rate of each step."""
         # Lightning's gradient scaler leaves the gradients of a fused optimizer scaled when they are clipped.
         fused = self.device.type in ("cuda", "npu") and "mixed" not in str(self.trainer.precision)
-        optimizer = adamw(self.parameters(), self.lr, self.betas, self.weight_decay, fused)
-        factor = warmup_cosine(self.warmup_steps, self.trainer.estimated_stepping_batches)
+        optimizer = self.optimizer.make(self.parameters(), self.lr, self.betas, self.weight_decay, fused)
+        factor = self.scheduler.factor(self.lr, self.warmup_steps, self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _clips_as_torch_does(plugin: Precision) -> bool:
-    """False for DeepSpeed and Lightning's FSDP, where a process does not hold all gradients."""
-    return type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm and not isinstance(plugin, DeepSpeedPrecision)

@@ -2,16 +2,20 @@
 
 import copy
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lrsa_lightning import rope
+from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
+from lrsa_lightning.lora import merged
 from lrsa_lightning.pretrained_weights import read_pretrained
+from lrsa_lightning.saved_settings import save_settings, saved_settings, set_aside
 
 log = logging.getLogger(__name__)
 # The modelling code reads it, but not every configuration class declares it.
@@ -33,28 +37,38 @@ def load_config(
     """The model's configuration; loads no weights.
 
     Args:
-        name_or_path: hub id or folder, or None.
+        name_or_path: hub id or folder of a model or of an adapter, which names its base; or None.
         from_config: keys of Qwen2Config, or of the architecture that its `model_type` names, if name_or_path is None.
         rope_parameters: override those of the configuration.
 
     Raises:
         InputError: the model cannot be found, a key is unknown, or keys contradict each other.
     """
-    from transformers import AutoConfig
-
-    if name_or_path is not None:
-        if Path(name_or_path).is_file():
-            raise InputError(f"model.name_or_path {name_or_path!r} is a file: give the folder that contains it")
-        before_loading(name_or_path)
-        with reading(f"model.name_or_path {name_or_path!r} cannot be loaded", _WAY_OUT):
-            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        if getattr(config, "auto_map", None):
-            log.warning("model.name_or_path %s: its own code (auto_map) is not run", name_or_path)
-        rope.check_config_rope(config, f"model.name_or_path {name_or_path!r}")
-    else:
+    if name_or_path is None:
         config = _config_from_keys(copy.deepcopy(from_config))  # transformers modifies the keys
+    elif (adapter := AdapterFolder.of(name_or_path)) is None:
+        config = _config_of_name(name_or_path, f"model.name_or_path {name_or_path!r}")
+    else:
+        config = _config_of_name(adapter.base, f"{adapter.base!r}, the base of the adapter {name_or_path},")
+        changes = adapter.changes
+        vars(config).update({key: value for key, value in changes.items() if key == "lrsa"})
+        rope_parameters = rope_parameters or changes.get("rope_parameters")
     if rope_parameters:
         rope.override(config, rope_parameters)
+    return config
+
+
+def _config_of_name(name_or_path: str, what: str):
+    from transformers import AutoConfig
+
+    if Path(name_or_path).is_file():
+        raise InputError(f"{what} is a file: give the folder that contains it")
+    before_loading(name_or_path)
+    with reading(f"{what} cannot be loaded", _WAY_OUT):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    if getattr(config, "auto_map", None):
+        log.warning("%s: its own code (auto_map) is not run", what)
+    rope.check_config_rope(config, what)
     return config
 
 
@@ -126,11 +140,12 @@ def check_length(config, length: int, option: str = "data.seq_len") -> None:
 
 
 def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = None):
-    """The model, on the current default device.
+    """The model, on the current default device, with transformers' default attention.
 
-    Its weights are those of ``name_or_path``, or random if None. Random weights are drawn on the CPU, so that every
-    device and strategy starts with the same ones. Weights from files also pass through the CPU: to read them onto
-    another device, transformers requires accelerate. On the meta device there are no weights: another rank has them.
+    Its weights are those of ``name_or_path``, or random if None. An adapter is merged into its base. Random weights are
+    drawn on the CPU, so that every device and strategy starts with the same ones. Weights from files also pass through
+    the CPU: to read them onto another device, transformers requires accelerate. On the meta device there are no
+    weights: another rank has them.
 
     Args:
         config: the model's, of `load_config`.
@@ -144,17 +159,31 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     has_weights = device.type != "meta"
-    with torch.device("cpu" if has_weights else device):
+    with torch.device("cpu" if has_weights else device), set_aside(config):
         if name_or_path is None or not has_weights:
+            if has_weights:
+                log.info("drawing random weights on the CPU, which takes about 15 s for a billion of them")
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         else:
             with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
-                model = read_pretrained(config, name_or_path, dtype)
+                model = _read(config, name_or_path, dtype)
             model.train()  # transformers returns it in evaluation mode, in which gradient checkpointing is off
+    save_settings(model.config, saved_settings(config))
     model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
             module.__class__ = type(type(module).__name__, (_Float32Buffers, type(module)), {})
+    return model
+
+
+def _read(config, name_or_path: str, dtype: torch.dtype):
+    from transformers import GenerationConfig
+
+    if (adapter := AdapterFolder.of(name_or_path)) is None:
+        return read_pretrained(config, name_or_path, dtype)
+    model = merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)), dtype)
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     return model
 
 

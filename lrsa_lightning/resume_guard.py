@@ -17,8 +17,8 @@ def check_resume(directory: Path, requested: str, defaults: Mapping[str, Any] | 
     Model, attention, data and seed must be those of the run: otherwise the loss curve mixes two runs. Free to change,
     and listed in ``config-<n>.diff``, are:
 
-    - all keys of `trainer`: devices, strategy, precision, logger, callbacks and max_steps, the length of the cosine
-    - of `model`, the keys of the optimizer (lr, betas and weight_decay come from the checkpoint all the same) and
+    - all keys of `trainer`: devices, strategy, precision, logger, callbacks and max_steps, the length of the schedule
+    - of `model`, the schedule, lr, betas and weight_decay (which come from the checkpoint all the same), and
       those that only trade memory for time
     - of `data`, the keys that change neither samples nor order
     - of an attention, `backend` and `chunks_per_fill`, which only change its speed

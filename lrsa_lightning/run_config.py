@@ -21,6 +21,7 @@ _GUARDED = ("seed_everything", "model", "data")
 _FREE = re.compile(
     rf"data\.({'|'.join(_NO_EFFECT_ON_SAMPLES)})"
     r"|model\.(lr|betas|weight_decay|warmup_steps|recompute|gradient_checkpointing|fused_layers|loss_chunk_size)"
+    r"|model\.scheduler(\..*)?"
     r"|model\.attention\.init_args\.(backend|chunks_per_fill)"
 )
 # Each node may have a disk of its own; the rest of the configuration decides what is on it.

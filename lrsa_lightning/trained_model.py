@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrsa_lightning.adapter_folder import AdapterOnly
 from lrsa_lightning.checkpoint_files import TAG, is_universal
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.last_checkpoint import fault_of, find_last, read_index
 from lrsa_lightning.library_errors import reading
-from lrsa_lightning.pretrained import load_config
+from lrsa_lightning.lora import check_keys, merged, trained_parameters
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.saved_settings import set_aside
+from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from lrsa_lightning.attention import AttentionMode
@@ -81,12 +85,18 @@ class RunCheckpoint:
         return _mode(self.run["model"].get("attention"), f"model.attention of {self.folder}")
 
     @cached_property
+    def starting_model(self) -> StartingModel:
+        """The model that the run started from."""
+        with reading(f"model.lora of {self.folder}"):
+            return StartingModel.of_run(self.run["model"])
+
+    @cached_property
     def model_config(self):
         """The model's transformers configuration."""
-        return load_config(*(self.run["model"][key] for key in ("name_or_path", "from_config", "rope_parameters")))
+        return self.starting_model.load_config()
 
     def load(self, dtype: torch.dtype | None = None) -> "PreTrainedModel":
-        """The model with the checkpoint's weights, in evaluation mode.
+        """The model with the checkpoint's weights, in evaluation mode; adapters are merged into their base.
 
         Args:
             dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO.
@@ -94,18 +104,75 @@ class RunCheckpoint:
         Raises:
             InputError: the checkpoint is corrupt, or of another model; or a weight is not finite in the dtype.
         """
-        from transformers import AutoModelForCausalLM
-
-        config, state = self.model_config, _weights(self.path)
+        config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        try:
-            model.load_state_dict({name.removeprefix("model."): weight for name, weight in state.items()})
-        except RuntimeError as error:
-            said = " ".join(str(error).split())[:300]
-            raise InputError(f"{self.path} does not hold the weights of its run's model: {said}") from error
+        with set_aside(config):
+            if self.starting_model.has_adapters:
+                model = merged(self._with_adapters(state, dtype), dtype)
+            else:
+                model = _with_weights(config, state, dtype, self.path)
         check_finite(model, str(self.path), "take another checkpoint or --dtype")
         return model.eval()
+
+    def load_adapter(self, dtype: torch.dtype | None = None) -> AdapterOnly:
+        """The checkpoint's adapters alone.
+
+        Args:
+            dtype: of the adapters; the checkpoint's own if None.
+
+        Raises:
+            InputError: the run trained no adapters, or as in `load`.
+        """
+        if not self.starting_model.has_adapters:
+            raise InputError(f"{self.folder} trained all weights, so it has no adapter: leave --adapter out")
+        state = self.weights()
+        with torch.device("meta"):
+            peft_model = self._with_adapters({name: z.to(dtype or z.dtype) for name, z in state.items()}, None)
+        return AdapterOnly(peft_model, self.starting_model.given_rope)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights in the checkpoint, by their names in the model: all, or those that were trained beside a base."""
+        return {name.removeprefix("model."): weight for name, weight in _weights(self.path).items()}
+
+    def _with_adapters(self, state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> "PeftModel":
+        peft_model = self.starting_model.load_adapted(self.model_config, dtype)
+        model = peft_model.get_base_model()
+        check_keys(state, trained_parameters(model), str(self.path))
+        try:
+            model.load_state_dict(state, strict=False, assign=model.device.type == "meta")
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"{self.path} does not hold the adapters of its run: {said}") from error
+        return peft_model
+
+
+def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> "PreTrainedModel":
+    """The model around these very tensors, cast. Weights of a model made before would be a second copy.
+
+    Args:
+        config: the model's.
+        state: all weights by name; the cast ones afterwards.
+        dtype: of the weights.
+        path: their checkpoint.
+
+    Raises:
+        InputError: the weights are of another model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    for name, weight in state.items():
+        state[name] = weight.to(dtype)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    names = {id(weight): name for name, weight in reversed(empty.state_dict(keep_vars=True).items())}
+    try:
+        empty.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} does not hold the weights of its run's model: {said}") from error
+    # A tied head is left out: transformers 5.2 does not tie one that is given.
+    weights = {name: state[name] for name in names.values()}
+    return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

@@ -12,7 +12,7 @@ from lrsa_lightning.version import __version__
 
 _PACKAGES = (
     *("transformers", "lightning", "triton", "flash-attn-4", "nvidia-cutlass-dsl", "liger-kernel"),
-    *("deepspeed", "torch-npu", "wandb"),
+    *("deepspeed", "torch-npu", "bitsandbytes", "torchao", "wandb"),
 )
 
 

@@ -16,6 +16,7 @@ from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.version import __version__
 from tests.conftest import QUIET, longalign_row, write_jsonl
+from tests.lora_runs import lora_run, save_base
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -34,13 +35,15 @@ FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if "sweeps" not in file.
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_yaml_parses_and_instantiates(file, arguments):
+def test_every_yaml_parses_and_instantiates(file, arguments, tokenizer, tmp_path):
     for key in [key for key in arguments if key.startswith(("trainer.", "model.attention"))]:
         del arguments[key]
     arguments |= {"trainer.accelerator": "cpu", "model.name_or_path": "null", "data.source": "longalign"}
     if file.parent.name == "attention":
         arguments["model.attention"] = str(file)
-    config = [] if file.parent.name == "attention" else [f"--config={file}"]
+    if file.parent.name == "lora":
+        arguments = lora_run(arguments, save_base(tmp_path / "base", tokenizer)) | {"model.lora": str(file)}
+    config = [] if file.parent.name in ("attention", "lora") else [f"--config={file}"]
     cli = LRSACLI([*config, *command(arguments)[1:]], run=False)
     cli.model.configure_model()
     assert cli.model.model.config.num_hidden_layers == 2

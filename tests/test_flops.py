@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.naive import lrsa_mask
 from lrsa_lightning.flops import DecoderFlops, causal_pairs
+from lrsa_lightning.lora import LoraSettings, adapted
 from tests.conftest import make_model
 
 SIZES = [(0, 8, 0.5), (4, 8, 0.5), (4, 8, 0.25), (3, 7, 1.0), (16, 4, 0.25)]
@@ -50,6 +51,20 @@ def test_a_step_is_forward_and_twice_as_much_backward():
     seen = [mode.visible_pairs(length, layer) for length in (40, 20, 20) for layer in range(3)]
     assert step.real == 3 * (rest + 2 * sum(seen))
     assert flops.training({80: 1}, 5, mode).dense > step.dense
+    assert step.real - flops.training({40: 1, 20: 2}, 5, mode, trains_weights=False).real == rest
+
+
+def test_torchs_counter_finds_a_frozen_weight_cheaper():
+    """Adapters of rank 1, of which at most a tenth of a weight's operations is left."""
+    model, num_tokens = make_model(hidden_size=64, intermediate_size=128, num_hidden_layers=6), 24
+    Vanilla("eager").install(model)
+    flops = DecoderFlops.of(model.config)
+    adapted(model, LoraSettings(r=1).peft_config())
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False).logits.sum().backward()
+    pairs = 2 * num_tokens * flops.layers * flops.pair * num_tokens
+    expected = 2 * 2 * num_tokens * (flops.token + flops.label_token) + 3 * pairs
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
 
 def test_the_papers_sizes_save_what_the_measurements_say():

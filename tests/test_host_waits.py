@@ -12,10 +12,9 @@ from lightning import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrsa_lightning import module
 from lrsa_lightning.callbacks import non_finite_loss
 from lrsa_lightning.cli import main
-from lrsa_lightning.optimizer import adamw
+from lrsa_lightning.optimizer import OptimizerSettings
 from tests.runs import callback, command, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -96,7 +95,8 @@ class Reads(Watch):
 @pytest.fixture
 def fit(arguments, monkeypatch):
     """Runs 8 steps whose metrics are read after the fourth and the last, as on CUDA; two micro-batches a step."""
-    monkeypatch.setattr(module, "adamw", lambda *args: adamw(*args[:-1], fused=True))
+    make = OptimizerSettings.make
+    monkeypatch.setattr(OptimizerSettings, "make", lambda *args, **_: make(*args[:5], fused=True))
     monkeypatch.setattr(non_finite_loss, "skips_on_device", lambda *_: True)
     # What a forward reads by itself is for tests/attention.
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)

@@ -10,14 +10,14 @@ from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.run_config import is_guarded
 
 GUARDED = {
-    LongContextModule: "attention name_or_path from_config rope_parameters seq_len",
+    LongContextModule: "attention name_or_path from_config rope_parameters lora seq_len optimizer",
     LongContextDataModule: "train_files source fields mixture tokenizer template seq_len global_batch_size extend "
     "delimiter too_long bad_rows loss_weighting packing",
     LRSA: "lag_size retention_ratio sink_size v_weight skip_layers scorer seed",
     Vanilla: "implementation",
 }
 FREE = {
-    LongContextModule: "lr betas weight_decay warmup_steps loss_chunk_size "
+    LongContextModule: "lr betas weight_decay warmup_steps scheduler loss_chunk_size "
     "gradient_checkpointing recompute fused_layers",
     LongContextDataModule: "val_files micro_batch_size num_workers prepare_workers cache_dir",
     LRSA: "backend chunks_per_fill",
@@ -45,6 +45,8 @@ def test_every_key_is_known_as_one_that_may_change_or_may_not(owner):
         ("model.attention.class_path", True),
         ("model.from_config.hidden_size", True),
         ("model.rope_parameters.factor", True),
+        ("model.optimizer.name", True),
+        ("model.scheduler.name", False),
         ("data.mixture.train.jsonl", True),
         ("trainer.max_steps", False),
         ("trainer.callbacks", False),

@@ -31,6 +31,7 @@ from lrsa_lightning.finished_run import FinishedRun
 from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.plan.at_start import announce
 from lrsa_lightning.rank_guard import compare_ranks
 from lrsa_lightning.resume_guard import check_resume
@@ -128,6 +129,8 @@ class LRSACLI(LightningCLI):
         """Chooses the run directory, its files and the checkpoint, before anything takes time."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         choice.check_choice(config.trainer.strategy)
+        if self.subcommand == "fit":
+            OptimizerSettings(**vars(config.model.optimizer)).check()
         npu.resolve_auto(config.trainer)
         choice.resolve_auto(config.trainer)
         self._allows_mismatch, requires = config.allow_mismatch, config.require_checkpoint

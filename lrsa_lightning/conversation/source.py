@@ -12,7 +12,7 @@ from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.pretrained import load_config, load_model
-from lrsa_lightning.pretrained_weights import check_folder
+from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,12 @@ class ModelSource:
         """
         self._name, self._checkpoint = name, None
         path = Path(name).expanduser()
-        if path.is_dir() and not any((path / name).exists() for name in ("config.json", "config.yaml", "latest")):
+        is_folder = any((path / name).exists() for name in ("config.json", "adapter_config.json"))
+        if path.is_dir() and not is_folder and not any((path / name).exists() for name in ("config.yaml", "latest")):
             raise InputError(f"{name} holds no model: give runs/NAME, a checkpoint of it, or a Hugging Face folder")
-        if (path / "config.json").exists():
+        if is_folder:
             self._name = str(path)
-            check_folder(self._name)
+            StartingModel(self._name).check_files()
         elif path.exists():
             self._checkpoint = RunCheckpoint(find_checkpoint(path))
         elif not _may_be_hub_id(name, path):

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
+from lrsa_lightning.adapter_folder import home_of_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
@@ -32,7 +33,7 @@ def load_tokenizer(name: str, option: str):
     no class. Its splitting of text would silently replace that of another tokenizer, such as the demo's.
 
     Args:
-        name: hub id or folder.
+        name: hub id or folder; an adapter without a tokenizer means that of its base.
         option: the user's name for it, for errors.
 
     Raises:
@@ -41,6 +42,8 @@ def load_tokenizer(name: str, option: str):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    if (home := home_of_tokenizer(name)) != name:
+        name, option = home, f"{option} is that of the base of the adapter {name}:"
     before_loading(name)
     with reading(f"{option} {name!r} cannot be loaded", _WAY_OUT):
         declared = get_tokenizer_config(name).get("tokenizer_class")

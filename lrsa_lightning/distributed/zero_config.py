@@ -8,8 +8,8 @@ from lrsa_lightning.errors import InputError
 
 # Keys that duplicate a setting of the run: DeepSpeed would apply both, or its own alone.
 _SET_ELSEWHERE = {
-    "optimizer": "model.lr, model.betas and model.weight_decay",
-    "scheduler": "model.lr and model.warmup_steps",
+    "optimizer": "model.optimizer, model.lr, model.betas and model.weight_decay",
+    "scheduler": "model.scheduler, model.lr and model.warmup_steps",
     "gradient_accumulation_steps": "data.global_batch_size and data.micro_batch_size",
     "train_batch_size": "data.global_batch_size",
     "gradient_clipping": "trainer.gradient_clip_val",

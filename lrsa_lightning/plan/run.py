@@ -12,7 +12,6 @@ from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.ruler_check import RulerCheck
 from lrsa_lightning.plan.sequence import rank_shape
 from lrsa_lightning.plan.states import Precision, precision_of
-from lrsa_lightning.pretrained import load_config
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Run:
             InputError: the model cannot be found, or the plan does not cover model, precision or strategy.
         """
         _check_attention(module.attention)
-        config = load_config(module.name_or_path, module.from_config, module.rope_parameters)
+        config = module.starting_model.load_config()
         return cls(
             config=config.get_text_config(decoder=True),
             size=ModelSize.of(config),

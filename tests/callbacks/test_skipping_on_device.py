@@ -9,10 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from lrsa_lightning import module
 from lrsa_lightning.callbacks import non_finite_loss
 from lrsa_lightning.cli import main
-from lrsa_lightning.optimizer import adamw
+from lrsa_lightning.optimizer import OptimizerSettings
 from tests.interruptions import interruption
 from tests.runs import callback, command, losses, metrics
 
@@ -23,7 +22,8 @@ READ_AT_THE_END = {"trainer.log_every_n_steps": "100"}
 @pytest.fixture
 def fit(arguments, monkeypatch):
     """Exit status of a run of 8 steps with a fused optimizer; an epoch has six steps of two micro-batches."""
-    monkeypatch.setattr(module, "adamw", lambda *args: adamw(*args[:-1], fused=True))
+    make = OptimizerSettings.make
+    monkeypatch.setattr(OptimizerSettings, "make", lambda *args, **_: make(*args[:5], fused=True))
 
     def run(*callbacks: dict, on_device: bool, name: str, every: int = 100, **options: str) -> int:
         monkeypatch.setattr(non_finite_loss, "skips_on_device", lambda *_: on_device)

@@ -23,7 +23,7 @@ class KeepGradients(Callback):
         engine = getattr(trainer.strategy, "deepspeed_engine", None)
         if trainer.global_step > 0 or (engine is not None and not engine.is_gradient_accumulation_boundary()):
             return
-        gradients = {name: _whole(p, engine) for name, p in pl_module.named_parameters()}
+        gradients = {name: _whole(p, engine) for name, p in pl_module.named_parameters() if p.requires_grad}
         if trainer.is_global_zero:
             torch.save(gradients, Path(trainer.default_root_dir) / "gradients.pt")
 

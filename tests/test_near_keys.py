@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrsa_lightning.near_keys import arguments_of, nearest_key
+from lrsa_lightning.near_keys import arguments_of, nearest_class, nearest_key
 
 KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data.train_files", "trainer.max_steps"]
 
@@ -25,6 +25,19 @@ KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data
 )
 def test_the_nearest_key(key, meant):
     assert nearest_key(key, KNOWN) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "meant"),
+    [
+        ("LossCurv", "", "LossCurve"),
+        ("EarlyStoping", "", "EarlyStopping"),
+        ("RulerEvl", "lrsa_lightning.callbacks", "RulerEval"),
+        ("Zzz", "", None),
+    ],
+)
+def test_the_nearest_class(name, module, meant):
+    assert nearest_class(name, module) == meant
 
 
 def test_a_class_takes_its_parents_arguments_too():

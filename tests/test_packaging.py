@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from lrsa_lightning.cli import main
-from lrsa_lightning.commands import COMMANDS
 from tests.runs import callback, command
 
 ROOT = Path(__file__).parent.parent
@@ -63,10 +62,11 @@ def test_the_wheel_has_every_command(arguments, in_tmp_path, tmp_path):
     main(command({**arguments, "trainer.max_steps": "1", "trainer.callbacks": json.dumps([callback("Checkpoints")])}))
     lrsa = install(tmp_path / "venv", [str(ROOT)]) / "lrsa"
     scored = ["--tasks", "niah_single_1", "--lengths", "640", "--num_samples", "1", "--budgets", "0.5"]
-    lines = [["--help"], *([name, "--help"] for name in COMMANDS)]
-    lines += [["export", "runs/x", "--output", "exported"], ["eval", "--model", "exported", *scored]]
+    every = "from lrsa_lightning.commands import COMMANDS\nfor command in COMMANDS.values(): command.load()"
+    lines = [[lrsa, "--help"], [lrsa.with_name("python"), "-c", every]]
+    lines += [[lrsa, "export", "runs/x", "--output", "exported"], [lrsa, "eval", "--model", "exported", *scored]]
     for line in lines:
-        done = subprocess.run([lrsa, *line], capture_output=True, text=True, env=environment(), cwd=tmp_path)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "niah_single_1" in done.stdout
     assert list(Path("exported").glob("*.safetensors"))

@@ -4,7 +4,8 @@ import pytest
 
 from lrsa_lightning.near_keys import arguments_of, nearest_class, nearest_key
 
-KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data.train_files", "trainer.max_steps"]
+KNOWN = ["config", "model.attention.lag_size", "model.lr", "model.warmup_steps"]
+KNOWN += ["data.seq_len", "data.train_files", "trainer.max_steps"]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data
         ("lr", "model.lr"),
         ("max_step", "trainer.max_steps"),
         ("model.seq_len", "data.seq_len"),
+        ("model.max_steps", "trainer.max_steps"),  # not the warm-up, which resembles it
         ("atention", "model.attention"),
         ("model.zzz", None),
         ("zzz", None),

@@ -36,7 +36,10 @@ TIERS = (
     {"report"},
     {"sweep"},
     {"serving"},
-    {"commands", "finished_run", "command_line", "config_files", "near_keys", "script_parser", "input_boundary"},
+    {
+        *("commands", "doctor", "finished_run"),
+        *("command_line", "config_files", "near_keys", "script_parser", "input_boundary"),
+    },
     {"cli"},
     {"__main__"},
     {"scripts"},

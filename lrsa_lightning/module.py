@@ -66,6 +66,7 @@ class LongContextModule(lightning.LightningModule):
         loss_chunk_size: PositiveInt = 1024,
         gradient_checkpointing: bool | None = None,
         lora: LoraSettings | None = None,
+        quantization: str | dict[str, Any] | None = None,
     ):
         """
         Args:
@@ -88,6 +89,7 @@ class LongContextModule(lightning.LightningModule):
             loss_chunk_size: label tokens whose logits exist at a time.
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
             lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
+            quantization: of the weights beside adapters: nf4, fp4, int8, or keys of transformers' BitsAndBytesConfig.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -95,7 +97,7 @@ class LongContextModule(lightning.LightningModule):
         """
         super().__init__()
         self.attention = attention
-        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora)
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas

@@ -71,9 +71,10 @@ def predict(run: Run, device: Device) -> Prediction:
     Raises:
         InputError: batches do not divide, or the plan does not cover a setting; says which.
     """
-    shapes = [replace(shape, has_fused_mlp=shape.is_fused and device.has_fused_mlp) for shape in run.shapes()]
+    fused_mlp = device.has_fused_mlp and run.has_plain_mlp
+    shapes = [replace(shape, has_fused_mlp=shape.is_fused and fused_mlp) for shape in run.shapes()]
     largest = max(shapes, key=lambda shape: activation_bytes(shape, "none"))
-    states = States.of(run.size, run.bytes_of, run.division)
+    states = States.of(run.size, run.bytes_of, run.division, run.optimizer, run.quantisation)
     policies = _policies(run, states, largest, device)
     moments = {
         "loss": _at_loss(run, states, shapes, policies),
@@ -123,8 +124,8 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
     keeps_copies = any(policy not in ("full", "offload") for policy in policies)
     for index, (shape, policy) in enumerate(zip(shapes, policies, strict=True)):
         kept += activation_bytes(shape, policy)
-        done = run.size.total - run.size.layer * (index + 1)
-        gradients = states.gradients if adds_up else states.gradients * done // run.size.total
+        done = max(0, run.size.trained - run.size.trained_layer * (index + 1))
+        gradients = states.gradients if adds_up else states.gradients * done // run.size.trained
         moments[f"backward of layer {index}"] = _resident(states) | {
             "gradients": gradients,
             "gradients on their way": states.pending if run.size.is_tied else 0,

@@ -107,12 +107,20 @@ def adapted(model: nn.Module, config: "LoraConfig", key: str = "model.lora") -> 
     return peft_model
 
 
-def merged(peft_model: "PeftModel") -> "PreTrainedModel":
-    """The decoder with its adapters added to its weights, in place, and no adapters left."""
+def merged(peft_model: "PeftModel", dtype: torch.dtype) -> "PreTrainedModel":
+    """The decoder with its adapters added to its weights, in place, and no adapters left.
+
+    Args:
+        peft_model: the decoder in peft's view.
+        dtype: of all weights afterwards. Modules that were trained in full may have another one.
+    """
     with warnings.catch_warnings():
         # A trained embedding is no longer the head's weight. peft writes that into the configuration.
         warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)
-        return peft_model.merge_and_unload()
+        model = peft_model.merge_and_unload()
+    for parameter in model.parameters():  # not the buffers: RoPE's frequencies stay in float32
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

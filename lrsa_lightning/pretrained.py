@@ -177,7 +177,7 @@ def _read(config, name_or_path: str, dtype: torch.dtype):
 
     if (adapter := AdapterFolder.of(name_or_path)) is None:
         return read_pretrained(config, name_or_path, dtype)
-    model = merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)))
+    model = merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)), dtype)
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     return model

@@ -103,19 +103,12 @@ class RunCheckpoint:
         Raises:
             InputError: the checkpoint is corrupt, or of another model; or a weight is not finite in the dtype.
         """
-        from transformers import AutoModelForCausalLM
-
         config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
         if self.starting_model.has_adapters:
-            model = merged(self._with_adapters(state, dtype))
+            model = merged(self._with_adapters(state, dtype), dtype)
         else:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-            try:
-                model.load_state_dict(state)
-            except RuntimeError as error:
-                said = " ".join(str(error).split())[:300]
-                raise InputError(f"{self.path} does not hold the weights of its run's model: {said}") from error
+            model = _with_weights(config, state, dtype, self.path)
         check_finite(model, str(self.path), "take another checkpoint or --dtype")
         return model.eval()
 
@@ -149,6 +142,35 @@ class RunCheckpoint:
             said = " ".join(str(error).split())[:300]
             raise InputError(f"{self.path} does not hold the adapters of its run: {said}") from error
         return peft_model
+
+
+def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> "PreTrainedModel":
+    """The model around these very tensors, cast. Weights of a model made before would be a second copy.
+
+    Args:
+        config: the model's.
+        state: all weights by name; the cast ones afterwards.
+        dtype: of the weights.
+        path: their checkpoint.
+
+    Raises:
+        InputError: the weights are of another model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    for name, weight in state.items():
+        state[name] = weight.to(dtype)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    names = {id(weight): name for name, weight in reversed(empty.state_dict(keep_vars=True).items())}
+    try:
+        empty.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} does not hold the weights of its run's model: {said}") from error
+    # A tied head is left out: transformers 5.2 does not tie one that is given.
+    weights = {name: state[name] for name in names.values()}
+    return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.cli import main
@@ -132,7 +132,13 @@ def test_ruler_scores_the_adapted_model_in_training_and_after(on_adapter, capsys
         capsys.readouterr()
         main(["generate", source, "Which colour has house 3?", "--max_new_tokens", "4", "--template", "base"])
         answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1] != ""
+    main(["export", "exported", "--output", "merged"])
+    capsys.readouterr()
+    main(["generate", "merged", "Which colour has house 3?", "--max_new_tokens", "4", "--template", "base"])
+    assert answers[0] == answers[1] == capsys.readouterr().out != ""
+    assert ModelSource("merged").attention.rule() == ModelSource("exported").attention.rule()
+    ends = [GenerationConfig.from_pretrained(folder).eos_token_id for folder in ("exported", "merged")]
+    assert ends[0] == ends[1] is not None
 
 
 def test_the_tokenizer_of_a_base_may_be_given_in_its_place(on_adapter, adapter, capsys, tokenizer_dir, monkeypatch):

@@ -140,16 +140,16 @@ def test_the_folder_appears_when_all_of_it_is_on_the_disk(run, monkeypatch):
     synced, replace = [], os.replace
 
     def watched(source: Path, target: Path) -> None:
-        names.extend(path.name for path in Path(source).iterdir())
+        names.extend(path.name for path in Path(source).rglob("*"))
         assert not Path(target).exists()
-        assert {Path(source), *Path(source).iterdir()} <= {*synced}
+        assert {Path(source), *Path(source).rglob("*")} <= {*synced}
         replace(source, target)
 
     names: list[str] = []
-    monkeypatch.setattr("lrsa_lightning.export.sync", synced.append)
-    monkeypatch.setattr("lrsa_lightning.export.os.replace", watched)
+    monkeypatch.setattr("lrsa_lightning.model_folder.place.sync", synced.append)
+    monkeypatch.setattr("lrsa_lightning.model_folder.place.os.replace", watched)
     export(run, Path("exported"))
-    assert {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors"} <= {*names}
+    assert {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "generate.py"} <= {*names}
     assert synced[-1] == Path("exported").absolute().parent
 
 
@@ -234,7 +234,7 @@ def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, 
     assert json.loads(Path("exported/config.json").read_text())["lrsa"].items() >= rule.items()
     (end,) = answer_ends(template, tokenizer)
     assert GenerationConfig.from_pretrained("exported").eos_token_id == end
-    modes = {file.stat().st_mode & 0o777 for file in Path("exported").iterdir()}
+    modes = {path.stat().st_mode & 0o777 for path in Path("exported").rglob("*") if path.is_file()}
     Path("new").touch()
     assert modes == {Path("new").stat().st_mode & 0o777}
 
@@ -247,6 +247,7 @@ def test_a_folder_of_full_attention_names_no_rule(arguments):
     export(RUN, Path("exported"))
     assert saved_mode(AutoConfig.from_pretrained("exported")) is None
     assert isinstance(ModelSource("exported").attention, Vanilla)
+    assert not Path("exported/custom_generate").exists()
 
 
 @pytest.mark.parametrize("settings", [[1], {"lag": 8}, {"lag_size": 0}, {"lag_size": "x"}], ids=str)

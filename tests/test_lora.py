@@ -95,6 +95,11 @@ def test_exports_are_the_trained_model(adapters, base, tokenizer, tied, saved):
         load_model(load_config("adapter", None), "adapter"),
     ):
         torch.testing.assert_close(logits(model), expected, atol=2e-5, rtol=1e-4)
+    small = [trained.load(torch.bfloat16), load_model(load_config("adapter", None), "adapter", torch.bfloat16)]
+    for model in small:
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert torch.isfinite(logits(model)).all()
     assert {*Path("adapter").glob("*.safetensors")} == {Path("adapter/adapter_model.safetensors")}
     for folder in ("merged", "adapter"):
         source = ModelSource(folder)
@@ -113,6 +118,7 @@ def test_what_is_frozen_has_no_masters(adapters, monkeypatch, strategy):
 
     monkeypatch.setattr("lrsa_lightning.module.LongContextModule.on_train_end", lambda self: look(self.trainer, self))
     settings = {"trainer.precision": "bf16-master", "trainer.strategy": strategy, "trainer.devices": "1"}
+    settings |= {"model.lora.use_dora": "true"}
     adapters |= {"model.lora.modules_to_save": "[norm]", "trainer.max_steps": "2"}
     main(command(adapters | settings))
     assert kept["dtypes"] == {(True, torch.float32), (False, torch.bfloat16)}

@@ -176,7 +176,7 @@ def test_weights_that_are_not_finite_are_named(folder, value, dtype):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("adapter_config.json", "{}", "is a PEFT adapter: merge it into its model"),
+        ("adapter_config.json", "{}", "is of peft_type None: only LORA"),
         ("config.json", "{", "is not a valid JSON file"),
         ("config.json", None, "config.json"),
         (WEIGHTS, "", "cannot be read"),

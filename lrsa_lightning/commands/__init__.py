@@ -68,6 +68,11 @@ COMMANDS = {
     "ruler": _own("ruler", "write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler"),
     "report": _own("report", "compare runs in tables, figures and a page: lrsa report runs/A runs/B"),
     "export": _own("export", "make a Hugging Face folder of a run: lrsa export runs/NAME --output exported"),
+    "lm_eval": Command(
+        "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",
+        "lm_eval:run",
+        (),
+    ),
     "generate": _own(
         "generate", 'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt'
     ),

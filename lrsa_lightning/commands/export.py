@@ -8,22 +8,28 @@ from lrsa_lightning.script_parser import ScriptParser
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 
 A checkpoint is a file, or a folder of ZeRO's ranks. The Hugging Face folder has safetensors, config.json, the tokenizer
-and the generation configuration. transformers, vLLM and lm-eval can load it; they run full attention unless a mode is
-installed. config.json names the run's rule under "lrsa", which `lrsa generate` and `lrsa chat` follow.
+and the generation configuration, a model card and custom_generate/. config.json names the run's rule under "lrsa".
+`lrsa generate`, `lrsa chat` and `lrsa lm_eval` follow it. transformers alone follows it with custom_generate=FOLDER.
+Other engines run full attention.
 Examples: lrsa export runs/NAME --output exported
           lrsa export runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
+          lrsa export ADAPTER_FOLDER --output merged
 """
 
 
 def make_parser() -> ScriptParser:
     parser = ScriptParser(_DESCRIPTION, prog="lrsa export")
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="runs/NAME, or a checkpoint of it")
+    given = "runs/NAME, a checkpoint of it, or an adapter folder"
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help=given)
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; default: the checkpoint's own"
     )
     parser.add_argument(
         "--adapter", action="store_true", help="of a run with model.lora: the adapter alone, as a folder for peft"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier export in --output; nothing else is deleted"
     )
     return parser
 
@@ -37,5 +43,5 @@ def run(args: list[str] | None = None) -> None:
     from lrsa_lightning.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    checkpoint = export(options.source, options.output, dtype, options.adapter)
+    checkpoint = export(options.source, options.output, dtype, options.adapter, options.overwrite)
     print(f"{checkpoint} -> {options.output}")

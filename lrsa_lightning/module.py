@@ -124,6 +124,8 @@ class LongContextModule(lightning.LightningModule):
         self.starting_model.check(config)
         check_together(config, self._attention_at_length, self.seq_len, self.trainer)
         check_optimizer(self.optimizer, self.betas, self.trainer)
+        if (quantisation := self.starting_model.quantisation) is not None:
+            quantisation.check(self.trainer.strategy, str(self.trainer.precision))
 
     def setup(self, stage: str) -> None:
         """Checks the attention against the model's layers in each process, before a strategy shards the weights."""

@@ -1,7 +1,12 @@
 """Quantised weights beside adapters (QLoRA, arXiv 2305.14314), through transformers' `quantization_config`."""
 
+import inspect
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 
 from lrsa_lightning.errors import InputError, suggestion
 
@@ -11,6 +16,8 @@ _WORDS = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
     "int8": {"load_in_8bit": True},
 }
+_PACKAGES = ("bitsandbytes", "accelerate")
+_DEVICES = ("cuda",)  # bitsandbytes also has kernels for CPUs, which are slow and which tests alone take
 _BLOCK = 64  # numbers of a 4-bit block; a double-quantised scale belongs to 256 blocks
 
 
@@ -52,3 +59,47 @@ class Quantisation:
         if self.keys.get("load_in_8bit"):
             return 1.0
         return 0.5 + (1 / _BLOCK + 4 / (256 * _BLOCK) if self.keys.get("bnb_4bit_use_double_quant") else 4 / _BLOCK)
+
+    def check(self, strategy: Strategy, precision: str) -> None:
+        """
+        Args:
+            strategy: of the run.
+            precision: of the trainer.
+
+        Raises:
+            InputError: a package is missing, a key is unknown, or device, strategy or precision do not fit.
+        """
+        import transformers
+
+        if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+            raise InputError(
+                f"model.quantization needs {' and '.join(missing)}: pip install 'lrsa-lightning[optimizers]'"
+            )
+        known = inspect.signature(transformers.BitsAndBytesConfig).parameters
+        for key in self.keys:
+            if key not in known:
+                raise InputError(f"model.quantization: {key} is no key of BitsAndBytesConfig{suggestion(key, known)}")
+        if (device := strategy.root_device.type) not in _DEVICES:
+            raise InputError(f"model.quantization runs on CUDA alone, not on {device}: leave it out")
+        if isinstance(strategy, DeepSpeedStrategy | ModelParallelStrategy):
+            raise InputError(
+                "model.quantization runs on one device or under sp_ddp: ZeRO and FSDP2 would cast or divide the "
+                "codes of quantised weights"
+            )
+        if "mixed" in precision:
+            raise InputError(
+                f"model.quantization computes in the dtype of the adapters, which trainer.precision {precision} does "
+                "not say: set bf16-master or bf16-true"
+            )
+
+    def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """Those of transformers' `from_pretrained`.
+
+        Args:
+            dtype: of what is not quantised, and of products.
+            device: where the weights are quantised.
+        """
+        from transformers import BitsAndBytesConfig
+
+        own = {} if self.keys.get("load_in_8bit") else {"bnb_4bit_compute_dtype": dtype}
+        return {"quantization_config": BitsAndBytesConfig(**own | self.keys), "device_map": {"": device}}

@@ -126,20 +126,27 @@ class StartingModel:
         if not self.has_adapters:
             return load_model(config, self.name_or_path)
         device = torch.get_default_device()
+        if self.quantisation is not None:  # the device quantises
+            return self.load_adapted(config, frozen_dtype, self.quantisation).get_base_model()
         with torch.device(device if device.type == "meta" else "cpu"):
             return self.load_adapted(config, frozen_dtype).get_base_model().to(device)
 
-    def load_adapted(self, config, dtype: torch.dtype | None = None) -> "PeftModel":
+    def load_adapted(
+        self, config, dtype: torch.dtype | None = None, quantisation: Quantisation | None = None
+    ) -> "PeftModel":
         """The model with its adapters, in peft's view.
 
         Args:
             config: of `load_config`.
             dtype: of the weights beside the adapters; torch's default dtype if None.
+            quantisation: of these weights, which are then on the default device; None for evaluation and export.
 
         Raises:
             InputError: weights cannot be read, or do not fit.
         """
-        peft_model = self._adapted(load_model(config, self._base, dtype))
+        model, device = load_model(config, self._base, dtype, quantisation), torch.get_default_device()
+        with torch.device(device if device.type == "meta" else "cpu"):
+            peft_model = self._adapted(model)
         peft_model.peft_config["default"].base_model_name_or_path = self._base
         return peft_model.train()
 

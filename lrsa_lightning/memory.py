@@ -42,6 +42,26 @@ def activation_bytes(shape: LayerShape, policy: str) -> int:
     return kept
 
 
+def passing_bytes(shape: LayerShape, policy: str) -> int:
+    """What the forward of one layer needs beside what it keeps, where it needs most: at the end of the MLP.
+
+    There are the attention's output, the residual after it, the norm's output, gate, up, their product and the MLP's
+    output.
+    """
+    product = shape.gate_and_up_bytes // 2
+    normed = attended = shape.stream * shape.element
+    # Fused kernels have no silu(gate) of their own; where it exists, the MLP's output does not yet.
+    needed = attended + normed + product + (shape.input_bytes if shape.is_fused else max(product, shape.input_bytes))
+    if policy == "none":
+        return max(0, needed - normed - shape.swiglu_bytes)
+    if policy == "selective":
+        return needed
+    needed += shape.gate_and_up_bytes
+    if policy == "attention":
+        return needed
+    return needed + shape.input_bytes * (1 if policy == "full" else 3)  # offload: its input, and one on its way
+
+
 def working_bytes(shape: LayerShape, policy: str) -> int:
     """What the backward of one layer needs beside the kept activations: recomputed ones and gradients.
 

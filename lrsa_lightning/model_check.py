@@ -5,6 +5,7 @@ import logging
 from lightning import Trainer
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.attention.hybrid import check_packed_rows
 from lrsa_lightning.distributed.choice import check_strategy
 from lrsa_lightning.distributed.optimizers import check_optimizer_strategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
@@ -31,6 +32,8 @@ def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trai
     check_strategy(trainer)
     if isinstance(trainer.strategy, SequenceParallelStrategy):
         trainer.strategy.check_sharding(attention, config, seq_len)
+    if getattr(trainer.datamodule, "packing", False):
+        check_packed_rows(text)
     tokenizer = getattr(trainer.datamodule, "tokenizer", None)
     if tokenizer is not None and len(tokenizer) > text.vocab_size:
         raise InputError(

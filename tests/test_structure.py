@@ -19,7 +19,7 @@ TIERS = (
         *("resume_guard", "rank_guard", "metrics", "plots", "loss", "trainer", "haystack"),
         *("precision", "offload", "recompute", "fused"),
         *("collectives", "step_log"),
-        *("optimizer", "optimizer_names", "quantised_states", "schedule", "clipping"),
+        *("optimizer", "optimizer_names", "quantised_states", "schedule", "clipping", "quantisation"),
     },
     {"attention"},
     {"flops", "decoding", "generation", "memory", "layer_shape", "lrsa_lightning"},

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrsa_lightning.attention.hybrid import kept_layers, kind_that_may_forget, own_cache_layers
 from lrsa_lightning.attention.layer_call import check_layer_call
 from lrsa_lightning.attention.rows import find_rows
 from lrsa_lightning.errors import InputError
@@ -69,7 +70,7 @@ class _Recorder:
     def mask(self, *_, mask_function: Callable, **__) -> Callable:
         return mask_function
 
-    def cache(self, num_layers: int):
+    def cache(self, config):
         from transformers import Cache
         from transformers.cache_utils import DynamicLayer
 
@@ -80,7 +81,8 @@ class _Recorder:
                 recorder.updates.append(super().update(key_states, value_states, *args, **kwargs))
                 return recorder.updates[-1]
 
-        return Cache(layers=[Layer() for _ in range(num_layers)])
+        kept = own_cache_layers(config)
+        return Cache(layers=[kept.get(layer) or Layer() for layer in range(config.num_hidden_layers)])
 
 
 def check_architecture(config, reach: float, decoder_class: type | None = None) -> None:
@@ -102,13 +104,16 @@ def check_architecture(config, reach: float, decoder_class: type | None = None) 
         return  # a class of the user's own, which `install` finds in the model
     if isinstance(decoder_class, tuple):
         decoder_class = decoder_class[0]
-    calls = _trace(_Key(decoder_class, config.to_json_string(use_diff=False), config))
-    layers = list(range(getattr(config, "num_hidden_layers", 0)))
+    kept = kept_layers(config)
+    if kind := kind_that_may_forget(config):
+        raise _refusal(config, f"its layers of {kind} keep a state, and no test has shown that they continue from it")
+    traced = _trace(_Key(decoder_class, config.to_json_string(use_diff=False), config))
+    layers = [layer for layer in range(getattr(config, "num_hidden_layers", 0)) if layer not in kept]
+    calls = [call for call in traced if getattr(call.module, "layer_idx", None) not in kept]
     if [getattr(call.module, "layer_idx", None) for call in calls] != layers:
-        raise _refusal(
-            config,
-            f"its {len(layers)} layers do not each call transformers' AttentionInterface once ({len(calls)} calls)",
-        )
+        kind = "full-attention layers" if kept else "layers"
+        reason = f"its {len(layers)} {kind} do not each call transformers' AttentionInterface once ({len(calls)} calls)"
+        raise _refusal(config, reason)
     for call in calls:
         _check_call(config, call, reach)
 
@@ -140,7 +145,7 @@ def _is_causal(mask_function: Callable, reach: float) -> bool:
 
 def _refusal(config, reason: str) -> InputError:
     return InputError(
-        f"LRSA replaces full causal attention in every layer, and is not exact for {config.model_type!r}: {reason}. "
+        f"LRSA replaces full causal attention, and is not exact for {config.model_type!r}: {reason}. "
         "Use Vanilla with this model"
     )
 
@@ -179,7 +184,7 @@ def _run(decoder_class: type, config) -> list[LayerCall]:
     # A loop over experts would ask which tokens they have.
     decoder.config._experts_implementation = "batched_mm"
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long)
-    cache = recorder.cache(config.num_hidden_layers)
+    cache = recorder.cache(config)
     # Without a mask, some models look for padding in the tokens, which have no values here.
     mask = torch.ones_like(tokens)
     decoder(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **{_PROBE: True})

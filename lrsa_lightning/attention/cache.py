@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from lrsa_lightning.attention.cache_layer import LagKVLayer
 from lrsa_lightning.attention.cache_view import WAY_OUT
 from lrsa_lightning.attention.execution import Execution
+from lrsa_lightning.attention.hybrid import own_cache_layers
 from lrsa_lightning.attention.installed import installed_mode
 from lrsa_lightning.attention.rule import LagRule, rule_of
 from lrsa_lightning.attention.token_counts import TokenCounts
@@ -49,7 +50,15 @@ class LagKVCache(Cache):
         self._rules = [rule_of(mode_or_rule, layer) for layer in range(self._config.num_hidden_layers)]
         self._owner, self.counts = repr(mode_or_rule), TokenCounts(lengths)
         of_all = getattr(mode_or_rule, "execution", Execution()), self._owner, self.counts, max_tokens
-        super().__init__(layers=[LagKVLayer(rule, layer, *of_all) for layer, rule in enumerate(self._rules)])
+        kept = own_cache_layers(self._config)
+        if kept and lengths is not None and len({*lengths}) > 1:
+            raise InputError(
+                "a hybrid model's own caches count columns: give rows of unequal length an attention_mask, padded on "
+                "the left, or run them apart"
+            )
+        layers = [kept.get(layer) or LagKVLayer(rule, layer, *of_all) for layer, rule in enumerate(self._rules)]
+        self._lag_layers = {layer: z for layer, z in enumerate(layers) if layer not in kept}
+        super().__init__(layers=layers)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """`LagKVLayer.update` of a layer.
@@ -58,9 +67,13 @@ class LagKVCache(Cache):
             InputError: the model runs another mode than the cache's. Its configuration says so, or no attention under
                 the rule has read the keys that a layer returned last.
         """
-        is_other = layer_idx == 0 and not self._is_installed()
+        if layer_idx not in self._lag_layers:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        places = [*self._lag_layers]
+        place = places.index(layer_idx)
+        is_other = place == 0 and not self._is_installed()
         # The layer before this one; for the first layer, the last one of the previous call.
-        before = self.layers[layer_idx - 1].view
+        before = self.layers[places[place - 1]].view
         if is_other or (before is not None and not before.taken):
             raise InputError(
                 f"this cache follows {self._owner}, which is not installed in the model: another attention reads "
@@ -77,11 +90,12 @@ class LagKVCache(Cache):
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether the longest row can grow by so many tokens without new storage in any layer."""
-        return all(self.counts.longest + num_tokens <= layer.reach for layer in self.layers)
+        return all(self.counts.longest + num_tokens <= layer.reach for layer in self._lag_layers.values())
 
     def runs_by_kernels(self) -> bool:
         """Whether a step of one token a row leaves every decision to the device, so that a CUDA graph can replay it."""
-        return all(layer.is_initialized and layer.runs_by_kernels() for layer in self.layers)
+        has_kept = len(self._lag_layers) < len(self.layers)
+        return not has_kept and all(layer.is_initialized and layer.runs_by_kernels() for layer in self.layers)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take_rows(beam_idx)
@@ -95,10 +109,11 @@ class LagKVCache(Cache):
 
     def _take_rows(self, rows: Tensor) -> None:
         self.counts.take_rows(rows)
-        for layer in self.layers:
-            layer.take_rows(rows)
+        for place, layer in enumerate(self.layers):
+            (layer.take_rows if place in self._lag_layers else layer.reorder_cache)(rows)
 
 
 def cache_bytes(cache: LagKVCache | DynamicCache) -> int:
     """Bytes of keys and values a cache holds over all layers."""
-    return sum(z.nbytes for layer in cache.layers for z in (layer.keys, layer.values) if z is not None)
+    held = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    return sum(z.nbytes for z in held if z is not None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lrsa_lightning.attention.base import AttentionMode, text_decoder
+from lrsa_lightning.attention.hybrid import for_kept_layers
 from lrsa_lightning.attention.installed import NAME, installed_mode, is_registered
 from lrsa_lightning.attention.rows import OWN_CACHE
 from lrsa_lightning.errors import InputError
@@ -52,6 +53,7 @@ def _prepare_forward(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tup
     _take_boundaries(given)
     _take_cache(decoder, mode, given)
     _take_positions(given)
+    given |= for_kept_layers(decoder.config, given)
     return (), given
 
 
@@ -92,7 +94,8 @@ def _begun_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any])
     Without a word about it, transformers makes a cache in training too, and then does not look for packed rows.
     """
     use_cache = given.get("use_cache")
-    if use_cache is None and (decoder.training or _restart(given.get("position_ids"))):
+    traced = torch.compiler.is_compiling()  # positions have no values then
+    if use_cache is None and (decoder.training or traced or _restart(given.get("position_ids"))):
         given["use_cache"] = False
     return mode.make_cache(decoder.config) if use_cache and not torch.is_grad_enabled() else None
 
@@ -129,8 +132,10 @@ def _take_positions(given: dict[str, Any]) -> None:
     mask = given.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2 or given.get("position_ids") is not None:
         return
-    if bool((mask[:, 0] == 0).any()):
-        positions = (mask.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)
+    # A compiler has no values to look at. The positions are right for every row.
+    if torch.compiler.is_compiling() or bool((mask[:, 0] == 0).any()):
+        first_B1 = (mask != 0).int().argmax(dim=1, keepdim=True)
+        positions = (torch.arange(mask.shape[1], device=mask.device) - first_B1).clamp(min=0)
         given["position_ids"] = positions[:, -_tokens(given).shape[1] :]
 
 

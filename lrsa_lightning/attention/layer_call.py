@@ -4,6 +4,9 @@ transformers passes an attention function everything that a layer computes with:
 bias. LRSA refuses what it does not know. To ignore it would compute something else.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,9 +64,7 @@ def check_layer_call(
     elif not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         problem = "lets tokens see later ones (it is not causal)"
     else:
-        # Not by truth: a tensor has none. False, None and 0 all mean that there is nothing to honour.
-        given = (n for n, z in others.items() if n not in _NO_MATTER and (isinstance(z, Tensor) or z))
-        if (name := next(given, None)) is not None:
+        if (name := next(asked(others), None)) is not None:
             problem = _NAMES.get(name, f"passes {name!r}, which LRSA does not know")
     if problem is not None:
         raise InputError(
@@ -71,6 +72,12 @@ def check_layer_call(
             f"({type(module).__name__}) {problem}. "
             "Otherwise use Vanilla with it"
         )
+
+
+def asked(arguments: dict[str, Any]) -> Iterator[str]:
+    """Names of the arguments of a call that an attention function has to honour."""
+    # Not by truth: a tensor has none. False, None and 0 all mean that there is nothing to honour.
+    return (n for n, z in arguments.items() if n not in _NO_MATTER and (isinstance(z, Tensor) or z))
 
 
 def _dropout_keys(module, dropout: float) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrsa_lightning.attention import compiled
 from lrsa_lightning.attention.architecture import check_architecture, length_dependent_rope
 from lrsa_lightning.attention.base import AttentionMode, text_decoder
 from lrsa_lightning.attention.cache_hook import hand_cache_on
 from lrsa_lightning.attention.execution import BackendName, Execution
+from lrsa_lightning.attention.hybrid import attend_as_before
 from lrsa_lightning.attention.layer_call import check_layer_call, in_computed_dtype
 from lrsa_lightning.attention.layout import causal_pairs, visible_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
@@ -191,6 +193,7 @@ class LRSA(AttentionMode):
         *,
         kv_cache=None,
         cu_seqlens: CuSeqlens | None = None,
+        kept_layers: frozenset[int] = frozenset(),
         **arguments,
     ) -> tuple[Tensor, None]:
         """The function that transformers calls in each attention layer.
@@ -204,13 +207,19 @@ class LRSA(AttentionMode):
             scaling: of the logits.
             kv_cache: the `LagKVCache` in use, if any (`hand_cache_on`).
             cu_seqlens: boundaries of packed samples, as the model's forward was given them.
+            kept_layers: the layers of a hybrid model that are not the mode's.
             arguments: everything else.
 
         Returns:
             [B, n, H, D], and no attention weights.
         """
         layer_idx, num_queries = module.layer_idx, query.shape[2]
+        if layer_idx in kept_layers:
+            return attend_as_before(module, query, key, value, attention_mask, scaling, **arguments)
         check_layer_call(module, key.shape[2] if kv_cache is None else kv_cache.get_seq_length(layer_idx), **arguments)
+        if torch.compiler.is_compiling() and kv_cache is None and num_queries == key.shape[2]:
+            states = [in_computed_dtype(z) for z in (query, key, value)]
+            return compiled.attend(self, module, states, attention_mask, scaling, cu_seqlens, arguments)
         if cu_seqlens is None:
             positions, use_cache = arguments.get("position_ids"), arguments.get("use_cache")
             cu_seqlens = boundaries_found(attention_mask, module, positions, use_cache, num_queries)

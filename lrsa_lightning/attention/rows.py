@@ -5,9 +5,9 @@ nothing looks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ def mask_of_known_rows(device: torch.device) -> Tensor:
     return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
 
 
-def _says_rows_are_known(mask: Any) -> bool:
+def says_rows_are_known(mask: Any) -> bool:
+    """Whether it is a `mask_of_known_rows`."""
     return isinstance(mask, Tensor) and mask.ndim == 4 and mask.numel() == 0
 
 
@@ -65,6 +66,7 @@ class RowMask:
         batch: number of rows.
         first, stop: the queries are the tokens first .. stop - 1.
         device: of the tokens.
+        arguments: all that transformers said of the mask.
     """
 
     mask_function: Callable | None = None
@@ -75,6 +77,8 @@ class RowMask:
     first: int = 0
     stop: int = 0
     device: torch.device | None = None
+    arguments: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[str, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def contiguous(self) -> NoReturn:
         """What `generate` does with a mask for a cache of fixed size.
@@ -91,22 +95,55 @@ class RowMask:
             # Padding in front of a row is a sample of its own: no token sees it.
             padded = None if self.begins_BN is None else boundaries_from_starts(self.begins_BN)
             return Rows(padded, is_causal=not self.is_foreign)
-        token = torch.arange(max(1, self.first), self.stop, device=self.device)
-        row = torch.arange(self.batch, device=self.device)[:, None]
-        begins_BN = ~self.mask_function(row, 0, token, token - 1).expand(self.batch, -1)
-        sample_BN = torch.where(begins_BN, token, 0).cummax(dim=1).values
-        sees_sample = self.mask_function(row, 0, token, sample_BN)
-        sees_next = self.mask_function(row, 0, token - 1, token)
-        if not bool((sees_sample & ~sees_next).all()):
+        begins_BN, is_causal = _deviations(self.mask_function, self.batch, self.first, self.stop, self.device)
+        if not bool(is_causal):
             return Rows(is_causal=False)
+        if self.begins_BN is not None and self.begins_BN.shape == begins_BN.shape:
+            begins_BN = begins_BN | self.begins_BN
         return Rows(boundaries_from_starts(begins_BN))
 
+    def made_by(self, implementation: str) -> Tensor | None:
+        """The mask that an implementation of transformers has: what a layer gets that LRSA does not replace."""
+        if implementation not in self._made:
+            self._made[implementation] = _their_mask(implementation, self.arguments)
+        return self._made[implementation]
 
-def find_rows(
-    *_, mask_function: Callable, kv_length: int, batch_size: int, attention_mask: Tensor | None = None,
-    q_length: int | None = None, q_offset: int = 0, cache_position: Tensor | None = None,
-    device: torch.device | None = None, use_vmap: bool = False, **__,
-) -> RowMask:  # fmt: skip
+
+class TracedRows(NamedTuple):
+    """What stands for a `RowMask` while `torch.compile` traces: it has no values to look at.
+
+    Attributes:
+        begins_BN: where samples begin, bool [B or 1, N - 1]; None where nothing says that any does.
+        is_causal: bool, whether tokens see their own sample up to themselves; None for yes.
+        arguments: all that transformers said of the mask.
+    """
+
+    begins_BN: Tensor | None
+    is_causal: Tensor | None
+    arguments: dict[str, Any]
+
+    def made_by(self, implementation: str) -> Tensor | None:
+        """As of `RowMask`."""
+        return _their_mask(implementation, self.arguments)
+
+
+def _their_mask(implementation: str, arguments: dict[str, Any]) -> Tensor | None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](**arguments)
+
+
+def _deviations(mask_function: Callable, batch: int, first: int, stop: int, device) -> tuple[Tensor, Tensor]:
+    """Where samples begin, bool [B, N - 1], and whether tokens see their own sample up to themselves, bool."""
+    token = torch.arange(max(1, first), stop, device=device)
+    row = torch.arange(batch, device=device)[:, None]
+    begins_BN = ~mask_function(row, 0, token, token - 1).expand(batch, -1)
+    sample_BN = torch.where(begins_BN, token, 0).cummax(dim=1).values
+    sees_sample = mask_function(row, 0, token, sample_BN)
+    return begins_BN, (sees_sample & ~mask_function(row, 0, token - 1, token)).all()
+
+
+def find_rows(**asked: Any) -> RowMask | TracedRows:
     """Mask registration: the rule needs no mask. It only needs to know where the samples of packed rows begin.
 
     transformers finds packed rows by positions that restart. ``mask_function`` says so, as it says everything that
@@ -116,6 +153,31 @@ def find_rows(
     Raises:
         InputError: padding separates tokens of a row.
     """
+    if torch.compiler.is_compiling():
+        return _traced(**asked)
+    return replace(_row_mask(**asked), arguments=asked)
+
+
+def _traced(**asked: Any) -> TracedRows:
+    from transformers.masking_utils import causal_mask_function
+
+    mask_BN, mask_function, begins_BN, is_causal = asked.get("attention_mask"), asked["mask_function"], None, None
+    if asked.get("use_vmap"):  # a function of the model or the user, that looks at single elements
+        is_causal = torch.zeros((), dtype=torch.bool)
+    elif mask_function is not causal_mask_function:
+        length = asked.get("q_length") or asked["kv_length"]
+        begins_BN, is_causal = _deviations(mask_function, asked["batch_size"], 0, length, asked["device"])
+    if mask_BN is not None:
+        padded_BN = (mask_BN[:, 1:] != 0) & (mask_BN[:, :-1] == 0)
+        begins_BN = padded_BN if begins_BN is None else begins_BN | padded_BN
+    return TracedRows(begins_BN, is_causal, asked)
+
+
+def _row_mask(
+    *, mask_function: Callable, kv_length: int, batch_size: int, attention_mask: Tensor | None = None,
+    q_length: int | None = None, q_offset: int = 0, cache_position: Tensor | None = None,
+    device: torch.device | None = None, use_vmap: bool = False, **_,
+) -> RowMask:  # fmt: skip
     from transformers.masking_utils import causal_mask_function
 
     begins_BN = None if attention_mask is None else _begins_after_padding(attention_mask)
@@ -156,27 +218,41 @@ def boundaries_found(mask: Any, module, position_ids: Tensor | None, use_cache: 
     Raises:
         InputError: the mask is not causal, or positions restart where transformers does not look for packed rows.
     """
-    if _says_rows_are_known(mask):
+    if says_rows_are_known(mask):
         return None
+    if isinstance(mask, TracedRows):  # where a graph ended before this layer: with a cache in use
+        check_causal(mask.is_causal is None or bool(mask.is_causal), module.layer_idx)
+        return None if mask.begins_BN is None else boundaries_from_starts(mask.begins_BN)
     if mask is not None and not isinstance(mask, RowMask):
-        raise InputError(
-            f"LRSA makes its own mask, but layer {module.layer_idx} was given one ({type(mask).__name__}): "
-            "pass attention_mask as [B, N] of zeros and ones, or None"
-        )
-    if mask is not None and not mask.rows.is_causal:
-        raise InputError(
-            f"LRSA replaces full causal attention, but layer {module.layer_idx} is masked otherwise: "
-            "a sliding window or chunks within reach, or a mask that lets tokens see later ones"
-        )
+        refuse_mask(mask, module.layer_idx)
+    if mask is not None:
+        check_causal(mask.rows.is_causal, module.layer_idx)
     is_padded = mask is not None and mask.begins_BN is not None
     if is_padded or (mask is not None and (mask.rows.boundaries or (mask.examined and use_cache is False))):
         return mask.rows.boundaries
     if module.layer_idx == 0 and num_queries > 1:
-        _check_positions(position_ids, num_queries)
+        check_positions(position_ids, num_queries)
     return None
 
 
-def _check_positions(position_ids: Tensor | None, num_queries: int) -> None:
+def refuse_mask(mask: Any, layer_idx: int) -> NoReturn:
+    """Raises the InputError for a mask that transformers did not get from `find_rows`."""
+    raise InputError(
+        f"LRSA makes its own mask, but layer {layer_idx} was given one ({type(mask).__name__}): "
+        "pass attention_mask as [B, N] of zeros and ones, or None"
+    )
+
+
+def check_causal(is_causal: bool, layer_idx: int) -> None:
+    """Raises InputError if tokens do not see their own sample up to themselves."""
+    if not is_causal:
+        raise InputError(
+            f"LRSA replaces full causal attention, but layer {layer_idx} is masked otherwise: "
+            "a sliding window or chunks within reach, or a mask that lets tokens see later ones"
+        )
+
+
+def check_positions(position_ids: Tensor | None, num_queries: int) -> None:
     """Refuses positions of packed rows without boundaries; positions of another number of tokens are not checked."""
     if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != num_queries:
         return

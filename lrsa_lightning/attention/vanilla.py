@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.hybrid import kept_layers
 from lrsa_lightning.attention.layout import TILE
 from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.packing import CuSeqlens
@@ -68,8 +69,10 @@ class Vanilla(AttentionMode):
         """
         if type(self) is not Vanilla or self.implementation not in _SAME_RESULT:
             return self
-        layers = range(config.get_text_config(decoder=True).num_hidden_layers)
-        mode = LRSA(retention_ratio=1.0, skip_layers=layers)
+        text = config.get_text_config(decoder=True)
+        if kept_layers(text):  # the kernels would run in some layers alone
+            return self
+        mode = LRSA(retention_ratio=1.0, skip_layers=range(text.num_hidden_layers))
         if self._reach is not None:
             mode = mode.for_length(self._reach)
         try:

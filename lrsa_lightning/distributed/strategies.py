@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lrsa_lightning.attention.base import AttentionMode
+from lrsa_lightning.attention.hybrid import check_full_attention
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
@@ -64,9 +65,11 @@ class SequenceParallelStrategy:
     def check_sharding(self, mode: AttentionMode, config, seq_len: int) -> None:
         """
         Raises:
-            InputError: the degree is impossible for this model and length; the message names the possible degrees.
+            InputError: the degree is impossible for this model and length; the message names the possible degrees. Or a
+                layer of the model is not full attention.
         """
         if (size := self.sequence_parallel.size) > 1:
+            check_full_attention(config.get_text_config(decoder=True), seq_len)
             self.sequence_parallel.shard(mode, config, seq_len, SequenceGroup(0, size))
 
     def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:

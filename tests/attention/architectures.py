@@ -18,6 +18,9 @@ SIZES = {
     **dict.fromkeys(["num_key_value_heads", "num_global_key_value_heads"], 2),
     **dict.fromkeys(["head_dim", "qk_nope_head_dim", "v_head_dim", "global_head_dim"], 8),
     **dict.fromkeys(["qk_rope_head_dim"], 4),
+    **dict.fromkeys(["linear_num_value_heads"], 4),
+    **dict.fromkeys(["linear_num_key_heads"], 2),
+    **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 8),
     **dict.fromkeys(["q_lora_rank", "kv_lora_rank"], 16),
     **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], 256),
     **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"], 32),
@@ -37,6 +40,21 @@ PLAIN = {
     ),
     **dict.fromkeys(["embd_pdrop", "resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "activation_dropout"], 0.0),
 }
+# Windows within reach of every text, in models whose layers are of one kind and in those that mix them.
+WINDOW = {
+    **dict.fromkeys(["sliding_window", "attention_window_size", "attention_chunk_size"], 16),
+    "use_sliding_window": True,
+    "max_window_layers": 0,
+}
+# Enough for one layer of each kind: Gemma 3 has five windows before a layer of full attention.
+MIXED = {"num_hidden_layers": 6}
+# What the sizes above do not fit.
+OF_MODEL = {
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "lfm2": {"full_attn_idxs": [1]},
+    "gpt_neo": {"attention_types": [[["global"], 2]]},
+}
 
 
 def build(name: str, **keys):
@@ -50,7 +68,8 @@ def build(name: str, **keys):
     try:
         config_class = CONFIG_MAPPING[name]
         known = config_class().to_dict()
-        config = config_class(**{key: value for key, value in {**SIZES, **keys}.items() if key in known})
+        sizes = {**SIZES, **OF_MODEL.get(name, {}), **keys}
+        config = config_class(**{key: value for key, value in sizes.items() if key in known})
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
         with torch.device("meta"):
             if sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters()) > MOST_WEIGHTS:

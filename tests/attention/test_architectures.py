@@ -11,12 +11,10 @@ from lrsa_lightning import LRSA, LagKVCache, Vanilla, generate
 from lrsa_lightning.attention.layer_call import check_layer_call
 from lrsa_lightning.errors import InputError
 from tests.attention import architectures
-from tests.attention.architectures import PLAIN, build
+from tests.attention.architectures import PLAIN, WINDOW, build
+from tests.attention.exactness import IDS, SIZES, deviation, hidden, refusal
 from tests.conftest import make_model
 
-SIZES = {"lag_size": 8, "sink_size": 4}
-IDS = torch.randint(2, architectures.VOCABULARY, (2, 70), generator=torch.Generator().manual_seed(0))
-WINDOW = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0, "layer_types": None}
 EXACT = ["qwen2", "llama", "mistral", "gemma", "gemma3_text", "phi3", "gpt_neox", "mixtral", "qwen3_moe", "starcoder2"]
 REFUSED = {
     "gemma2": "softcap",
@@ -29,54 +27,20 @@ REFUSED = {
 }
 
 
-def hidden(model, ids=IDS, **arguments):
-    out = model.get_decoder()(input_ids=ids, **arguments)
-    return out.last_hidden_state if hasattr(out, "last_hidden_state") else out.logits
-
-
-def assert_close(got, expected):
-    assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-@torch.no_grad()
-def assert_exact_or_refused(model) -> bool:
-    """Whether LRSA takes the model; if so, full retention is eager attention, and the cache the training forward."""
-    eager = hidden(model, use_cache=False)
-    try:
-        LRSA(**SIZES, retention_ratio=1.0).install(model)
-    except InputError:
-        assert torch.equal(hidden(model, use_cache=False), eager)
-        return False
-    assert_close(hidden(model, use_cache=False), eager)
-    mode = LRSA(**SIZES)
-    mode.install(model)
-    trained = hidden(model, use_cache=False)
-    assert (trained - eager).abs().max() > 1e-2 * eager.abs().max()
-    known = mode.row_arguments(None, IDS.device) | {"position_ids": torch.arange(IDS.shape[1]).expand_as(IDS)}
-    assert torch.equal(hidden(model, use_cache=False, **known), trained)
-    cache = mode.make_cache(model.config)
-    pieces = [hidden(model, piece, past_key_values=cache, use_cache=True) for piece in IDS.split([29, 1, 1, 39], dim=1)]
-    assert_close(torch.cat(pieces, dim=1), trained)
-    return True
-
-
 @pytest.mark.parametrize("name", EXACT)
 def test_it_is_exact(name):
-    assert assert_exact_or_refused(build(name, **PLAIN))
+    assert refusal(build(name, **PLAIN)) is None
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused(name):
-    model = build(name, **PLAIN)
-    assert not assert_exact_or_refused(model)
-    with pytest.raises(InputError, match=REFUSED[name]):
-        LRSA(**SIZES).install(model)
+    assert REFUSED[name] in refusal(build(name, **PLAIN))
 
 
-@pytest.mark.parametrize("name", ["qwen2", "mistral", "phi3", "starcoder2", "mixtral", "qwen3_moe", "gemma3_text"])
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "phi3", "starcoder2", "mixtral", "qwen3_moe"])
 def test_a_sliding_window_in_reach_is_refused(name):
     model = build(name, **PLAIN | WINDOW)
-    assert not assert_exact_or_refused(model)
+    assert "sliding window of 16 tokens" in refusal(model)
     with pytest.raises(InputError, match="sliding window of 16 tokens"):
         LRSA(**SIZES).check(model.config)
     with pytest.raises(InputError, match="sliding window"):
@@ -91,7 +55,7 @@ def test_a_sliding_window_beyond_the_longest_text_does_nothing():
     with pytest.raises(InputError, match="256 reaches beyond"):
         mode.install(model)
     mode.for_length(100).install(model)
-    assert_close(hidden(model, use_cache=False), expected)
+    assert deviation(hidden(model, use_cache=False), expected) < 1e-4
     generated = generate(model, IDS, mode, 30)
     assert torch.equal(generated, generate(model, IDS, Vanilla(), 30))
     with pytest.raises(InputError, match="sliding window"):
@@ -162,13 +126,13 @@ def test_a_vision_tower_keeps_its_attention(vision_model):
         assert vision.config._attn_implementation == before
         assert vision_model.get_decoder().config._attn_implementation == mode.registry_key()
     assert vision_model.get_decoder().config._attn_implementation == before
-    assert assert_exact_or_refused(vision_model)
+    assert refusal(vision_model) is None
     Vanilla().install(vision_model)
 
 
 def test_a_nested_configuration_is_read(caplog):
-    config = AutoConfig.for_model("gemma3", text_config={"sliding_window": 16})
-    with caplog.at_level(logging.ERROR), pytest.raises(InputError, match="sliding window of 16"):
+    config = AutoConfig.for_model("gemma3", text_config={"attention_dropout": 0.1})
+    with caplog.at_level(logging.ERROR), pytest.raises(InputError, match="attention_dropout"):
         LRSA(**SIZES).check(config)
     rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
     rope["full_attention"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -184,14 +148,3 @@ def test_looking_at_a_model_draws_no_random_numbers_and_leaves_it_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert config.to_json_string() == text
     assert config._attn_implementation in ALL_ATTENTION_FUNCTIONS
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keys", [PLAIN, PLAIN | WINDOW], ids=["plain", "window"])
-def test_every_architecture_is_exact_or_refused(keys):
-    outcomes = {}
-    for name in architectures.NAMES:
-        if (model := build(name, **keys)) is not None:
-            outcomes[name] = assert_exact_or_refused(model)
-    assert len(outcomes) > 80, "the sizes fit few architectures of this version"
-    assert sum(outcomes.values()) > 30

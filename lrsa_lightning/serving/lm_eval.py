@@ -72,8 +72,8 @@ def _config_of(pretrained, arguments: dict):
     """
     if not isinstance(pretrained, str):
         return pretrained.config
-    where = {name: arguments[name] for name in ("revision", "subfolder", "trust_remote_code") if name in arguments}
-    config = AutoConfig.from_pretrained(pretrained, **where)
+    where = {name: arguments[name] for name in ("revision", "subfolder") if name in arguments}
+    config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **where)
     adapter = AdapterFolder.of(arguments["peft"]) if arguments.get("peft") else None
     changes = {} if adapter is None else adapter.changes
     if "rope_parameters" in changes:

@@ -151,6 +151,9 @@ class AdapterOnly:
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the adapter as peft does, what training changed in the configuration, and how answers end."""
+        config = self._peft_model.peft_config["default"]
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)  # the same file each time
         # Without embeddings: peft would look for a base on the hub. A trained embedding is in the adapter.
         self._peft_model.save_pretrained(folder, save_embedding_layers=False)
         self.generation_config.save_pretrained(folder)

@@ -13,13 +13,16 @@ from lrsa_lightning.config_files import ConfigFiles
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.input_boundary import refuse
 from lrsa_lightning.library_errors import input_error, reading
-from lrsa_lightning.near_keys import arguments_of, nearest_key
+from lrsa_lightning.near_keys import arguments_of, nearest_class, nearest_key
 from lrsa_lightning.parser_errors import Complaint, read_error
 from lrsa_lightning.yaml_text import check_yaml
 
 PARSER_MODE = "omegaconf+"
 _MODES = "\n  Attention modes: LRSA, Vanilla, the class_path of your own; files: configs/attention/*.yaml"
 _SUBCOMMAND = re.compile(r"Subcommand '(\w+)'")
+_NOT_THERE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_CLASS = re.compile(r"there is no class (\w+)$")
+_OF_LIGHTNING = {"trainer.callbacks", "trainer.logger"}
 _QUOTED = re.compile(r"'([\w.]+)'")
 
 
@@ -115,6 +118,10 @@ class Parser(LightningArgumentParser):
 
     def _nearest(self, complaint: Complaint) -> str | None:
         """The key, option or argument of a class that an unknown one probably means."""
+        if (found := _NOT_THERE.search(complaint.reason)) is not None:
+            return nearest_class(found[2], found[1])
+        if _OF_LIGHTNING & {*complaint.keys} and (found := _NO_CLASS.search(complaint.reason)) is not None:
+            return nearest_class(found[1])
         if (unknown := complaint.unknown) is None:
             return None
         if complaint.class_path:

@@ -50,15 +50,17 @@ def export(
 
     Raises:
         InputError: there is no complete checkpoint, the configuration of its run is missing, or the output folder is
-            not empty, not to be replaced, or cannot be written.
+            not empty, not to be replaced, needed for the export, or cannot be written.
     """
     output = Path(os.path.abspath(output))
     check_place(output, overwrite)
     trained = export_source(source)
-    checkpoint = trained.path
+    checkpoint, base = trained.path, trained.run["model"]["name_or_path"]
+    if base is not None and output.resolve() in (Path(base).resolve(), checkpoint.resolve()):
+        raise InputError(f"{output} is what the export is made of ({base}): give a new --output")
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
     model = trained.load_adapter(dtype) if adapter else trained.load(dtype)
-    take_generation_config(model, trained.run["model"]["name_or_path"])
+    take_generation_config(model, base)
     mode, warnings = _mode_of(trained), misreadings(model.config.get_text_config(decoder=True))
     save_mode(model.config, mode)
     for warning in warnings:

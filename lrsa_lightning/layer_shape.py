@@ -11,6 +11,27 @@ from lrsa_lightning.attention.layout import TILE, KVLayout, causal_pairs
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """The LoRA adapters of one layer.
+
+    Attributes:
+        parameters: of all of them.
+        rank: the sum of their ranks.
+        inputs: the sum of their input sizes.
+        outputs: the sum of their output sizes.
+        has_dropout: whether dropout makes a copy of each input.
+        in_mlp: whether the MLP has some: it then runs as its separate products.
+    """
+
+    parameters: int
+    rank: int
+    inputs: int
+    outputs: int
+    has_dropout: bool = False
+    in_mlp: bool = True
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """A decoder layer with a gated feed-forward (Qwen2, Llama, Mistral and their like) and the tokens that it sees.
 
@@ -29,6 +50,8 @@ class LayerShape:
         residual: bytes of a number in the residual stream: 4 under autocast.
         is_fused: whether norms, RoPE and SwiGLU are one kernel each.
         has_fused_mlp: whether the MLP never keeps SwiGLU's product.
+        adapters: the only parameters of the layer that are trained; None where all are.
+        code_bytes: bytes of a number of quantised weights, which products expand; 0 where weights are not quantised.
     """
 
     rows: int
@@ -45,6 +68,8 @@ class LayerShape:
     residual: int = 2
     is_fused: bool = True
     has_fused_mlp: bool = True
+    adapters: Adapters | None = None
+    code_bytes: float = 0.0
 
     @classmethod
     def of(
@@ -127,6 +152,19 @@ class LayerShape:
     @property
     def gate_and_up_bytes(self) -> int:
         return 2 * self.feed_forward * self.element
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the layer's matrices."""
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + 3 * self.hidden * self.intermediate
+
+    @property
+    def adapter_bytes(self) -> int:
+        """What adapters keep beside the inputs of their layers: each one's product of rank r, and dropped inputs."""
+        if self.adapters is None:
+            return 0
+        dropped = self.adapters.inputs * (self.element + 1) if self.adapters.has_dropout else 0
+        return self.rows * self.tokens * (self.adapters.rank * self.element + dropped)
 
     @property
     def attention_bytes(self) -> int:

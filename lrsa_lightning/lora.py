@@ -129,10 +129,11 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:
-    """A hook of `state_dict`: takes the parameters out that are not trained."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)
+    """A hook of `state_dict`: keeps the parameters that are trained. Frozen ones may have brought scales of codes."""
+    kept = {prefix + name for name in trained_parameters(module)}
+    for name in [*state]:
+        if name.startswith(prefix) and name not in kept:
+            del state[name]
 
 
 def _check_names(model: nn.Module, config: "LoraConfig", key: str) -> None:

@@ -34,12 +34,32 @@ def activation_bytes(shape: LayerShape, policy: str) -> int:
     kept = shape.input_bytes
     if policy == "full":
         return kept
-    kept += shape.input_bytes + shape.attention_bytes  # and the residual after the attention
+    kept += shape.input_bytes + shape.attention_bytes + shape.adapter_bytes  # and the residual after the attention
     if policy != "attention":
         kept += shape.gate_and_up_bytes
     if policy == "none":
         kept += 2 * shape.norm_bytes + shape.swiglu_bytes
     return kept
+
+
+def passing_bytes(shape: LayerShape, policy: str) -> int:
+    """What the forward of one layer needs beside what it keeps, where it needs most: at the end of the MLP.
+
+    There are the attention's output, the residual after it, the norm's output, gate, up, their product and the MLP's
+    output.
+    """
+    product = shape.gate_and_up_bytes // 2
+    normed = attended = shape.stream * shape.element
+    # Fused kernels have no silu(gate) of their own; where it exists, the MLP's output does not yet.
+    needed = attended + normed + product + (shape.input_bytes if shape.is_fused else max(product, shape.input_bytes))
+    if policy == "none":
+        return max(0, needed - normed - shape.swiglu_bytes)
+    if policy == "selective":
+        return needed
+    needed += shape.gate_and_up_bytes
+    if policy == "attention":
+        return needed
+    return needed + shape.input_bytes * (1 if policy == "full" else 3)  # offload: its input, and one on its way
 
 
 def working_bytes(shape: LayerShape, policy: str) -> int:
@@ -74,14 +94,23 @@ def forward_work(shape: LayerShape) -> Work:
     tokens, hidden = shape.rows * shape.tokens, shape.hidden
     projections = 2 * tokens * hidden * 2 * shape.head_dim * (shape.heads + shape.kv_heads)
     products = Work(flops=projections + 6 * tokens * hidden * shape.intermediate)
-    return products + _attention(shape) + Work(bytes=_elementwise(shape))
+    return products + _adapters(shape) + _attention(shape) + Work(bytes=_elementwise(shape) + _expanded(shape))
 
 
 def backward_work(shape: LayerShape) -> Work:
-    """A backward of one layer, without recomputation: two products for each one of the forward."""
-    forward, attention = forward_work(shape), _attention(shape)
+    """A backward of one layer, without recomputation: two products for each one of the forward.
+
+    A weight that is not trained needs one: that of the gradient of its input.
+    """
+    forward, attention = forward_work(shape).flops, _attention(shape)
     per_forward = (1 - _ATTENTION_FORWARD) / _ATTENTION_FORWARD
-    return Work(flops=2 * forward.flops, bytes=1.5 * forward.bytes) + attention * per_forward
+    work = Work(bytes=1.5 * _elementwise(shape) + _expanded(shape)) + attention * per_forward
+    if shape.adapters is None:
+        return work + Work(flops=2 * forward)
+    # The gradients of an adapter's scaled output, and the sum of two gradients of its input.
+    moved = 2 * shape.adapters.outputs + 3 * shape.adapters.inputs
+    thin = _adapters(shape).flops
+    return work + Work(flops=forward + thin, bytes=shape.rows * shape.tokens * moved * shape.element)
 
 
 def recomputed_work(shape: LayerShape, policy: str) -> Work:
@@ -102,6 +131,20 @@ def _attention(shape: LayerShape) -> Work:
     """Its forward. A device's attention rates are those of forward and backward, counted as three forwards."""
     flops = 12 * shape.rows * shape.pairs * shape.heads * shape.head_dim * _ATTENTION_FORWARD
     return Work(sparse_attention_flops=flops) if shape.is_sparse else Work(dense_attention_flops=flops)
+
+
+def _adapters(shape: LayerShape) -> Work:
+    """The forward of the adapters: two thin products each; their output is scaled and added to that of the weight."""
+    if shape.adapters is None:
+        return Work()
+    tokens = shape.rows * shape.tokens
+    moved = 5 * shape.adapters.outputs + (3 * shape.adapters.inputs if shape.adapters.has_dropout else 0)
+    return Work(flops=2 * tokens * shape.adapters.parameters, bytes=tokens * moved * shape.element)
+
+
+def _expanded(shape: LayerShape) -> float:
+    """Bytes that quantised weights read, write and read again before their products."""
+    return shape.weights * (shape.code_bytes + 2 * shape.element) if shape.code_bytes else 0.0
 
 
 def _norms(shape: LayerShape) -> float:

@@ -66,6 +66,7 @@ class LongContextModule(lightning.LightningModule):
         loss_chunk_size: PositiveInt = 1024,
         gradient_checkpointing: bool | None = None,
         lora: LoraSettings | None = None,
+        quantization: str | dict[str, Any] | None = None,
     ):
         """
         Args:
@@ -88,6 +89,7 @@ class LongContextModule(lightning.LightningModule):
             loss_chunk_size: label tokens whose logits exist at a time.
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
             lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
+            quantization: of the weights beside adapters: nf4, fp4, int8, or keys of transformers' BitsAndBytesConfig.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -95,7 +97,7 @@ class LongContextModule(lightning.LightningModule):
         """
         super().__init__()
         self.attention = attention
-        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora)
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas
@@ -122,6 +124,8 @@ class LongContextModule(lightning.LightningModule):
         self.starting_model.check(config)
         check_together(config, self._attention_at_length, self.seq_len, self.trainer)
         check_optimizer(self.optimizer, self.betas, self.trainer)
+        if (quantisation := self.starting_model.quantisation) is not None:
+            quantisation.check(self.trainer.strategy, str(self.trainer.precision))
 
     def setup(self, stage: str) -> None:
         """Checks the attention against the model's layers in each process, before a strategy shards the weights."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from pkgutil import resolve_name
 
 from jsonargparse import ArgumentParser
 
+_CLASSES = ("lrsa_lightning.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 _OF_A_CLASS = ("class_path", "init_args")
 
 
@@ -31,6 +33,14 @@ def arguments_of(class_path: str) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(resolve_name(class_path), fail_untyped=False)
     return [*parser.get_defaults().keys(), *_OF_A_CLASS]
+
+
+def nearest_class(name: str, module: str = "") -> str | None:
+    """The class that a misspelt name means: of a module, or else a callback or logger of ours or of Lightning."""
+    places = [module] if module else _CLASSES
+    known = [word for place in places for word in vars(import_module(place))]
+    near = get_close_matches(name, known, n=1)
+    return near[0] if near else None
 
 
 def _with_groups(path: list[str]) -> list[list[str]]:

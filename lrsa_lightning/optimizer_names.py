@@ -73,6 +73,11 @@ class OptimizerName:
         return found or ("32bit" if self.library == "bitsandbytes" else "")
 
     @property
+    def has_fused_kernel(self) -> bool:
+        """Whether torch has one kernel for all weights."""
+        return self.library == "torch" and self.name in ("adagrad", "adam", "adamw", "sgd")
+
+    @property
     def base(self) -> str:
         """The name without paging and bits."""
         return self.name.removeprefix("paged").removesuffix(self.bits)

@@ -15,6 +15,7 @@ from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.lora import merged
 from lrsa_lightning.pretrained_weights import read_pretrained
+from lrsa_lightning.quantisation import Quantisation
 from lrsa_lightning.saved_settings import save_settings, saved_settings, set_aside
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,9 @@ def check_length(config, length: int, option: str = "data.seq_len") -> None:
         )
 
 
-def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = None):
+def load_model(
+    config, name_or_path: str | None, dtype: torch.dtype | None = None, quantisation: Quantisation | None = None
+):
     """The model, on the current default device, with transformers' default attention.
 
     Its weights are those of ``name_or_path``, or random if None. An adapter is merged into its base. Random weights are
@@ -151,6 +154,7 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
         config: the model's, of `load_config`.
         name_or_path: hub id or folder, or None.
         dtype: of the weights; torch's default dtype if None.
+        quantisation: of the weights, on the device; they must be those of a folder or hub id.
 
     Raises:
         InputError: the weights cannot be read, or do not fit the configuration.
@@ -166,21 +170,22 @@ def load_model(config, name_or_path: str | None, dtype: torch.dtype | None = Non
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         else:
             with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
-                model = _read(config, name_or_path, dtype)
+                model = _read(config, name_or_path, dtype, quantisation and quantisation.arguments(dtype, device))
             model.train()  # transformers returns it in evaluation mode, in which gradient checkpointing is off
     save_settings(model.config, saved_settings(config))
-    model = model.to(device)
+    if quantisation is None:  # otherwise the weights are there, and transformers refuses to move them
+        model = model.to(device)
     for module in model.modules():
         if "inv_freq" in module._buffers:
             module.__class__ = type(type(module).__name__, (_Float32Buffers, type(module)), {})
     return model
 
 
-def _read(config, name_or_path: str, dtype: torch.dtype):
+def _read(config, name_or_path: str, dtype: torch.dtype, quantised: dict[str, Any] | None):
     from transformers import GenerationConfig
 
     if (adapter := AdapterFolder.of(name_or_path)) is None:
-        return read_pretrained(config, name_or_path, dtype)
+        return read_pretrained(config, name_or_path, dtype, quantised)
     model = merged(adapter.put_into(read_pretrained(config, adapter.base, dtype)), dtype)
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(name_or_path)

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,8 +74,8 @@ def check_quantisation(config, name_or_path: str) -> None:
         )
 
 
-def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
-    """A causal decoder with the weights of a folder or hub id, in evaluation mode, on the CPU.
+def read_pretrained(config, name_or_path: str, dtype: torch.dtype, quantised: dict[str, Any] | None = None):
+    """A causal decoder with the weights of a folder or hub id, in evaluation mode; on the CPU, but for quantised ones.
 
     transformers alone would fill missing weights with random numbers, and only warn.
 
@@ -93,6 +94,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype):
                 dtype=dtype,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **(quantised or {}),
                 ignore_mismatched_sizes=True,  # _check_complete names them with everything else that does not fit
             )
     except torch.OutOfMemoryError:

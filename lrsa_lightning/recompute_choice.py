@@ -19,7 +19,9 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused.operators import has_fused_mlp, missing
 from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import AUTO_FRACTION, POLICIES, fastest_policies, loss_bytes
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.model_size import adapters_of
 from lrsa_lightning.plan.sequence import rank_shape
 from lrsa_lightning.plan.states import precision_of
 from lrsa_lightning.recompute import Policy
@@ -41,7 +43,7 @@ def policies(module: LightningModule, trainer: Trainer) -> list[Policy]:
         return [module.recompute] * layers
     if device.type == "cpu":
         return ["none"] * layers
-    budget = _free(device) - of_first_step(trainer)
+    budget = _free(device) - of_first_step(trainer, module.optimizer)
     budget = int(trainer.strategy.reduce(torch.tensor(float(budget), device=device), reduce_op="min"))
     try:
         chosen = choose(layers, budget, module, trainer)
@@ -65,14 +67,17 @@ def _free(device: torch.device) -> int:
     return int(AUTO_FRACTION * (1 - FRAGMENTS) * total) - allocated
 
 
-def of_first_step(trainer: Trainer) -> int:
+def of_first_step(trainer: Trainer, settings: OptimizerSettings) -> int:
     """Bytes of gradients, optimizer states and bfloat16 copies that do not exist yet, on this rank."""
     total = getattr(trainer.precision_plugin, "bytes_of_copies", 0)
+    found, args = settings.found, settings.args or {}
     for optimizer in trainer.optimizers:
         for parameter in _parameters(optimizer):
             own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            copies = (parameter.grad is None) + (0 if optimizer.state.get(parameter) else 2)
-            total += copies * own.numel() * own.element_size()
+            if parameter.grad is None:
+                total += own.numel() * own.element_size()
+            if not optimizer.state.get(parameter):
+                total += int(found.state_bytes(args, own.numel(), own.element_size()))
     return total
 
 
@@ -84,7 +89,9 @@ def choose(layers: int, budget: int, module: LightningModule, trainer: Trainer) 
     """The fastest policies for a number of layers that fit into a budget of bytes."""
     shape, vocab_size = _shape(module, trainer), module.model.config.get_text_config(decoder=True).vocab_size
     loss = loss_bytes(shape, module.loss_chunk_size, vocab_size)
-    return fastest_policies(layers, shape, budget, loss, vocab_size * shape.hidden * shape.element, H100)
+    trains_embedding = any(p.requires_grad for p in module.model.get_input_embeddings().parameters())
+    pending = vocab_size * shape.hidden * shape.element if trains_embedding else 0
+    return fastest_policies(layers, shape, budget, loss, pending, H100)
 
 
 def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
@@ -106,4 +113,6 @@ def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
         is_fused,
         0,
     )
-    return replace(shape, has_fused_mlp=is_fused and has_fused_mlp(device_type))
+    adapters = adapters_of(module.model.get_decoder().layers)
+    is_plain = module.starting_model.quantisation is None and (adapters is None or not adapters.in_mlp)
+    return replace(shape, has_fused_mlp=is_fused and is_plain and has_fused_mlp(device_type), adapters=adapters)

@@ -13,6 +13,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.lora import LoraSettings, adapted
 from lrsa_lightning.pretrained import load_config, load_model
 from lrsa_lightning.pretrained_weights import check_folder, check_quantisation
+from lrsa_lightning.quantisation import Quantisation
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,21 +29,28 @@ class StartingModel:
         from_config: keys of a configuration for random weights.
         rope_parameters: override those of the model.
         lora: new adapters; None trains all weights, or the adapters of name_or_path.
+        quantization: of the weights beside adapters in training: a word or a mapping for `Quantisation`.
     """
 
     name_or_path: str | None = None
     from_config: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     lora: LoraSettings | None = None
+    quantization: str | dict[str, Any] | None = None
 
     def __post_init__(self):
-        """Raises InputError unless exactly one of name_or_path and from_config is given, and lora has a base."""
+        """Raises InputError unless name_or_path or from_config is given, lora has a base and quantization has lora."""
         if (self.name_or_path is None) == (self.from_config is None):
             raise InputError("give exactly one of model.name_or_path (pretrained) and model.from_config (random)")
         if self.lora is not None and self.from_config is not None:
             raise InputError(
                 "model.lora trains adapters beside pretrained weights, but model.from_config makes random ones, which "
                 "no checkpoint would hold: give model.name_or_path, or leave model.lora out"
+            )
+        if self.quantisation is not None and not self.has_adapters:
+            raise InputError(
+                "model.quantization is for the weights beside adapters, because quantised weights cannot be trained: "
+                "give model.lora, or leave model.quantization out"
             )
 
     @classmethod
@@ -60,6 +68,11 @@ class StartingModel:
     def has_adapters(self) -> bool:
         """Whether adapters are trained, and the other weights are not."""
         return self.lora is not None or self.folder is not None
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """What quantization means."""
+        return Quantisation.of(self.quantization)
 
     @property
     def dropout(self) -> float:
@@ -113,20 +126,27 @@ class StartingModel:
         if not self.has_adapters:
             return load_model(config, self.name_or_path)
         device = torch.get_default_device()
+        if self.quantisation is not None:  # the device quantises
+            return self.load_adapted(config, frozen_dtype, self.quantisation).get_base_model()
         with torch.device(device if device.type == "meta" else "cpu"):
             return self.load_adapted(config, frozen_dtype).get_base_model().to(device)
 
-    def load_adapted(self, config, dtype: torch.dtype | None = None) -> "PeftModel":
+    def load_adapted(
+        self, config, dtype: torch.dtype | None = None, quantisation: Quantisation | None = None
+    ) -> "PeftModel":
         """The model with its adapters, in peft's view.
 
         Args:
             config: of `load_config`.
             dtype: of the weights beside the adapters; torch's default dtype if None.
+            quantisation: of these weights, which are then on the default device; None for evaluation and export.
 
         Raises:
             InputError: weights cannot be read, or do not fit.
         """
-        peft_model = self._adapted(load_model(config, self._base, dtype))
+        model, device = load_model(config, self._base, dtype, quantisation), torch.get_default_device()
+        with torch.device(device if device.type == "meta" else "cpu"):
+            peft_model = self._adapted(model)
         peft_model.peft_config["default"].base_model_name_or_path = self._base
         return peft_model.train()
 

@@ -172,7 +172,8 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
         raise InputError(f"{path} does not hold the weights of its run's model: {said}") from error
     # A tied head is left out: transformers 5.2 does not tie one that is given.
     weights = {name: state[name] for name in names.values()}
-    return type(empty).from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    settings = {"config": config, "state_dict": weights, "dtype": dtype}
+    return type(empty).from_pretrained(None, trust_remote_code=False, **settings)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

@@ -146,3 +146,21 @@ def test_the_tokenizer_of_a_base_may_be_given_in_its_place(on_adapter, adapter, 
     change(adapter, base_model_name_or_path="no/such-base")
     error = refusal(capsys, command({**on_adapter, "data.tokenizer": str(tokenizer_dir)}))
     assert f"'no/such-base', the base of the adapter {adapter}, cannot be loaded" in error
+
+
+def test_an_adapter_of_the_hub_comes_from_its_cache(adapter, base, tmp_path, monkeypatch):
+    """No test contacts the hub: this is what an earlier download left."""
+    copied = tmp_path / "hub" / "models--me--adapter" / "snapshots" / "0123"
+    shutil.copytree(adapter, copied)
+    refs = copied.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123")
+    for module in ("huggingface_hub.constants", "huggingface_hub.file_download.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    found = AdapterFolder.of("me/adapter")
+    assert (found.name, found.path, found.base) == ("me/adapter", copied / "adapter_config.json", str(base))
+    name = "model.layers.0.mlp.up_proj.weight"
+    model = load_model(load_config("me/adapter", None), "me/adapter")
+    expected = load_model(load_config(str(adapter), None), str(adapter))
+    assert torch.equal(model.get_parameter(name), expected.get_parameter(name))

@@ -216,6 +216,7 @@ def test_options(arguments, capsys, wrong, said):
         (["fit", "--model.lr"], "model.lr: expected one argument"),
         (["fit", "more"], "unrecognized arguments: more: see `lrsa fit --help`"),
         (["fit", "--model.atention", "LRSA"], "--model.atention LRSA: did you mean --model.attention?"),
+        (["fit", "--trainer.callbacks+=LossCurv"], "there is no class LossCurv: did you mean LossCurve?"),
         (["fit", "--lr", "1e-4"], "--lr 1e-4: did you mean --model.lr?"),
         (["export", "runs/x", "--output", "y", "--dtyp", "float16"], "--dtyp float16: did you mean --dtype?"),
         (["eval", "--lenghts", "4096"], "--lenghts 4096: did you mean --lengths?"),

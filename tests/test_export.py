@@ -220,6 +220,18 @@ def test_a_folder_that_is_not_empty_is_refused(run):
     assert Path("empty/config.json").exists()
 
 
+def test_the_model_that_a_run_started_from_is_not_replaced(run, arguments):
+    export(run, Path("base"))
+    del arguments["model.from_config"]
+    callbacks = json.dumps([callback("Checkpoints")])
+    arguments |= {"model.name_or_path": "base", "run_name": "y", "trainer.max_steps": "1"}
+    main(command({**arguments, "trainer.callbacks": callbacks}))
+    before = Path("base/model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="base is what the export is made of"):
+        export(Path("runs/y"), Path("base"), overwrite=True)
+    assert Path("base/model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("template", ["base", "chatml"])
 def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, template):
     rule = {"retention_ratio": 0.25, "v_weight": 0.5, "skip_layers": [1], "scorer": "random", "seed": 7}

@@ -3,6 +3,7 @@
 import builtins
 import json
 import logging
+import re
 import shutil
 import socket
 import time
@@ -81,7 +82,7 @@ def test_a_known_model_is_loaded_without_the_code_in_its_folder(yes, caplog):
     config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     (yes / "config.json").write_text(json.dumps(config))
     found = load_config("folder", None)
-    assert "folder: its own code (auto_map) is not run" in caplog.text
+    assert "folder': its own code (auto_map) is not run" in caplog.text
     assert type(load_model(found, "folder")).__name__ == "Qwen2ForCausalLM"
     assert type(load_model(found, None)).__name__ == "Qwen2ForCausalLM"
 
@@ -99,7 +100,7 @@ def test_every_call_that_could_run_code_of_a_folder_forbids_it():
     root = Path(__file__).parents[1]
     files = [*root.glob("lrsa_lightning/**/*.py"), *root.glob("callbacks/*.py"), *root.glob("scripts/*.py")]
     for file in files:
-        text = file.read_text().replace("GenerationConfig.from_pretrained(", "")
+        text = re.sub(r"(Generation|Peft)Config\.from_pretrained\(", "", file.read_text())  # neither can run any
         for part in text.split(".from_pretrained(")[1:]:
             assert "trust_remote_code=False" in part[:200], file
         for part in text.split("AutoModelForCausalLM.from_config(")[1:]:

@@ -1,5 +1,6 @@
 """LoRA in `lrsa fit`: what is trained, stored and resumed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lrsa_lightning.attention import Vanilla
 from lrsa_lightning.cli import main
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.conversation.source import ModelSource
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import load_config, load_model
 from lrsa_lightning.trained_model import RunCheckpoint
 from tests.lora_runs import lora_run, save_base
@@ -40,7 +43,8 @@ def test_adapters_alone_are_trained_and_stored(adapters):
     assert {name.split(".")[-3] for name in state} == {"lora_A", "lora_B"}
     assert len(state) == 2 * 2 * 7  # layers x (A, B) x linear layers
     assert all(weight.abs().max() > 0 for weight in state.values())
-    assert len(checkpoint(4)["optimizer_states"][0]["state"]) == len(state)
+    (optimizer,) = checkpoint(4)["optimizer_states"]
+    assert len(optimizer["state"]) == sum(len(group["params"]) for group in optimizer["param_groups"]) == len(state)
     assert losses()[3] < losses()[0]
 
 
@@ -73,7 +77,9 @@ def test_a_run_is_evaluated_with_its_adapters_merged(adapters):
 
 
 def logits(model) -> torch.Tensor:
+    """Under full attention: a loaded folder has its mode installed."""
     tokens = torch.arange(1, 90)[None]
+    Vanilla().install(model.get_base_model() if isinstance(model, PeftModel) else model)
     return model.eval()(tokens, use_cache=False).logits
 
 
@@ -100,6 +106,8 @@ def test_exports_are_the_trained_model(adapters, base, tokenizer, tied, saved):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert model.model.rotary_emb.inv_freq.dtype == torch.float32
         assert torch.isfinite(logits(model)).all()
+    targets = json.loads(Path("adapter/adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
     assert {*Path("adapter").glob("*.safetensors")} == {Path("adapter/adapter_model.safetensors")}
     for folder in ("merged", "adapter"):
         source = ModelSource(folder)
@@ -168,3 +176,15 @@ def test_settings_that_do_not_fit_are_refused_by_name(adapters, capsys, settings
     """Before any weight or data is read."""
     assert said in refusal(capsys, command({**adapters, **settings}))
     assert not Path("runs/x/checkpoints").exists()
+
+
+def test_a_checkpoint_with_other_adapters_is_refused(adapters, capsys):
+    """`lrsa validate` does not compare configurations."""
+    main(command({**adapters, "trainer.max_steps": "1"}))
+    options = {**adapters, "model.lora.target_modules": "[q_proj]", "ckpt_path": "runs/x/checkpoints/step=1.ckpt"}
+    said = refusal(capsys, command(options, "validate"))
+    assert "does not hold the adapters of this model: it has model.model.layers.0.mlp.down_proj.lora_A" in said
+    trained = RunCheckpoint(Path("runs/x/checkpoints/step=1.ckpt"))
+    trained.run["model"]["lora"]["target_modules"] = ["q_proj"]
+    with pytest.raises(InputError, match=r"step=1\.ckpt does not hold the adapters"):
+        trained.load()

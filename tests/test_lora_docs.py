@@ -54,6 +54,9 @@ def test_the_commands_run(configs):
         main([subcommand, *options, *SMALL.get(subcommand, "").split()])
     assert sum(word == "fit" for command in COMMANDS for word in command.split()) == 3
     assert losses("on")[0] < losses("adapters")[0]
+    found: dict = {}
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], found)
+    assert found["model"].get_decoder().config._attn_implementation.startswith("LRSA")
     for folder in ("eval", "eval-adapter"):
         assert "niah_single_1" in Path(folder, "results.jsonl").read_text()
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lrsa_lightning.near_keys import arguments_of, nearest_key
+from lrsa_lightning.near_keys import arguments_of, nearest_class, nearest_key
 
-KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data.train_files", "trainer.max_steps"]
+KNOWN = ["config", "model.attention.lag_size", "model.lr", "model.warmup_steps"]
+KNOWN += ["data.seq_len", "data.train_files", "trainer.max_steps"]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data
         ("lr", "model.lr"),
         ("max_step", "trainer.max_steps"),
         ("model.seq_len", "data.seq_len"),
+        ("model.max_steps", "trainer.max_steps"),  # not the warm-up, which resembles it
         ("atention", "model.attention"),
         ("model.zzz", None),
         ("zzz", None),
@@ -25,6 +27,19 @@ KNOWN = ["config", "model.attention.lag_size", "model.lr", "data.seq_len", "data
 )
 def test_the_nearest_key(key, meant):
     assert nearest_key(key, KNOWN) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "meant"),
+    [
+        ("LossCurv", "", "LossCurve"),
+        ("EarlyStoping", "", "EarlyStopping"),
+        ("RulerEvl", "lrsa_lightning.callbacks", "RulerEval"),
+        ("Zzz", "", None),
+    ],
+)
+def test_the_nearest_class(name, module, meant):
+    assert nearest_class(name, module) == meant
 
 
 def test_a_class_takes_its_parents_arguments_too():

@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import torch
+from peft import LoraConfig, get_peft_model
 
 from lrsa_lightning import LRSA, recompute_choice
 from lrsa_lightning.memory import activation_bytes
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.precision import MasterWeights
 from lrsa_lightning.recompute_choice import choose, of_first_step, policies
+from lrsa_lightning.starting_model import StartingModel
 from tests.conftest import make_model
 
 
@@ -17,7 +20,8 @@ def trainer_of(device: str, precision: str = "bf16-master") -> SimpleNamespace:
 
 
 def module_of(**settings) -> SimpleNamespace:
-    sizes = {"seq_len": 512, "loss_chunk_size": 8, "recompute": "auto", "fused_layers": "auto"}
+    sizes = {"starting_model": StartingModel(from_config={}), "optimizer": OptimizerSettings()}
+    sizes |= {"seq_len": 512, "loss_chunk_size": 8, "recompute": "auto", "fused_layers": "auto"}
     return SimpleNamespace(**sizes | {"model": make_model(), "attention": LRSA(lag_size=64)} | settings)
 
 
@@ -49,12 +53,24 @@ def test_what_the_first_step_adds_is_counted():
     plugin, optimizer = MasterWeights(), torch.optim.AdamW(model.parameters())
     plugin.connect(model, [optimizer], [])
     trainer = SimpleNamespace(optimizers=[optimizer], precision_plugin=plugin)
-    assert of_first_step(trainer) == 30 * (4 + 8 + 2)
+    assert of_first_step(trainer, OptimizerSettings()) == 30 * (4 + 8 + 2)
     with plugin.forward_context():
         model(torch.ones(1, 10, dtype=torch.bfloat16)).sum().backward()
-    assert of_first_step(trainer) == 30 * 8
+    assert of_first_step(trainer, OptimizerSettings()) == 30 * 8
     optimizer.step()
-    assert of_first_step(trainer) == 0
+    assert of_first_step(trainer, OptimizerSettings()) == 0
+
+
+def test_adapters_and_quantised_states_are_counted():
+    """States of 8 bits have one byte a number, and four for 256 of them."""
+    plain, adapted = module_of(), module_of()
+    get_peft_model(adapted.model, LoraConfig(r=4, target_modules="all-linear"))
+    shapes = [recompute_choice._shape(module, trainer_of("cuda")) for module in (plain, adapted)]
+    assert shapes[0].adapters is None
+    assert shapes[1].adapters.rank == 7 * 4
+    large = torch.nn.Linear(64, 64, bias=False)
+    trainer = SimpleNamespace(optimizers=[torch.optim.SGD(large.parameters())], precision_plugin=None)
+    assert of_first_step(trainer, OptimizerSettings("lion8bit")) == 4096 * 4 + 4096 + 4096 // 256 * 4
 
 
 def test_other_programs_and_the_allocators_spare_memory_are_counted(monkeypatch):

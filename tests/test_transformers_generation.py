@@ -66,6 +66,16 @@ def test_a_batch_padded_on_the_left_equals_its_rows(model, kind):
         assert not together[row, len(alone) :].any()
 
 
+@pytest.mark.parametrize("kind", ["greedy", "beam"])
+def test_a_hybrid_model_gets_the_caches_of_all_its_layers(tmp_path, kind):
+    kinds = ["sliding_attention", "full_attention"]
+    hybrid = make_model("gemma3_text", head_dim=8, sliding_window=16, layer_types=kinds)
+    MODE.install(hybrid)
+    hybrid.save_pretrained(tmp_path)
+    got = answer(AutoModelForCausalLM.from_pretrained(tmp_path), IDS, **KINDS[kind])
+    assert torch.equal(got, answer(hybrid, IDS, use_cache=False, **KINDS[kind]))
+
+
 def test_what_comes_back_is_the_compressed_cache(model):
     out = model.generate(IDS, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     assert isinstance(out.past_key_values, LagKVCache)

@@ -102,7 +102,9 @@ def _begun_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any])
 
 def _restart(positions: Any) -> bool:
     """Whether the rows are packed, by their positions. To look at them is to wait for the device."""
-    return isinstance(positions, Tensor) and positions.ndim == 2 and bool((positions.diff(dim=1) != 1).any())
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or torch.compiler.is_compiling():
+        return False
+    return bool((positions.diff(dim=1) != 1).any())
 
 
 def _become(cache, decoder: nn.Module, mode: AttentionMode) -> None:

@@ -5,6 +5,9 @@ public method through which transformers passes each choice of an attention, in 
 ``set_attn_implementation``: `PreTrainedModel.get_correct_attn_implementation`.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 from lrsa_lightning.attention.base import text_decoder
@@ -89,7 +92,23 @@ def _chosen(model, requested: str | None, is_built_now: bool) -> str | None:
 
 def _bind(mode: LRSA, model, is_built_now: bool) -> None:
     decoder = model if is_built_now else text_decoder(model)
-    mode.bind(decoder, _decoder_class(decoder))
+    with _complete_weights():
+        mode.bind(decoder, _decoder_class(decoder))
+
+
+@contextmanager
+def _complete_weights() -> Iterator[None]:
+    """Lets modules that are built in a `with` block keep their weights, where DeepSpeed's ZeRO-3 would divide them."""
+    if "deepspeed" not in sys.modules:
+        yield
+        return
+    from deepspeed.runtime.zero import partition_parameters
+
+    partition_parameters.shutdown_init_context()
+    try:
+        yield
+    finally:
+        partition_parameters.restore_init_context()
 
 
 def _for_text_decoder(config, text, requested: str | None) -> None:

@@ -115,7 +115,7 @@ class ZeroCheckpoints(DeepSpeedStrategy):
             if self.zero_stage_3:
                 # DeepSpeed would take the weights from the optimizer's states, and there is no optimizer here.
                 weights = zero_files.read_weights(path) if self.is_global_zero else {}
-                self._restore_zero_state({"state_dict": weights}, strict=self.lightning_module.strict_loading)
+                self._restore_zero_state({"state_dict": weights}, strict=True)
                 return zero_files.read_client_state(path)
         engine, groups = self.deepspeed_engine, nullcontext()
         engine._config.load_universal_checkpoint = is_universal(path)

@@ -17,6 +17,7 @@ from lrsa_lightning.memory import (
     activation_bytes,
     fastest_policies,
     loss_bytes,
+    passing_bytes,
     working_bytes,
 )
 from lrsa_lightning.plan.run import Run
@@ -71,11 +72,13 @@ def predict(run: Run, device: Device) -> Prediction:
     Raises:
         InputError: batches do not divide, or the plan does not cover a setting; says which.
     """
-    shapes = [replace(shape, has_fused_mlp=shape.is_fused and device.has_fused_mlp) for shape in run.shapes()]
+    fused_mlp = device.has_fused_mlp and run.has_plain_mlp
+    shapes = [replace(shape, has_fused_mlp=shape.is_fused and fused_mlp) for shape in run.shapes()]
     largest = max(shapes, key=lambda shape: activation_bytes(shape, "none"))
-    states = States.of(run.size, run.bytes_of, run.division)
+    states = States.of(run.size, run.bytes_of, run.division, run.optimizer, run.quantisation)
     policies = _policies(run, states, largest, device)
     moments = {
+        **_forward(states, shapes, policies),
         "loss": _at_loss(run, states, shapes, policies),
         **_backward(run, states, shapes, policies),
         "optimizer step": _resident(states) | {"optimizer step": states.step},
@@ -106,11 +109,32 @@ def _loss_bytes(run: Run, shape: LayerShape, in_float32: int) -> int:
     return loss_bytes(shape, run.loss_chunk_size, run.config.vocab_size, in_float32)
 
 
+def _forward(states: States, shapes: list[LayerShape], policies: list[str]) -> dict[str, Components]:
+    """The forward of the last layer of each policy. The gradients of the step before are there, as at the loss."""
+    moments, kept, copies = {}, 0, _copies(states, policies)
+    last = {policy: index for index, policy in enumerate(policies)}
+    for index, (shape, policy) in enumerate(zip(shapes, policies, strict=True)):
+        kept += activation_bytes(shape, policy)
+        if index == last[policy]:
+            moments[f"forward of layer {index}"] = _resident(states) | {
+                "gathered and buckets": states.gathered,
+                "copies of autocast": copies,
+                "activations": kept,
+                "activations in passing": passing_bytes(shape, policy),
+            }
+    return moments
+
+
+def _copies(states: States, policies: list[str]) -> int:
+    """The copies that autocast keeps; none was seen where all layers are computed again."""
+    return states.copies if any(policy not in ("full", "offload") for policy in policies) else 0
+
+
 def _at_loss(run: Run, states: States, shapes: list[LayerShape], policies: list[str]) -> Components:
     """The end of the forward. The gradients of the step before are there: Lightning frees them after it."""
     return _resident(states) | {
         "gathered and buckets": states.gathered,
-        "copies of autocast": states.copies,
+        "copies of autocast": _copies(states, policies),
         "activations": sum(map(activation_bytes, shapes, policies)),
         "loss": _loss_bytes(run, shapes[-1], LOSS_FORWARD),
     }
@@ -120,16 +144,15 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
     """The backward of the loss and of each layer. Its activations and those of the layers before it are still kept."""
     moments, kept = {}, 0
     adds_up = run.micro_batches > 1 or run.division.kind == "zero"
-    keeps_copies = any(policy not in ("full", "offload") for policy in policies)
     for index, (shape, policy) in enumerate(zip(shapes, policies, strict=True)):
         kept += activation_bytes(shape, policy)
-        done = run.size.total - run.size.layer * (index + 1)
-        gradients = states.gradients if adds_up else states.gradients * done // run.size.total
+        done = max(0, run.size.trained - run.size.trained_layer * (index + 1))
+        gradients = states.gradients if adds_up else states.gradients * done // run.size.trained
         moments[f"backward of layer {index}"] = _resident(states) | {
             "gradients": gradients,
             "gradients on their way": states.pending if run.size.is_tied else 0,
             "gathered and buckets": states.gathered,
-            "copies of autocast": states.copies if keeps_copies else 0,
+            "copies of autocast": _copies(states, policies),
             "activations": kept,
             "recomputed, and gradients of activations": working_bytes(shape, policy),
         }

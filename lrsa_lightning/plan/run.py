@@ -1,17 +1,19 @@
 """What a plan is about: a run's model, lengths, batches and settings, from its configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.layer_shape import LayerShape
+from lrsa_lightning.optimizer import OptimizerSettings
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.ruler_check import RulerCheck
 from lrsa_lightning.plan.sequence import rank_shape
 from lrsa_lightning.plan.states import Precision, precision_of
+from lrsa_lightning.quantisation import Quantisation
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Run:
         division: what devices share.
         max_steps: optimizer steps; None where the configuration gives no number.
         ruler: the RULER check; None where there is none.
+        optimizer: which, with its arguments.
+        quantisation: of the weights beside adapters; None where they are not quantised.
     """
 
     config: Any
@@ -47,6 +51,8 @@ class Run:
     division: Division
     max_steps: int | None = None
     ruler: RulerCheck | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009  frozen
+    quantisation: Quantisation | None = None
 
     @classmethod
     def of(cls, given: Any, module: Any, devices: int) -> "Run":
@@ -63,7 +69,7 @@ class Run:
         config = module.starting_model.load_config()
         return cls(
             config=config.get_text_config(decoder=True),
-            size=ModelSize.of(config),
+            size=ModelSize.of(config, module.starting_model),
             mode=module.attention.for_length(module.seq_len),
             seq_len=module.seq_len,
             rows=given.data.micro_batch_size,
@@ -75,6 +81,8 @@ class Run:
             division=Division.of(given.trainer.strategy, devices),
             max_steps=given.trainer.max_steps if given.trainer.max_steps > 0 else None,
             ruler=RulerCheck.of(given.trainer.callbacks, module.seq_len),
+            optimizer=module.optimizer,
+            quantisation=module.starting_model.quantisation,
         )
 
     @property
@@ -104,7 +112,15 @@ class Run:
         of_pairs = {
             number: rank_shape(self.config, self.mode, sequence, *settings, pairs.index(number)) for number in {*pairs}
         }
-        return [of_pairs[number] for number in pairs]
+        code_bytes = 0.0 if self.quantisation is None else self.quantisation.bytes_a_number
+        trained = {"adapters": self.size.adapters, "code_bytes": code_bytes}
+        return [replace(of_pairs[number], **trained) for number in pairs]
+
+    @property
+    def has_plain_mlp(self) -> bool:
+        """Whether the MLP's layers are plain products, which the fused MLP needs."""
+        adapters = self.size.adapters
+        return self.quantisation is None and (adapters is None or not adapters.in_mlp)
 
 
 def _check_attention(mode: AttentionMode) -> None:

@@ -7,9 +7,10 @@ from lrsa_lightning.layer_shape import LayerShape
 from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import received_bytes
+from lrsa_lightning.plan.states import Update
 
-# AdamW reads weight, gradient and two moments in float32, and writes all but the gradient, and a copy in bf16.
-_BYTES_OF_A_STEP = 30
+# A step reads weight and gradient in float32, and writes the weight and a copy in bf16. It reads and writes the states.
+_BYTES_OF_A_STEP = 14
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def times_of(run: Run, shapes: list[LayerShape], policies: list[str], device: De
 
 
 def _head(run: Run) -> Work:
-    """The head on one chunk of label tokens: forward, again, and backward."""
-    return Work(flops=4 * 2 * run.loss_chunk_size * run.config.hidden_size * run.config.vocab_size)
+    """The head on one chunk of label tokens: forward, again, and the gradients that are needed."""
+    products = 4 if run.size.trains_embedding else 3
+    return Work(flops=products * 2 * run.loss_chunk_size * run.config.hidden_size * run.config.vocab_size)
 
 
 def _exchange(run: Run) -> Work:
@@ -56,22 +58,24 @@ def _exchange(run: Run) -> Work:
 
 def _gathering(run: Run) -> Work:
     """What a micro-batch moves of weights and gradients: all of both where the weights are divided."""
-    division, size = run.division, run.size.total
+    division, size = run.division, run.size
     others = (division.devices - 1) / division.devices
-    weights = 2 * size * run.bytes_of.element if division.kind == "fsdp2" or division.stage == 3 else 0
-    gradients = 4 * size if division.kind == "fsdp2" or division.stage >= 2 else 0
+    weights = 2 * size.total * run.bytes_of.element if division.kind == "fsdp2" or division.stage == 3 else 0
+    gradients = 4 * size.trained if division.kind == "fsdp2" or division.stage >= 2 else 0
     return Work(link_bytes=others * (weights + gradients))
 
 
 def _update(run: Run) -> Work:
     """The optimizer step, with the gradients' sum over the ranks where it waits for the last micro-batch."""
-    division, precision, size = run.division, run.bytes_of, run.size.total
+    division, precision, size = run.division, run.bytes_of, run.size.trained
     others = (division.devices - 1) / division.devices
     own = size if division.kind in ("single", "ddp") else size / division.devices
-    moved = _BYTES_OF_A_STEP if precision.moments == 8 else _BYTES_OF_A_STEP // 2
-    update = Work(bytes=own * moved * (1 if precision.is_fused_step else 3))
+    step = Update(run.optimizer, precision)
+    fixed = _BYTES_OF_A_STEP if precision.updated == 4 else _BYTES_OF_A_STEP // 2
+    moved = own * (fixed + 2 * step.state_bytes(run.size.tensors) / size)
+    update = Work(bytes=moved * (1 if step.is_one_kernel else 3))
     if division.offloads_optimizer:
-        update = Work(host_bytes=own * (_BYTES_OF_A_STEP + precision.gradients + precision.element))
+        update = Work(host_bytes=moved + own * (precision.gradients + precision.element))
     if division.kind == "ddp":
         return update + Work(link_bytes=2 * others * size * precision.gradients)
     if division.kind == "zero" and division.stage < 3:

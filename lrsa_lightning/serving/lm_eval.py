@@ -11,10 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import AutoConfig
 
+from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.attention import LRSA
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
+from lrsa_lightning.saved_settings import save_settings
 
 _SETTINGS = tuple(inspect.signature(LRSA).parameters)
 # lm-eval hands keys that it does not know on to transformers, which takes some of them without a word.
@@ -34,7 +36,8 @@ class LRSALM(HFLM):
     def __init__(self, pretrained, **arguments):
         """
         Args:
-            pretrained: a folder or hub id whose config.json names its rule under ``lrsa``, or a loaded model.
+            pretrained: a folder or hub id whose config.json names its rule under ``lrsa``; the folder of an adapter, as
+                `lrsa export --adapter` writes it; or a loaded model.
             arguments: of `HFLM`; and of `LRSA`, in place of those in config.json.
 
         Raises:
@@ -45,10 +48,12 @@ class LRSALM(HFLM):
             known = (*_SETTINGS, *sorted(_KEYS))
             near = suggestion(unknown[0], known) or f": it takes {', '.join(known)}"
             raise InputError(f"--model lrsa does not know {unknown[0]!r} in --model_args{near}")
-        self.mode = _mode_of(_config_of(pretrained, arguments), given)
         if isinstance(pretrained, str) and Path(pretrained).is_dir():
             # lm-eval would take Qwen's splitting of text for each folder with a Qwen2 model.
             arguments.setdefault("tokenizer", load_tokenizer(pretrained, "pretrained"))
+            if (adapter := AdapterFolder.of(pretrained)) is not None:
+                pretrained, arguments["peft"] = adapter.base, pretrained
+        self.mode = _mode_of(_config_of(pretrained, arguments), given)
         super().__init__(pretrained, **arguments)
         self.mode.for_length(self.max_length).install(self.model)
         self.model.config.use_cache = False  # a likelihood needs no cache; generation asks for one
@@ -60,11 +65,25 @@ class LRSALM(HFLM):
 
 
 def _config_of(pretrained, arguments: dict):
-    """The model's configuration, before its weights are read."""
+    """The model's configuration, before its weights are read.
+
+    Raises:
+        InputError: an adapter needs another RoPE than its base has.
+    """
     if not isinstance(pretrained, str):
         return pretrained.config
-    where = {name: arguments[name] for name in ("revision", "subfolder", "trust_remote_code") if name in arguments}
-    return AutoConfig.from_pretrained(pretrained, **where)
+    where = {name: arguments[name] for name in ("revision", "subfolder") if name in arguments}
+    config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **where)
+    adapter = AdapterFolder.of(arguments["peft"]) if arguments.get("peft") else None
+    changes = {} if adapter is None else adapter.changes
+    if "rope_parameters" in changes:
+        raise InputError(
+            f"the run of the adapter {adapter.name} has changed the RoPE of its base, and lm-eval loads the base as it "
+            "is: export the adapter merged, with lrsa export"
+        )
+    if "lrsa" in changes:
+        save_settings(config, changes["lrsa"])
+    return config
 
 
 def _mode_of(config, given: dict) -> LRSA:

@@ -1,6 +1,8 @@
 """Adapters on several ranks: the losses and gradients of one process, and checkpoints of adapters alone."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,28 @@ def test_checkpoints_of_several_ranks_hold_adapters_alone(adapters, base, name):
     for name, weight in one.items():
         torch.testing.assert_close(x[name], weight, atol=1e-4, rtol=1e-4)
     assert runs["x"].weights().keys() == runs["one"].weights().keys()
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_another_number_of_ranks_goes_on_from_converted_adapters(adapters, base, name):
+    several = lora_run(adapters, base) | strategy(name) | {"trainer.callbacks": EACH_STEP, "trainer.devices": "2"}
+    lrsa(*command(several))
+    folder, universal = (Path(f"runs/x/checkpoints/step=1.{kind}") for kind in ("ckpt", "universal"))
+    convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    places = ["--input_folder", folder / "checkpoint", "--output_folder", universal / "checkpoint"]
+    subprocess.run([*convert, *places], check=True, timeout=120, capture_output=True)
+    lrsa(*command({**several, "trainer.devices": "1", "run_name": "y", "ckpt_path": str(universal)}))
+    expected = {step: loss for step, loss in curve(Path("runs/x")).items() if step > 0}
+    assert curve(Path("runs/y")) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("zero3", "bf16-mixed"), ("fsdp2", "bf16-master")])
+def test_a_validation_has_the_trained_adapters(adapters, base, train_file, name, precision):
+    """Its loss is the one that the run itself had at the end."""
+    options = lora_run(adapters, base, **SETTINGS["context"]) | strategy(name) | {"trainer.callbacks": EACH_STEP}
+    options |= {"data.val_files": str(train_file), "trainer.precision": precision, "trainer.devices": "2"}
+    lrsa(*command(options | {"trainer.val_check_interval": "6", "trainer.check_val_every_n_epoch": "null"}))
+    lrsa(*command(options | {"run_name": "y", "ckpt_path": "runs/x/checkpoints/last.ckpt"}, "validate"))
+    (of_fit,), (of_validate,) = (curve(Path("runs") / run, "val/loss").values() for run in "xy")
+    assert of_validate == pytest.approx(of_fit, rel=1e-6)
+    assert of_validate < curve(Path("runs/x"))[0]

@@ -60,15 +60,26 @@ def test_masters_and_policies_were_measured_after_they_were_predicted(changed, g
 @pytest.mark.parametrize(
     ("changed", "mixture", "gib", "rel"),
     [
-        (LONG, ["full"] * 8 + ["attention"] * 19 + ["selective"], 71.0, 0.05),
+        (LONG, ["full"] * 8 + ["attention"] * 19 + ["selective"], 71.0, 0.02),
         ({"global_batch_size": 2}, ["selective"] * 26 + ["none"] * 2, 70.3, 0.05),
-        # On an H200 with little free memory, at 7398 ms a step. The plan is 4.7 GiB short here.
-        (LONG, ["offload"] + ["full"] * 8 + ["attention"] * 19, 69.65, 0.1),
+        # On an H200 with little free memory, at 7398 ms a step.
+        (LONG, ["offload"] + ["full"] * 8 + ["attention"] * 19, 69.65, 0.02),
     ],
 )
 def test_mixtures_that_auto_has_picked_on_a_card(monkeypatch, changed, mixture, gib, rel):
     monkeypatch.setattr(prediction, "fastest_policies", lambda *_: mixture)
     assert predict(run_of(**MASTER | changed, recompute="auto"), H100).peak / 2**30 == pytest.approx(gib, rel=rel)
+
+
+def test_the_forward_of_the_last_layer_has_the_gradients_of_the_step_before():
+    """Under full recomputation it is the peak: the MLP's activations pass while nothing is freed yet."""
+    run = run_of(**MASTER, recompute="full")
+    prediction = predict(run, H100)
+    shape, tokens, states = run.shapes()[0], 32768, 18 * run.size.total
+    assert prediction.peak_moment == "forward of layer 27"
+    # Inputs of 28 layers; attention's output, residual, norm and the MLP's output; gate, up and their product.
+    passing = 28 * shape.hidden + 4 * shape.hidden + 3 * shape.intermediate
+    assert prediction.peak == states + 2 * tokens * passing
 
 
 def test_auto_fits_the_papers_run_into_70_gib():

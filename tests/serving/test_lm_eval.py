@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from lrsa_lightning import LRSA, generate
 from lrsa_lightning.attention.saved_mode import save_mode
@@ -96,7 +99,7 @@ def same_likelihoods(first: dict, second: dict) -> bool:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_with_everything_kept_the_results_are_those_of_hf(folder, batch_size):
-    dense = evaluate(folder, "hf")
+    dense = evaluate(folder, "hf", attn_implementation="sdpa")
     ours = evaluate(folder, "lrsa", batch_size, retention_ratio=1)
     assert ours["answers"]["tiny_answer"] == dense["answers"]["tiny_answer"]
     assert ours["scores"]["tiny_choice"] == dense["scores"]["tiny_choice"]
@@ -107,7 +110,7 @@ def test_a_compressed_batch_equals_its_rows_and_not_the_dense_model(folder):
     alone, together = (evaluate(folder, "lrsa", batch_size) for batch_size in (1, 5))
     assert together["answers"]["tiny_answer"] == alone["answers"]["tiny_answer"]
     assert same_likelihoods(together, alone)
-    dense = evaluate(folder, "hf")
+    dense = evaluate(folder, "hf", attn_implementation="sdpa")
     assert alone["answers"]["tiny_answer"] != dense["answers"]["tiny_answer"]
     assert not same_likelihoods(alone, dense)
 
@@ -133,6 +136,23 @@ def test_the_folder_says_the_rule_and_arguments_replace_parts_of_it(folder):
     assert LRSALM(path, device="cpu").mode.rule() == MODE.rule()
     mode = LRSALM(path, device="cpu", retention_ratio=0.25, scorer="random", seed=3).mode
     assert mode.rule() == LRSA(lag_size=8, sink_size=4, retention_ratio=0.25, scorer="random", seed=3).rule()
+
+
+def test_an_adapter_runs_under_its_own_rule(folder, tokenizer, tmp_path):
+    settings = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    mode = LRSA(lag_size=8, sink_size=2, retention_ratio=0.25)
+    (tmp_path / "adapter" / "base_config.json").write_text(json.dumps({"lrsa": mode.settings()}))
+    model, text = LRSALM(str(tmp_path / "adapter"), device="cpu"), "The grass is green. " * 9
+    request = Instance("generate_until", {}, (text, {"until": ["."], "max_gen_toks": 20}), 0)
+    prompt = torch.tensor([tokenizer(text).input_ids])
+    new = tokenizer.decode(generate(adapted.merge_and_unload(), prompt, mode, 20)[0], skip_special_tokens=True)
+    assert model.generate_until([request]) == [new.split(".")[0]]
+    (tmp_path / "adapter" / "base_config.json").write_text('{"rope_parameters": {"rope_type": "linear", "factor": 2}}')
+    with pytest.raises(InputError, match="has changed the RoPE of its base"):
+        LRSALM(str(tmp_path / "adapter"), device="cpu")
 
 
 def test_text_is_split_as_the_folders_tokenizer_does(folder, tokenizer):

@@ -1,4 +1,4 @@
-"""The loss curve, with gradient norm, learning rate and tokens, as a picture in the run directory and in W&B."""
+"""The loss curve, with gradient norm, learning rate and tokens, as a picture in the run directory and the loggers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from time import monotonic
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks.metrics_file import metrics_files
+from lrsa_lightning.callbacks.pictures import log_picture
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.metrics import METRICS, Row, points, read_rows, smooth
@@ -104,8 +105,7 @@ class LossCurve(Callback):
                 runs[f"{path.parent.name} (reference)"] = read_rows(path)
             if draw_curves(runs, folder / self.filename, self.smoothing):
                 for logger in trainer.loggers:
-                    if hasattr(logger, "log_image"):
-                        logger.log_image("loss_curve", [str(folder / self.filename)], step=trainer.global_step - 1)
+                    log_picture(logger, "loss_curve", folder / self.filename, trainer.global_step - 1)
         self._longest = monotonic() - started
         self._drawing_seconds += self._longest
 

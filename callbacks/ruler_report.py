@@ -8,6 +8,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
+from lrsa_lightning.callbacks.pictures import log_picture
 from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.ruler.heat_map import draw_depths
 from lrsa_lightning.ruler.records import CellName, Record, write_records
@@ -62,5 +63,5 @@ def _log_records(logger: Logger, records: Sequence[Record], picture: Path | None
     if hasattr(logger, "log_table"):
         columns, rows = table(records)
         logger.log_table("ruler_predictions", columns=columns, data=rows, step=step)
-        if picture is not None:
-            logger.log_image("ruler_depths", [str(picture)], step=step)
+    if picture is not None:
+        log_picture(logger, "ruler_depths", picture, step)

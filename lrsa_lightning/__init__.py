@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lrsa_lightning.import_hook import after_import
+
 if TYPE_CHECKING:
     from lrsa_lightning.attention import LRSA, AttentionMode, Vanilla
     from lrsa_lightning.attention.cache import LagKVCache
@@ -18,3 +20,10 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'attention')}"), name)
+
+
+def _register() -> None:
+    import_module(f"{__name__}.attention.registration").register()
+
+
+after_import("transformers.modeling_utils", _register)

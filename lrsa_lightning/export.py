@@ -73,7 +73,7 @@ def export(
             else:
                 model.save_pretrained(folder, max_shard_size=_SHARD)
                 write_custom_generate(folder, mode)
-            Card(trained, mode, adapter, warnings).write(folder)
+            Card(trained, mode, tokenizer, adapter, warnings).write(folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{output} cannot be written: {error}") from error
     return checkpoint

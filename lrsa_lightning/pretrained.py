@@ -16,6 +16,7 @@ from lrsa_lightning.library_errors import reading
 from lrsa_lightning.lora import merged
 from lrsa_lightning.pretrained_weights import read_pretrained
 from lrsa_lightning.quantisation import Quantisation
+from lrsa_lightning.saved_settings import save_settings, saved_settings, set_aside
 
 log = logging.getLogger(__name__)
 # The modelling code reads it, but not every configuration class declares it.
@@ -142,7 +143,7 @@ def check_length(config, length: int, option: str = "data.seq_len") -> None:
 def load_model(
     config, name_or_path: str | None, dtype: torch.dtype | None = None, quantisation: Quantisation | None = None
 ):
-    """The model, on the current default device.
+    """The model, on the current default device, with transformers' default attention.
 
     Its weights are those of ``name_or_path``, or random if None. An adapter is merged into its base. Random weights are
     drawn on the CPU, so that every device and strategy starts with the same ones. Weights from files also pass through
@@ -162,13 +163,16 @@ def load_model(
 
     dtype, device = dtype or torch.get_default_dtype(), torch.get_default_device()
     has_weights = device.type != "meta"
-    with torch.device("cpu" if has_weights else device):
+    with torch.device("cpu" if has_weights else device), set_aside(config):
         if name_or_path is None or not has_weights:
+            if has_weights:
+                log.info("drawing random weights on the CPU, which takes about 15 s for a billion of them")
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         else:
             with reading(f"model.name_or_path {name_or_path!r}: its weights cannot be loaded", _WAY_OUT_OF_WEIGHTS):
                 model = _read(config, name_or_path, dtype, quantisation and quantisation.arguments(dtype, device))
             model.train()  # transformers returns it in evaluation mode, in which gradient checkpointing is off
+    save_settings(model.config, saved_settings(config))
     if quantisation is None:  # otherwise the weights are there, and transformers refuses to move them
         model = model.to(device)
     for module in model.modules():

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from lrsa_lightning.errors import InputError, listed
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+# Elements looked at together: torch makes a copy of them on the way.
+_PIECE = 2**22
 
 
 def check_folder(name_or_path: str) -> None:
@@ -109,7 +111,7 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype, quantised: di
 def check_finite(model, whose: str, way_out: str) -> None:
     """Raises an InputError if a weight is NaN or infinite in the model's dtype, as one beyond 65504 in float16 is."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not all(torch.isfinite(piece).all() for piece in parameter.detach().flatten().split(_PIECE)):
             raise InputError(f"{whose}: {name} is NaN or infinite in {str(parameter.dtype)[6:]}; {way_out}")
 
 

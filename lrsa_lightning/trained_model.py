@@ -18,6 +18,7 @@ from lrsa_lightning.lora import check_keys, merged, trained_parameters
 from lrsa_lightning.pretrained_weights import check_finite
 from lrsa_lightning.run_config import newest_config
 from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.saved_settings import set_aside
 from lrsa_lightning.starting_model import StartingModel
 from lrsa_lightning.yaml_text import read_mapping
 
@@ -105,10 +106,11 @@ class RunCheckpoint:
         """
         config, state = self.model_config, self.weights()
         dtype = dtype or next(iter(state.values())).dtype
-        if self.starting_model.has_adapters:
-            model = merged(self._with_adapters(state, dtype), dtype)
-        else:
-            model = _with_weights(config, state, dtype, self.path)
+        with set_aside(config):
+            if self.starting_model.has_adapters:
+                model = merged(self._with_adapters(state, dtype), dtype)
+            else:
+                model = _with_weights(config, state, dtype, self.path)
         check_finite(model, str(self.path), "take another checkpoint or --dtype")
         return model.eval()
 

@@ -123,3 +123,11 @@ def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert host_copy._free_in_group(tmp_path) == math.inf
     assert 0 < available_memory() < math.inf
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_copies_from_a_gpu_are_in_pinned_memory():
+    copies, weight = HostCopies(), torch.randn(2**20, device="cuda")
+    copy = copies.of({"weight": weight})["weight"]
+    assert copy.is_pinned()
+    assert torch.equal(copy, weight.cpu())

@@ -90,7 +90,7 @@ def test_exports_are_the_trained_model(adapters, base, tokenizer, tied, saved):
     base_model = AutoModelForCausalLM.from_pretrained(base)
     assert (logits(base_model) - expected).abs().max() > 0.1
     for model in (
-        AutoModelForCausalLM.from_pretrained("merged"),
+        AutoModelForCausalLM.from_pretrained("merged", attn_implementation="sdpa"),
         PeftModel.from_pretrained(base_model, "adapter"),
         load_model(load_config("adapter", None), "adapter"),
     ):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # From low to high: a file may import from its own tier and from lower ones. Each root module and package is a unit.
 TIERS = (
     {
-        *("errors", "ranges", "version", "versions", "configs", "devices"),
+        *("errors", "ranges", "version", "versions", "configs", "devices", "import_hook", "saved_settings"),
         *("yaml_text", "json_lines", "atomic_text", "path_names", "disk", "folder_lock"),
         *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
         *("lora", "adapter_folder", "starting_model"),

@@ -14,6 +14,7 @@ from lrsa_lightning.attention.layout import causal_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.saved_settings import save_settings, saved_settings, say_other, set_aside
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -55,6 +56,10 @@ class AttentionMode(ABC):
             config: the model's configuration.
             lengths: true prompt lengths of right-padded rows; None when all rows are equally long.
         """
+
+    def settings(self) -> dict[str, Any] | None:
+        """What config.json keeps of the mode, as plain values; None, the default, for nothing."""
+        return None
 
     def check(self, config: "PreTrainedConfig") -> None:  # noqa: B027  a mode without limits need not override it
         """Raises InputError, with the reason, for a model this mode cannot be exact for."""
@@ -121,23 +126,29 @@ class AttentionMode(ABC):
         return None
 
     def install(self, model: "PreTrainedModel") -> None:
-        """Swaps the attention of a loaded model in place.
+        """Swaps the attention of a loaded model in place. The model's configuration keeps the settings of the mode.
 
         Raises:
             InputError: the model has something this mode does not support.
         """
         self.check(model.config)
+        settings = self.settings()
+        if settings is None and saved_settings(model.config) is not None:
+            say_other(model.config, repr(self))
+        save_settings(model.config, settings)
         set_attention(model, self.registry_key())
 
     @contextmanager
     def installed(self, model: "PreTrainedModel") -> Iterator[None]:
         """Installs the mode for a `with` block and restores the earlier one after it."""
         earlier = text_decoder(model).config._attn_implementation
-        self.install(model)
-        try:
-            yield
-        finally:
-            set_attention(model, earlier)
+        with set_aside(model.config):
+            self.install(model)
+            try:
+                yield
+            finally:
+                save_settings(model.config, None)
+                set_attention(model, earlier)
 
 
 def text_decoder(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lrsa_lightning.attention.cache_layer import LagKVLayer
 from lrsa_lightning.attention.cache_view import WAY_OUT
 from lrsa_lightning.attention.execution import Execution
+from lrsa_lightning.attention.installed import installed_mode
 from lrsa_lightning.attention.rule import LagRule, rule_of
 from lrsa_lightning.attention.token_counts import TokenCounts
 from lrsa_lightning.errors import InputError
@@ -69,11 +69,10 @@ class LagKVCache(Cache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def _is_installed(self) -> bool:
-        installed = self._config._attn_implementation
-        if installed is None:  # of a configuration without a model
+        if self._config._attn_implementation is None:  # of a configuration without a model
             return True
-        owner = getattr(ALL_ATTENTION_FUNCTIONS.get(installed), "__self__", None)  # the mode, of its bound method
-        rule = getattr(owner, "rule", None)  # sharded attention has a rule too, but as a value, and takes no cache
+        # Sharded attention has a rule too, but as a value, and takes no cache.
+        rule = getattr(installed_mode(self._config), "rule", None)
         return callable(rule) and [rule(layer) for layer in range(len(self._rules))] == self._rules
 
     def has_room(self, num_tokens: int) -> bool:

@@ -1,9 +1,11 @@
 """The cache's way to the attention function, and the rows' way to the cache.
 
-transformers gives an attention layer its cache, but not its function; and it gives the cache no attention mask.
+transformers gives an attention layer its cache, but not its function; and it gives the cache no attention mask. A
+forward pre-hook of the text decoder adds both. It also makes the cache where transformers begins one.
 """
 
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lrsa_lightning.attention.base import AttentionMode, text_decoder
+from lrsa_lightning.attention.installed import NAME, installed_mode, is_registered
+from lrsa_lightning.attention.rows import OWN_CACHE
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.saved_settings import saved_settings
+
 _HANDLES: "WeakKeyDictionary[nn.Module, RemovableHandle]" = WeakKeyDictionary()
+# What collators of transformers and TRL give for packed rows besides positions.
+_BOUNDS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 
 
 def hand_cache_on(decoder: nn.Module) -> None:
@@ -19,29 +29,110 @@ def hand_cache_on(decoder: nn.Module) -> None:
 
     transformers passes keywords that it does not know from the forward of a decoder down to the attention function. A
     second call replaces the hook, since Lightning's DeepSpeed strategy removes all hooks before it validates.
+
+    Args:
+        decoder: a text decoder, or a model around one, whose hook does nothing.
     """
     if decoder in _HANDLES:
         _HANDLES[decoder].remove()
-    _HANDLES[decoder] = decoder.register_forward_pre_hook(_prepare_rows, with_kwargs=True)
+    _HANDLES[decoder] = decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
 
 
-def _prepare_rows(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Adds the cache and, for rows padded on the left, the positions; says to the cache which columns are tokens."""
+def _prepare_forward(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Adds what the mode needs in a forward: cache, boundaries of packed rows, positions of rows padded on the left."""
+    if text_decoder(decoder) is not decoder:
+        return None
+    if not is_registered(decoder.config) and saved_settings(decoder.config) is not None:
+        decoder.config._attn_implementation = NAME  # another process has installed the mode under its own name
+    mode = installed_mode(decoder.config)
+    if not isinstance(mode, AttentionMode) or mode.needs_padding_mask:
+        return None
+    by_place = signature(decoder.forward).bind_partial(*args).arguments if args else {}
+    given = {**by_place, **kwargs}
+    _take_boundaries(given)
+    _take_cache(decoder, mode, given)
+    _take_positions(given)
+    return (), given
+
+
+def _take_boundaries(given: dict[str, Any]) -> None:
+    """Turns the bounds of packed rows for other kernels into ``cu_seqlens``."""
+    bounds = given.get("cu_seq_lens_q")
+    if bounds is None or given.get("past_key_values") is not None:
+        return
+    for name in _BOUNDS:
+        given.pop(name, None)
+    batch, num_tokens = _tokens(given).shape[:2]
+    ends, rows = bounds.tolist(), pairwise(range(0, (batch + 1) * num_tokens, num_tokens))
+    given["cu_seqlens"] = [[end - start for end in ends if start <= end <= stop] for start, stop in rows]
+
+
+def _take_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any]) -> None:
+    """Gives a forward the mode's cache, if it begins one, and the cache the mask, which says where its tokens are.
+
+    Raises:
+        InputError: the forward has a cache that the mode cannot use.
+    """
     from lrsa_lightning.attention.cache import LagKVCache
 
-    given = signature(decoder.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
-    mask, cache = given.get("attention_mask"), given.get("past_key_values")
-    added: dict[str, Any] = {}
-    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if isinstance(cache, LagKVCache):
-        cache.counts.announce(mask)
-        added["kv_cache"] = cache
-    if mask is not None and given.get("position_ids") is None and bool((mask[:, 0] == 0).any()):
-        added["position_ids"] = _positions(mask, given)
-    return (args, {**kwargs, **added}) if added else None
+    cache = given.get("past_key_values")
+    if cache is None:
+        cache = _begun_cache(decoder, mode, given)
+    elif not isinstance(cache, LagKVCache):
+        _become(cache, decoder, mode)
+    if cache is not None:
+        mask = given.get("attention_mask")
+        cache.counts.announce(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+        given |= {"past_key_values": cache, "kv_cache": cache}
 
 
-def _positions(mask_BN: Tensor, given: dict) -> Tensor:
-    """Each token's position in its row, int64 [B, n]: a row begins where its mask does."""
-    tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-    return (mask_BN.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+def _begun_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any]):
+    """The mode's cache where the forward asks for one; else None.
+
+    Without a word about it, transformers makes a cache in training too, and then does not look for packed rows.
+    """
+    use_cache = given.get("use_cache")
+    if use_cache is None and (decoder.training or _restart(given.get("position_ids"))):
+        given["use_cache"] = False
+    return mode.make_cache(decoder.config) if use_cache and not torch.is_grad_enabled() else None
+
+
+def _restart(positions: Any) -> bool:
+    """Whether the rows are packed, by their positions. To look at them is to wait for the device."""
+    return isinstance(positions, Tensor) and positions.ndim == 2 and bool((positions.diff(dim=1) != 1).any())
+
+
+def _become(cache, decoder: nn.Module, mode: AttentionMode) -> None:
+    """Makes an empty DynamicCache, as `generate` begins with, the mode's own cache.
+
+    The object stays the same: whoever made it passes it on to the next forward.
+
+    Raises:
+        InputError: it is another cache, or not empty.
+    """
+    from transformers import DynamicCache
+
+    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        offloaded = "an offloaded " if type(cache) is DynamicCache else "a "
+        raise InputError(f"LRSA was given {offloaded}{type(cache).__name__}. {OWN_CACHE}")
+    if (held := cache.get_seq_length()) > 0:
+        raise InputError(
+            f"LRSA was given a DynamicCache that holds {held} tokens already, none of them compressed. {OWN_CACHE}"
+        )
+    own = mode.make_cache(decoder.config)
+    cache.__class__ = type(own)
+    vars(cache).update(vars(own))
+
+
+def _take_positions(given: dict[str, Any]) -> None:
+    """Gives rows that are padded on the left each token's position in its row: a row begins where its mask does."""
+    mask = given.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or given.get("position_ids") is not None:
+        return
+    if bool((mask[:, 0] == 0).any()):
+        positions = (mask.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)
+        given["position_ids"] = positions[:, -_tokens(given).shape[1] :]
+
+
+def _tokens(given: dict[str, Any]) -> Tensor:
+    return given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]

@@ -16,6 +16,7 @@ from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.attention.token_counts import NewTokens, TokenCounts
 from lrsa_lightning.attention.token_step import FusedTokenStep, TokenStep
+from lrsa_lightning.errors import InputError
 
 # Tokens for which storage grows at least, where the longest length is not known.
 _LEAST_GROWTH = 256
@@ -234,7 +235,10 @@ class LagKVLayer(DynamicLayer):
         self._steps_taken, self.reach, self.is_initialized = 0, 0, False
 
     def crop(self, *_) -> None:
-        raise ValueError("a compressed cache cannot be cropped: the dropped tokens are gone (assisted decoding?)")
+        raise InputError(
+            "a compressed cache cannot be cropped: the dropped tokens are gone. Assisted decoding, which takes tokens "
+            "back, does not work with LRSA"
+        )
 
     def take_rows(self, rows: Tensor) -> None:
         """Puts other rows in place of these, by their indices, int64."""

@@ -75,12 +75,13 @@ class Execution:
     ) -> Tensor:
         """Attention of the newest Q tokens over the keys of a cache, [B, H, Q, D]. Arguments as in `fill.attend`."""
         is_sparse = layout.rule.compressed_chunks(layout.end) > 0
-        takes_flash = q_BHQD.shape[2] >= TILE and self.runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH"
+        runs_flash = self.runs_flex(q_BHQD) and flex.pick_kernel(q_BHQD) == "FLASH"
         if not is_sparse and layout.is_lower_right_causal:
-            attend = flash.attend_causal if takes_flash else fill.attend_causal
+            # For few queries flash-attn-4 has another kernel, and SDPA needs none to be compiled.
+            attend = flash.attend_causal if runs_flash and q_BHQD.shape[2] >= TILE else fill.attend_causal
             return attend(q_BHQD, *map(layout.join, compact, raw), scale)
-        # Triton would compile for every length of a prompt.
-        if is_sparse and takes_flash:
+        # Triton would compile for every length of a prompt, and under a mask SDPA's first call takes 4 s.
+        if is_sparse and runs_flash:
             return flex.attend_segment(q_BHQD, compact, raw, layout, scale, "FLASH")
         return fill.attend(q_BHQD, compact, raw, layout, scale, self.chunks_per_fill)
 

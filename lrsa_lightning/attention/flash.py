@@ -6,15 +6,17 @@ itself. Here one compiled kernel takes any length, and its mask is two intervals
 Shape suffixes: B batch, H query heads, G KV heads, N queries, S sink, E extended keys, D head size.
 """
 
+import os
+from collections.abc import Callable
 from functools import cache, lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists, visible_bounds
+from lrsa_lightning.attention.layout import TILE, KVLayout, tile_lists
 from lrsa_lightning.attention.recently_used import recently_used
-from lrsa_lightning.attention.rule import LagRule
 
 # The query tile of FlashAttention-4's Hopper backward by head size.
 _BACKWARD_QUERY_TILE = {64: 128, 128: 64}
@@ -36,10 +38,20 @@ def attend(q_BHND: Tensor, k_BGED: Tensor, v_BGED: Tensor, layout: KVLayout, sca
 
 def attend_causal(q_BHQD: Tensor, k_BGED: Tensor, v_BGED: Tensor, scale: float | None) -> Tensor:
     """Full causal attention of the newest Q of E tokens, [B, H, Q, D]; arguments as in `attend`."""
-    from flash_attn.cute.interface import _flash_attn_fwd
-
     q_BQHD, k_BEGD, v_BEGD = (z.transpose(1, 2) for z in (q_BHQD, k_BGED, v_BGED))
-    return _flash_attn_fwd(q_BQHD, k_BEGD, v_BEGD, softmax_scale=scale, causal=True)[0].transpose(1, 2)
+    return _kernels()._flash_attn_fwd(q_BQHD, k_BEGD, v_BEGD, softmax_scale=scale, causal=True)[0].transpose(1, 2)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """flash-attn-4. It keeps compiled kernels in files, as Triton does: to compile them takes 20 s.
+
+    A process may have imported it before, or said otherwise; then it stays as it is.
+    """
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    from flash_attn.cute import interface
+
+    return interface
 
 
 class _Attention(torch.autograd.Function):
@@ -50,19 +62,18 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_BNHD: Tensor, k_BEGD: Tensor, v_BEGD: Tensor, layout: KVLayout, scale: float | None) -> Tensor:
-        from flash_attn.cute.interface import _flash_attn_fwd
-
         out = q_BNHD.new_empty(q_BNHD.shape)
+        mask_mod, scalars = _mask(layout)
         before = q_BNHD.shape[1] - layout.num_queries
-        lse = _flash_attn_fwd(
+        lse = _kernels()._flash_attn_fwd(
             q_BNHD[:, before:],
             k_BEGD,
             v_BEGD,
             softmax_scale=scale,
-            mask_mod=_mask_mod(*_sizes(layout.rule)),
-            aux_scalars=_lengths(layout),
+            mask_mod=mask_mod,
+            aux_scalars=scalars,
             block_sparse_tensors=_tile_lists(layout, q_BNHD.device, TILE, False),
-            return_lse=any(ctx.needs_input_grad),
+            return_lse=True,  # without it another kernel is compiled
             out=out[:, before:],
         )[1]
         if before:
@@ -73,12 +84,11 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out: Tensor):
-        from flash_attn.cute.interface import _flash_attn_bwd
-
         (q, k, v, out, lse), layout = ctx.saved_tensors, ctx.layout
         grad_q = torch.empty_like(q)
+        mask_mod, scalars = _mask(layout)
         before = q.shape[1] - layout.num_queries
-        _, grad_k, grad_v = _flash_attn_bwd(
+        _, grad_k, grad_v = _kernels()._flash_attn_bwd(
             q[:, before:],
             k,
             v,
@@ -86,8 +96,8 @@ class _Attention(torch.autograd.Function):
             grad_out[:, before:],
             lse,
             ctx.scale,
-            mask_mod=_mask_mod(*_sizes(layout.rule)),
-            aux_scalars=_lengths(layout),
+            mask_mod=mask_mod,
+            aux_scalars=scalars,
             block_sparse_tensors=_tile_lists(layout, q.device, _BACKWARD_QUERY_TILE[q.shape[-1]], True),
             dq=grad_q[:, before:],
         )
@@ -124,44 +134,22 @@ def _add_sink_gradients(
 
 @recently_used(size=lambda layout, device, query_tile, by_key: layout.tile_list_bytes(query_tile))
 def _tile_lists(layout: KVLayout, device: torch.device, query_tile: int, by_key: bool):
-    """Key tiles of each query tile, for the forward, or query tiles of each key tile, for the backward."""
+    """Key tiles of each query tile, for the forward, or query tiles of each key tile, for the backward.
+
+    All rows and heads share them. Strides of 0 say so: the kernel for one row is then also the kernel for several.
+    """
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
 
     seen, full = layout.tiles(query_tile, device)
     chosen = (z.T if by_key else z for z in (seen & ~full, full))
     lists = (z for tiles in chosen for z in tile_lists(tiles))
-    return BlockSparseTensorsTorch(*lists, block_size=(query_tile, TILE))
+    shared = (z.as_strided(z.shape, (0, 0, *z.stride()[2:])) for z in lists)
+    return BlockSparseTensorsTorch(*shared, block_size=(query_tile, TILE))
 
 
 @lru_cache(maxsize=1024)  # plain numbers; packed rows have many lengths
-def _lengths(layout: KVLayout) -> tuple:
-    """What the mask depends on beside the rule: arguments of the kernel, and slow enough to make to be kept."""
-    from cutlass import Int32
+def _mask(layout: KVLayout) -> tuple[Callable, tuple]:
+    """The mask of a layout for the kernel, and its arguments, which are slow enough to make to be kept."""
+    from lrsa_lightning.attention.flash_mask import mask_arguments, mask_mod
 
-    return Int32(layout.first_query), Int32(layout.num_duplicates), Int32(layout.diagonal)
-
-
-def _sizes(rule: LagRule) -> tuple[int, int, int]:
-    return rule.sink_size, rule.lag_size, rule.kept
-
-
-@cache
-def _mask_mod(sink_size: int, lag_size: int, kept: int):
-    """`KVLayout.visible` for the kernel, compiled for each triple of sizes, whatever the scorer."""
-    from cutlass import Int32, cute
-    from cutlass import max as larger
-    from cutlass import min as smaller
-    from flash_attn.cute.utils import scalar_to_ssa
-
-    rule = LagRule(sink_size, lag_size, kept)
-
-    @cute.jit
-    def visible(batch, head, query, key, seqlen_info, aux_tensors, lengths):
-        first_query, num_duplicates, diagonal = lengths
-        num_compact, raw_begin = visible_bounds(rule, query[0] + first_query, smaller, larger)
-        compact_end = num_compact + num_duplicates
-        raw_begin = raw_begin + (diagonal - first_query)
-        sees_raw = (key >= scalar_to_ssa(raw_begin, Int32)) & (key <= scalar_to_ssa(query[0] + diagonal, Int32))
-        return (key < scalar_to_ssa(compact_end, Int32)) | sees_raw
-
-    return visible
+    return mask_mod(layout.rule.lag_size), mask_arguments(layout)

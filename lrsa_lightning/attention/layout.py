@@ -9,6 +9,7 @@ Shape suffixes: B batch, G KV heads, C compact keys, R raw keys, E all keys of t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import floordiv
 from typing import Any
 
 import torch
@@ -202,23 +203,27 @@ class Fill:
         raw[:, :, self.raw] += joined[:, :, self.layout.num_compact :]
 
 
-def visible_bounds(rule: LagRule, position: Any, smaller: Callable, larger: Callable) -> tuple[Any, Any]:
+def visible_bounds(
+    sizes: Any, position: Any, smaller: Callable, larger: Callable, quotient: Callable = floordiv
+) -> tuple[Any, Any]:
     """Who sees whom: a query sees so many compact keys, and from a position on the raw ones up to itself.
 
     The arithmetic serves tensors and the integers of a kernel alike.
 
     Args:
-        rule: the sizes.
+        sizes: sink_size, lag_size and kept, as a `LagRule` has them.
         position: of the query.
         smaller: the smaller one of two such numbers.
         larger: the larger one of such a number and an int.
+        quotient: of a distance, which is negative in the sink, and lag_size, rounded to any whole number below 1 there.
 
     Returns:
         number of visible compact keys, and position of the first visible raw key.
     """
-    compressed = larger((position - rule.sink_size) // rule.lag_size - 1, 0)
+    sink_size = sizes.sink_size
+    compressed = larger(quotient(position - sink_size, sizes.lag_size) - 1, 0)
     # A query in the sink sees the sink up to itself. All others have more past tokens than compact keys.
-    return smaller(position + 1, compressed * rule.kept + rule.sink_size), compressed * rule.lag_size + rule.sink_size
+    return smaller(position + 1, compressed * sizes.kept + sink_size), compressed * sizes.lag_size + sink_size
 
 
 def causal_pairs(num_tokens: int) -> int:

@@ -16,11 +16,15 @@ from lrsa_lightning.attention.execution import BackendName, Execution
 from lrsa_lightning.attention.layer_call import check_layer_call, in_computed_dtype
 from lrsa_lightning.attention.layout import causal_pairs, visible_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
-from lrsa_lightning.attention.rows import boundaries_found, find_rows, mask_of_known_rows
+from lrsa_lightning.attention.rows import OWN_CACHE, boundaries_found, find_rows, mask_of_known_rows
 from lrsa_lightning.attention.rule import LagRule, kept_per_chunk
 from lrsa_lightning.attention.scorers import ScorerName, make_scorer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import ClosedUnitInterval, FiniteFloat, NonNegativeInt, PositiveInt, checked
+from lrsa_lightning.saved_settings import save_settings
+
+# What decides which tokens are kept; how it is computed is for the machine that runs the model.
+SETTINGS = ("lag_size", "retention_ratio", "sink_size", "v_weight", "skip_layers", "scorer", "seed")
 
 
 class LRSA(AttentionMode):
@@ -86,6 +90,12 @@ class LRSA(AttentionMode):
         args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({args})"
 
+    def settings(self) -> dict[str, Any] | None:
+        """See the base class. A subclass is another rule, which these values do not describe."""
+        if type(self) is not LRSA:
+            return None
+        return {name: getattr(self, name) for name in SETTINGS} | {"skip_layers": list(self.skip_layers)}
+
     def rule(self, layer_idx: int | None = None) -> LagRule:
         """The rule in a layer; a skipped layer has no chunks."""
         return self._rule.without_chunks() if layer_idx in self.skip_layers else self._rule
@@ -141,7 +151,10 @@ class LRSA(AttentionMode):
                 "training, prefill and decoding would disagree. Use default, linear, yarn or llama3."
             )
         reach = self._reach or getattr(config, "max_position_embeddings", None) or inf
-        check_architecture(config, reach, decoder_class)
+        plain = copy.deepcopy(config)  # neither the mode that runs nor the one that is named
+        save_settings(plain, None)
+        plain._attn_implementation = None
+        check_architecture(plain, reach, decoder_class)
         if unknown := [layer for layer in self.skip_layers if layer >= config.num_hidden_layers]:
             raise InputError(f"LRSA: skip_layers {unknown} do not exist, the model has {config.num_hidden_layers}")
 
@@ -149,12 +162,23 @@ class LRSA(AttentionMode):
         from transformers import AttentionInterface, AttentionMaskInterface
 
         decoder = text_decoder(model)
-        self._check_decoder(decoder.config, type(decoder))
-        name = self.registry_key()
-        AttentionInterface.register(name, self._transformers_attention)
-        AttentionMaskInterface.register(name, find_rows)
-        hand_cache_on(decoder)
+        self.bind(decoder, type(decoder))
+        AttentionInterface.register(self.registry_key(), self._transformers_attention)
+        AttentionMaskInterface.register(self.registry_key(), find_rows)
         super().install(model)
+
+    def bind(self, decoder, decoder_class: type | None = None) -> None:
+        """Prepares a text decoder for the mode, but does not install it.
+
+        Args:
+            decoder: it, or a model around it that is being built.
+            decoder_class: its class; that of transformers for its configuration when None.
+
+        Raises:
+            InputError: the mode cannot be exact for it.
+        """
+        self._check_decoder(decoder.config, decoder_class)
+        hand_cache_on(decoder)
 
     def _transformers_attention(
         self,
@@ -199,8 +223,5 @@ class LRSA(AttentionMode):
                 query, key, value, self.rule(layer_idx), scaling, layer_idx, cu_seqlens
             )
         else:
-            raise InputError(
-                "LRSA found keys of a cache that does not follow its rule. Pass "
-                "past_key_values=mode.make_cache(model.config) to the forward or to generate()."
-            )
+            raise InputError(f"LRSA found keys of a cache that does not follow its rule. {OWN_CACHE}")
         return out.transpose(1, 2).contiguous(), None

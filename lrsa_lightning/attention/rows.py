@@ -7,7 +7,7 @@ nothing looks.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from torch import Tensor
 from lrsa_lightning.attention.packing import boundaries_from_starts
 from lrsa_lightning.attention.token_counts import consecutive_columns
 from lrsa_lightning.errors import InputError
+
+OWN_CACHE = (
+    "LRSA fills a cache of its own: leave past_key_values and cache_implementation out, or give an empty DynamicCache, "
+    "or mode.make_cache(model.config)"
+)
 
 
 def mask_of_known_rows(device: torch.device) -> Tensor:
@@ -70,6 +75,14 @@ class RowMask:
     first: int = 0
     stop: int = 0
     device: torch.device | None = None
+
+    def contiguous(self) -> NoReturn:
+        """What `generate` does with a mask for a cache of fixed size.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"LRSA was given a cache of fixed size (StaticCache). {OWN_CACHE}")
 
     @cached_property
     def rows(self) -> Rows:

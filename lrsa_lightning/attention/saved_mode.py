@@ -3,20 +3,14 @@
 from typing import Any
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.lrsa import LRSA
+from lrsa_lightning.attention.lrsa import LRSA, SETTINGS
 from lrsa_lightning.errors import InputError
-
-_KEY = "lrsa"
-# What decides which tokens are kept; how it is computed is for the machine that runs the model.
-_SETTINGS = ("lag_size", "retention_ratio", "sink_size", "v_weight", "skip_layers", "scorer", "seed")
+from lrsa_lightning.saved_settings import KEY, save_settings, saved_settings
 
 
 def save_mode(config, mode: AttentionMode | None) -> None:
-    """Writes the settings of an `LRSA` into a transformers configuration, under ``lrsa``; other modes write none."""
-    vars(config).pop(_KEY, None)
-    if type(mode) is LRSA:
-        settings = {name: getattr(mode, name) for name in _SETTINGS}
-        setattr(config, _KEY, settings | {"skip_layers": list(mode.skip_layers)})
+    """Writes the settings of a mode into a transformers configuration; a mode without settings writes none."""
+    save_settings(config, None if mode is None else mode.settings())
 
 
 def saved_mode(config) -> LRSA | None:
@@ -25,13 +19,13 @@ def saved_mode(config) -> LRSA | None:
     Raises:
         InputError: what it names is no rule.
     """
-    settings: Any = getattr(config, _KEY, None)
+    settings: Any = saved_settings(config)
     if settings is None:
         return None
-    expected = f"give it {', '.join(_SETTINGS)}"
-    if not isinstance(settings, dict) or not settings.keys() <= {*_SETTINGS}:
-        raise InputError(f"config.json: {_KEY} is {settings!r}: {expected}")
+    expected = f"give it {', '.join(SETTINGS)}"
+    if not isinstance(settings, dict) or not settings.keys() <= {*SETTINGS}:
+        raise InputError(f"config.json: {KEY} is {settings!r}: {expected}")
     try:
         return LRSA(**settings)
     except (InputError, TypeError) as error:
-        raise InputError(f"config.json: {_KEY}: {error}") from error
+        raise InputError(f"config.json: {KEY}: {error}") from error

@@ -71,7 +71,7 @@ COMMANDS = {
     "lm_eval": Command(
         "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",
         "lm_eval:run",
-        (),
+        (),  # lm-eval parses its own
     ),
     "generate": _own(
         "generate", 'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt'

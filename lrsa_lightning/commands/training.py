@@ -22,6 +22,7 @@ from lrsa_lightning.callbacks import (
 from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
+from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -138,6 +139,7 @@ class LRSACLI(LightningCLI):
         # The saved configuration omits what fill_in adds: it follows from the directory or belongs to one process.
         self._given = self.save_config_kwargs["requested"] = config.clone()
         directory.fill_in(config)
+        leave_out_wandb(config.trainer)
         if not self.subcommand:
             return
         self._find_checkpoint(config, directory, requires, warns=self.subcommand != "fit")
@@ -181,6 +183,7 @@ class LRSACLI(LightningCLI):
         """Adds the callbacks that every run has, and hands the checkpoint's data progress to the datamodule."""
         with reading("trainer"):
             trainer = super().instantiate_trainer(**kwargs)
+        add_metrics_file(trainer)
         resumes = self._checkpoint is not None
         if self.subcommand == "fit":
             state = read_state(self._checkpoint) if resumes else {}

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrsa_lightning.attention import LRSA, AttentionMode
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.results import cell_scores
 from lrsa_lightning.trained_model import RunCheckpoint, read_state
 from lrsa_lightning.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The keys of a run that say how it was trained. Paths and secrets are not among them.
 _MODEL_KEYS = ("rope_parameters", "lora", "optimizer", "scheduler", "lr", "betas", "weight_decay", "warmup_steps")
@@ -26,12 +29,14 @@ class Card:
     Attributes:
         trained: the exported checkpoint.
         mode: the attention mode of the run, if it is known.
+        tokenizer: of the folder.
         is_adapter: whether the folder holds an adapter alone.
         warnings: what users of other engines must know.
     """
 
     trained: RunCheckpoint
     mode: AttentionMode | None
+    tokenizer: "PreTrainedTokenizerBase"
     is_adapter: bool
     warnings: Sequence[str]
 
@@ -52,6 +57,13 @@ class Card:
         card = ModelCard.from_template(about, template_str=template, **self._parts(base if is_hub_id else None))
         (folder / "README.md").write_text(str(card).rstrip() + "\n", encoding="utf-8")
 
+    @property
+    def _tokenizer_class(self) -> str:
+        """What loads the tokenizer: AutoTokenizer would take that of Qwen for each Qwen2 model."""
+        from transformers import PreTrainedTokenizerFast
+
+        return "PreTrainedTokenizerFast" if type(self.tokenizer) is PreTrainedTokenizerFast else "AutoTokenizer"
+
     @cached_property
     def _state(self) -> dict[str, Any]:
         return read_state(self.trained.path)
@@ -62,6 +74,7 @@ class Card:
             "base": base,
             "is_local": base is None and self.trained.run["model"]["name_or_path"] is not None,
             "is_adapter": self.is_adapter,
+            "tokenizer": self._tokenizer_class,
             "version": __version__,
             "mode": type(self.mode).__name__ if self.mode is not None else None,
             "is_compressed": type(self.mode) is LRSA,

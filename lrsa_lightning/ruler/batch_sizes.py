@@ -17,6 +17,8 @@ _USABLE = 0.8
 # A step of more rows takes longer by nearly as much as it saves.
 _MOST = 32
 _ON_CPU = 8
+# A pass of Qwen2.5-1.5B over so many takes an H100 about 150 ms, and its host 50.
+_LEAST_IN_A_PASS = 16384
 
 
 class BatchSizes:
@@ -61,6 +63,17 @@ class BatchSizes:
             )
         self._logged = too_large
         return fitting
+
+
+def tokens_of_a_pass(prefill_chunk_size: int, rows: int, device: torch.device) -> int:
+    """Prompt tokens of a row in a forward pass: more than requested where the host would be slower than the device.
+
+    Args:
+        prefill_chunk_size: as requested.
+        rows: of the batch.
+        device: the model's.
+    """
+    return prefill_chunk_size if device.type == "cpu" else max(prefill_chunk_size, _LEAST_IN_A_PASS // rows)
 
 
 def activation_bytes(num_tokens: int, config, element: int) -> int:

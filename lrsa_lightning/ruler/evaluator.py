@@ -174,12 +174,8 @@ class RulerEvaluator:
         )
         if groups is None:
             groups = self.groups(ranks, self.batch_sizes(model, ranks, generation, teacher_forcing))
-        for group in groups:
-            if not limit.admits(group):
-                continue
-            for batch in group:
-                if not limit.admits():
-                    break
+        with _memory_freed(model.device):
+            for batch in limit.admitted(groups):
                 started = monotonic()
                 own, num_own = ranks.split(batch.rows)
                 with _untouched(model):
@@ -191,7 +187,7 @@ class RulerEvaluator:
 
 @contextmanager
 def _untouched(model) -> Iterator[None]:
-    """Restores train modes and random state, and frees the accelerator's memory."""
+    """Restores train modes and random state."""
     from lightning.pytorch.utilities.seed import isolate_rng
 
     modes = [(module, module.training) for module in model.modules()]
@@ -204,5 +200,13 @@ def _untouched(model) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            if model.device.type != "cpu":
-                torch.accelerator.empty_cache()
+
+
+@contextmanager
+def _memory_freed(device: torch.device) -> Iterator[None]:
+    """Frees the accelerator's memory once, after all batches: to get it again takes time."""
+    try:
+        yield
+    finally:
+        if device.type != "cpu":
+            torch.accelerator.empty_cache()

@@ -12,6 +12,7 @@ import torch
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.attention.cache import cache_bytes
 from lrsa_lightning.generation import Prompt
+from lrsa_lightning.ruler.batch_sizes import tokens_of_a_pass
 from lrsa_lightning.ruler.batches import Batch
 from lrsa_lightning.ruler.records import Record
 from lrsa_lightning.ruler.samples import Row, digest
@@ -66,7 +67,7 @@ class BatchScorer:
             batch: the rows of all ranks.
             rows: of this rank.
         """
-        prompts = [self._ids(row["input"] + row["answer_prefix"]) for row in rows]
+        prompts = self._ids([row["input"] + row["answer_prefix"] for row in rows])
         measured = self._answer if self.generation else self._rate
         return [
             Record(
@@ -87,7 +88,7 @@ class BatchScorer:
         self, model, mode: AttentionMode, prompts: list[list[int]], batch: Batch, rows: Sequence[Row]
     ) -> list[dict]:
         """The rating of the references alone, which needs no cache."""
-        answers = [self._ids(row["answer"]) for row in rows]
+        answers = self._ids([row["answer"] for row in rows])
         with self.stopwatch.time("rating", model.device):
             rated = teacher_force(model, mode, prompts, answers, batch.length)
         return [answer._asdict() for answer in rated]
@@ -98,7 +99,8 @@ class BatchScorer:
         """The answers, and the rating of the references after the same prefill."""
         ids, lengths = [torch.tensor(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
-        num_pieces = -(-(batch.length if self.fixed_passes else max(lengths)) // self.prefill_chunk_size)
+        piece = tokens_of_a_pass(self.prefill_chunk_size, len(rows), model.device)
+        num_pieces = -(-(batch.length if self.fixed_passes else max(lengths)) // piece)
         ends = sorted(self.end_tokens | _model_ends(model))
         limits = {row["task"]: find_task(row["task"]).tokens_to_generate for row in batch.rows}
         with self.stopwatch.time("prefill", model.device):
@@ -115,11 +117,12 @@ class BatchScorer:
 
     def _rate_after(self, model, prompt: Prompt, rows: Sequence[Row]) -> list[dict]:
         with self.stopwatch.time("rating", model.device):
-            rated = rate_after(model, prompt, [self._ids(row["answer"]) for row in rows])
+            rated = rate_after(model, prompt, self._ids([row["answer"] for row in rows]))
         return [answer._asdict() for answer in rated]
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text; the tokenizer takes all at once, on several cores."""
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _scored(prediction: str, row: Row) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The time of an evaluation: what still fits, and how long the rest takes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from time import monotonic
 
-from lrsa_lightning.ruler.batches import Batch
+from lrsa_lightning.ruler.batches import Batch, Group
 
 
 class TimeLimit:
@@ -33,6 +34,15 @@ class TimeLimit:
     def admits(self, batches: Iterable[Batch] = ()) -> bool:
         """Whether there is time for these batches. All ranks must call it."""
         return self.seconds is None or self._agree(self.left > self.expected(batches))
+
+    def admitted(self, groups: Iterable[Group]) -> Iterator[Batch]:
+        """The batches for which there is time. A group begins only if there is time for all of it.
+
+        All ranks must take them, each after `took` of the one before.
+        """
+        for group in groups:
+            if self.admits(group):
+                yield from takewhile(lambda _: self.admits(), group)
 
     def took(self, batch: Batch, seconds: float) -> None:
         """Takes note of a batch's time. The best rate counts: the first batches also compile their kernels."""

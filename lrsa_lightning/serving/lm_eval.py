@@ -4,6 +4,7 @@ To import this module is to register it. lm-eval newer than 0.4.13 finds it by t
 """
 
 import inspect
+from pathlib import Path
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 
 from lrsa_lightning.attention import LRSA
 from lrsa_lightning.attention.saved_mode import saved_mode
+from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
 
 _SETTINGS = tuple(inspect.signature(LRSA).parameters)
@@ -44,6 +46,9 @@ class LRSALM(HFLM):
             near = suggestion(unknown[0], known) or f": it takes {', '.join(known)}"
             raise InputError(f"--model lrsa does not know {unknown[0]!r} in --model_args{near}")
         self.mode = _mode_of(_config_of(pretrained, arguments), given)
+        if isinstance(pretrained, str) and Path(pretrained).is_dir():
+            # lm-eval would take Qwen's splitting of text for each folder with a Qwen2 model.
+            arguments.setdefault("tokenizer", load_tokenizer(pretrained, "pretrained"))
         super().__init__(pretrained, **arguments)
         self.mode.for_length(self.max_length).install(self.model)
         self.model.config.use_cache = False  # a likelihood needs no cache; generation asks for one

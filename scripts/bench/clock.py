@@ -144,19 +144,19 @@ def copy_rate(device: torch.device, size: int = 2**30) -> float:
 
 
 def matrix_rate(device: torch.device, size: int = 8192) -> float:
-    """Operations per second of a square bfloat16 product, the median of batches of back-to-back calls.
+    """Operations per second of a square bfloat16 product, the median of a second's batches of back-to-back calls.
 
     On a CPU the matrices are small, and the figure only shows that the command works.
     """
     size, calls = (size, 20) if device.type == "cuda" else (256, 2)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = []
-    for batch in range(8):
+    for batch in range(48):
         started = time.perf_counter()
         for _ in range(calls):
             a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if batch > 1:  # the first ones wake the device up
+        if batch >= 16:  # in the first half second the clock of the device still rises
             seconds.append((time.perf_counter() - started) / calls)
     return 2 * size**3 / median(seconds)

@@ -153,8 +153,11 @@ def test_cache_bytes_are_those_of_the_tokens_held():
 def test_a_foreign_cache_is_refused_with_the_way_out():
     model = make_model()
     LRSA(lag_size=LAG, sink_size=SINK).install(model)
-    with pytest.raises(ValueError, match=r"mode\.make_cache"), torch.no_grad():
-        model.generate(torch.ones(1, 30, dtype=torch.long), max_new_tokens=4, pad_token_id=0)
+    ids = torch.ones(1, 30, dtype=torch.long)
+    with torch.no_grad():
+        full = make_model()(ids, use_cache=True).past_key_values
+        with pytest.raises(InputError, match=r"holds 30 tokens already.*mode\.make_cache"):
+            model.generate(ids, past_key_values=full, max_new_tokens=4, pad_token_id=0)
 
 
 @pytest.mark.parametrize(

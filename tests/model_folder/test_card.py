@@ -1,6 +1,7 @@
 """The model card against the run that it describes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from huggingface_hub import ModelCard
 
 from lrsa_lightning.cli import main
 from lrsa_lightning.export import export
+from lrsa_lightning.model_folder.card import Card
 from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.ruler.records import Record, write_records
+from lrsa_lightning.trained_model import RunCheckpoint
 from tests.conftest import make_model
 from tests.runs import callback, command
 
@@ -64,7 +67,7 @@ def test_what_is_unknown_stays_unsaid(arguments):
     assert "from random weights" in card.text
 
 
-def test_a_base_on_the_hub_is_named_and_a_folder_is_not(arguments):
+def test_a_base_on_the_hub_is_named_and_a_folder_is_not(arguments, tokenizer):
     train(arguments)
     export(RUN, Path("base"))
     del arguments["model.from_config"]
@@ -74,12 +77,20 @@ def test_a_base_on_the_hub_is_named_and_a_folder_is_not(arguments):
     config = Path("runs/y/config.yaml")
     assert f"name_or_path: {Path('base').absolute()}" in config.read_text()
     config.write_text(config.read_text().replace(f"{Path('base').absolute()}\n", "someone/base\n"))
-    from lrsa_lightning.model_folder.card import Card
-    from lrsa_lightning.trained_model import RunCheckpoint
-
     trained = RunCheckpoint(Path("runs/y/checkpoints/last.ckpt"))
-    Card(trained, trained.attention, False, []).write(Path("exported"))
+    Card(trained, trained.attention, tokenizer, False, []).write(Path("exported"))
     assert card_of("exported").data.base_model == "someone/base"
+
+
+def test_the_code_in_it_runs(arguments, capsys, monkeypatch, tmp_path):
+    train(arguments)
+    export(RUN, Path("exported"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    capsys.readouterr()
+    (code,) = re.findall(r"```python\n(.*?)```", card_of("exported").text, re.DOTALL)
+    assert "PreTrainedTokenizerFast" in code
+    exec(code.replace("FOLDER", "exported"), {})
+    assert capsys.readouterr().out.startswith("The quick brown fox")
 
 
 def test_full_attention_is_loaded_without_code(arguments):

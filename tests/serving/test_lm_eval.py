@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lrsa_lightning import LRSA, generate
@@ -132,6 +133,13 @@ def test_the_folder_says_the_rule_and_arguments_replace_parts_of_it(folder):
     assert LRSALM(path, device="cpu").mode.rule() == MODE.rule()
     mode = LRSALM(path, device="cpu", retention_ratio=0.25, scorer="random", seed=3).mode
     assert mode.rule() == LRSA(lag_size=8, sink_size=4, retention_ratio=0.25, scorer="random", seed=3).rule()
+
+
+def test_text_is_split_as_the_folders_tokenizer_does(folder, tokenizer):
+    """Beside a Qwen2 model AutoTokenizer makes a token of each digit."""
+    number, path = "The magic number is 1234567.", str(folder / "model")
+    assert LRSALM(path, device="cpu").tok_encode(number) == tokenizer(number).input_ids
+    assert HFLM(path, device="cpu").tok_encode(number) != tokenizer(number).input_ids
 
 
 @pytest.mark.parametrize(

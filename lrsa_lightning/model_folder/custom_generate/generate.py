@@ -168,7 +168,6 @@ def _continue(model, ids_BN, retention_ratio, arguments):
     _prefill(model, cache, ids_BN[:, :-1])
     settings = arguments.get("generation_config") or model.generation_config
     counts = ("num_beams", "num_return_sequences")
-    counts = ("num_beams", "num_return_sequences")
     copies = [arguments.get(name) or getattr(settings, name, None) or 1 for name in counts]
     if max(copies) > 1:
         cache.batch_repeat_interleave(max(copies))

@@ -165,7 +165,10 @@ def _backward(run: Run, states: States, shapes: list[LayerShape], policies: list
 
 
 def _at_ruler_check(run: Run, states: States, device: Device) -> Components:
-    """Batches shrink until their caches fit, so that a check needs what is there."""
+    """Batches shrink until their caches fit, so that a check needs what is there.
+
+    A batch is prefilled first. Its references are then rated on a copy of the caches.
+    """
     resident, ruler, precision = _resident(states), run.ruler, run.bytes_of
     element = max(precision.element, precision.weights)  # caches have the dtype of the weights
     piece = ruler.rows * min(ruler.prefill_chunk_size, max(ruler.lengths))
@@ -175,5 +178,5 @@ def _at_ruler_check(run: Run, states: States, device: Device) -> Components:
     return resident | {
         "gathered and buckets": states.gathered,
         "RULER caches": caches,
-        "RULER activations": min(activations, max(0, free - caches)),
+        "RULER activations, or copied caches": min(max(activations, caches), max(0, free - caches)),
     }

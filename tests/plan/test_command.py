@@ -42,7 +42,9 @@ def test_the_papers_run_is_planned_without_files_and_accelerator(capsys):
     assert plan["fits"] == (plan["peak_bytes"] <= H100.usable)
     assert plan["sequence_parallel_degrees"]["ulysses"] == [1, 2, 4, 6, 12]
     assert plan["sequence_parallel_degrees"]["context"] == list(range(1, 17))
-    assert plan["ruler_check"]["RULER caches"] == 8 * 2 * 28 * 2 * 128 * 32768 * 2
+    caches = 8 * 2 * 28 * 2 * 128 * 32768 * 2
+    assert plan["ruler_check"]["RULER caches"] == caches
+    assert plan["ruler_check"]["RULER activations, or copied caches"] == caches
 
 
 def test_the_table_is_plain_where_there_is_no_terminal(capsys):
@@ -173,7 +175,9 @@ def test_callbacks_of_a_plan_are_read_and_not_made(capsys):
     """RulerEval would read files that do not exist."""
     ruler = callback("RulerEval", tasks=["niah_single_2"], lengths=[4096], num_samples=2, budgets=[1.0, 0.5])
     plan = _plan(capsys, trainer__callbacks=json.dumps([ruler]), trainer__precision="bf16-true")
-    assert plan["ruler_check"]["RULER caches"] == 2 * 2 * 28 * 2 * 128 * 4096 * 2
+    checked = plan["ruler_check"]
+    assert checked["RULER caches"] == 2 * 2 * 28 * 2 * 128 * 4096 * 2
+    assert checked["RULER activations, or copied caches"] == 2 * 4096 * 2 * (3 * 8960 + 6 * 1536)  # the larger ones
 
 
 def test_the_time_of_ruler_checks_is_limited_as_in_the_run(capsys):

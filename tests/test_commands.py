@@ -162,6 +162,14 @@ def test_eval_leaves_out_what_a_length_has_no_room_for(model_dir, tmp_path):
     assert {record.task for record in read_records(tmp_path / "eval" / "results.jsonl")} == {"niah_single_1"}
 
 
+def test_ruler_leaves_out_what_a_length_has_no_room_for(model_dir, tmp_path):
+    arguments = ["--tokenizer", model_dir, "--tasks", "vt", "niah_single_1", "--lengths", "640", "--num_samples", "1"]
+    assert "RULER vt at length 640: needs" in run("ruler", *arguments, cwd=tmp_path).stderr.splitlines()[-1]
+    result = run("ruler", *arguments, "--skip_missing", cwd=tmp_path)
+    assert result.stdout.splitlines() == ["ruler/640/niah_single_1/validation.jsonl"], result.stderr
+    assert re.search("RULER vt at length 640: needs .*; left out", result.stderr)
+
+
 def test_eval_scores_predictions_without_a_model(tmp_path):
     rows = [{"pred": "It is 1234567.", "outputs": ["1234567"]}, {"pred": "\u2028no", "outputs": ["7654321"]}]
     write_jsonl(tmp_path / "niah_single_1.jsonl", rows)

@@ -1,5 +1,6 @@
 """`lrsa ruler`: RULER samples as files."""
 
+import logging
 import os
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ from lrsa_lightning.ranges import PositiveInt
 from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel
 
+log = logging.getLogger(__name__)
 _DESCRIPTION = """Writes RULER samples in the official format: OUTPUT/<length>/<task>/validation.jsonl, each beside its
 manifest. Keeps existing samples of the same settings and refuses others.
 Example: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler --essays PaulGrahamEssays.json"""
@@ -35,6 +37,6 @@ def run(args: list[str] | None = None) -> None:
     tasks = chosen_tasks(options)
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
     store = SampleStore(Path(options.output), tokenizer, sample_settings(options, options.template))
-    cells = product(tasks, options.lengths)
-    for path in make_in_parallel(store, cells, options.num_samples, options.workers):
+    cells, log_skipped = product(tasks, options.lengths), log.warning if options.skip_missing else None
+    for path in make_in_parallel(store, cells, options.num_samples, options.workers, log_skipped):
         print(path, flush=True)

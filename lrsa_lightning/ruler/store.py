@@ -219,9 +219,7 @@ def make_in_parallel(
     Raises:
         InputError: as `SampleStore.samples`.
     """
-    # A forked tokenizer must not use threads. Each worker has one core anyway.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with ProcessPoolExecutor(num_workers, get_context("fork"), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("fork"), initializer=_begin_worker) as pool:
         # The longest come first, so that no long one runs alone at the end.
         longest_first = sorted(cells, key=lambda cell: -cell[1])
         made = {pool.submit(store.samples, *cell, num_samples): cell for cell in longest_first}
@@ -235,6 +233,12 @@ def make_in_parallel(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin_worker() -> None:
+    """A forked tokenizer must not use threads, and each worker has one core; the process itself uses all."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    end_with_parent()
 
 
 def _sha256(content: bytes) -> str:

@@ -96,7 +96,8 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
     strategy = SimpleNamespace(root_device=torch.device("cpu"), sharding=sharding)
     trainer = SimpleNamespace(strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices)
     model = SimpleNamespace(config=SimpleNamespace(**TINY_MODEL, vocab_size=97))
-    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0), step_log=StepLog())
+    parts = {"starting_model": SimpleNamespace(has_adapters=False), "step_log": StepLog()}
+    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0), **parts)
     throughput.on_train_start(trainer, module)
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
     throughput._clock = SimpleNamespace(lap=lambda: next(laps), take_wait=lambda: 0.0)

@@ -6,7 +6,8 @@ from torch import distributed as dist
 from transformers import CONFIG_MAPPING
 
 from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.distributed import SPDDPStrategy
+from lrsa_lightning.distributed import SequenceGroup, SPDDPStrategy
+from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.lora import LoraSettings, adapted, trained_parameters
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
@@ -100,3 +101,12 @@ def test_angles_that_depend_on_the_length_are_refused_for_full_attention_too(nam
     config = CONFIG_MAPPING[name](**TINY_MODEL, rope_parameters=rope, pad_token_id=0)
     with pytest.raises(InputError, match=f"cannot run with rope_type '{rope['rope_type']}'.*size to 1"):
         SPDDPStrategy(sequence_parallel={"size": 2}).check_sharding(Vanilla(), config, LENGTH)
+
+
+def test_dropout_of_attention_weights_is_refused_where_ranks_send_what_the_rule_keeps():
+    """Full attention under context parallelism ignored it."""
+    made, mode = make_model("llama", attention_dropout=0.5).train(), Vanilla()
+    mode.install(made)
+    ContextParallel(mode, made.config, LENGTH, SequenceGroup(0, 1)).install(made)
+    with pytest.raises(InputError, match=r"kind context .* set attention_dropout to 0 .* take ulysses"):
+        made(batch()["input_ids"], use_cache=False)

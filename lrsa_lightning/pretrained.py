@@ -82,7 +82,7 @@ def _config_from_keys(keys: dict[str, Any]):
         raise InputError(f"model.from_config: model_type {model_type!r} is not one of transformers'{hint}")
     config_class = CONFIG_MAPPING[model_type]
     default = config_class().to_dict()
-    known = default.keys() | _UNDECLARED | _OLD_NAMES
+    known = default.keys() | config_class.attribute_map.keys() | _UNDECLARED | _OLD_NAMES
     own_rope = default.get("rope_parameters")
     if own_rope is not None:
         known |= _OLD_ROPE_NAMES

@@ -54,3 +54,9 @@ def test_random_weights_are_the_same_on_every_device():
             models.append(load_model(load_config(None, {**TINY_MODEL, "vocab_size": 97}), None))
     first, second = (model.state_dict() for model in models)
     assert all(second[name].is_cuda and torch.equal(first[name], second[name].cpu()) for name in first)
+
+
+def test_the_other_name_of_a_key_is_known():
+    """transformers itself writes num_experts or num_local_experts for Qwen3-MoE, by version."""
+    keys = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
+    assert load_config(None, keys).num_experts == 4

@@ -269,3 +269,11 @@ def test_a_model_of_several_parts_gets_it_in_its_text_decoder():
         assert model.config.text_config._attn_implementation == "lrsa"
         assert saved_mode(model.config).rule() == mode.rule()
         assert torch.equal(model.generate(IDS % 96, max_new_tokens=2)[:, :70], IDS % 96)
+
+
+def test_a_window_beyond_the_models_positions_is_no_hindrance(tmp_path):
+    """transformers loads a model on the meta device, on which no mask has values."""
+    model = make_model("mistral", sliding_window=4096)
+    MODE.install(model)
+    model.save_pretrained(tmp_path / "model")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model")), logits(model))

@@ -137,8 +137,9 @@ def _is_causal(mask_function: Callable, reach: float) -> bool:
     """Whether the mask of so many tokens is causal, seen from its first and last token."""
     last = int(min(reach, 2**62)) - 1
     try:
-        mask = find_rows(mask_function=mask_function, kv_length=last + 1, q_length=1, q_offset=last, batch_size=1)
-        return mask.rows.is_causal
+        with torch.device("cpu"):  # transformers builds a model that it loads on the meta device, without values
+            mask = find_rows(mask_function=mask_function, kv_length=last + 1, q_length=1, q_offset=last, batch_size=1)
+            return mask.rows.is_causal
     except (RuntimeError, IndexError):
         return False  # the function looks at the tokens
 

@@ -34,7 +34,22 @@ _NAMES = {
 }
 
 
-def check_layer_call(
+def check_layer_call(module, num_tokens: float, **arguments) -> None:
+    """Refuses what full causal attention over ``num_tokens`` tokens does not honour.
+
+    Args:
+        module: the attention layer.
+        num_tokens: of the longest sequence.
+        arguments: everything else that came with the call, as for `beyond_full_attention`.
+
+    Raises:
+        InputError: names what it is.
+    """
+    if (problem := beyond_full_attention(module, num_tokens, **arguments)) is not None:
+        raise InputError(f"LRSA replaces full causal attention, but {problem}. Otherwise use Vanilla with it")
+
+
+def beyond_full_attention(
     module,
     num_tokens: float,
     *,
@@ -42,8 +57,8 @@ def check_layer_call(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     **others,
-) -> None:
-    """Refuses what full causal attention over ``num_tokens`` tokens does not honour.
+) -> str | None:
+    """What a call asks for that full causal attention over ``num_tokens`` tokens does not honour; None for nothing.
 
     Args:
         module: the attention layer.
@@ -52,9 +67,6 @@ def check_layer_call(
         dropout: of attention weights.
         is_causal: False where queries see what follows; the layer's own attribute when None.
         others: everything else that came with the call.
-
-    Raises:
-        InputError: names what it is.
     """
     problem = None
     if sliding_window is not None and sliding_window < num_tokens:
@@ -63,15 +75,10 @@ def check_layer_call(
         problem = f"drops attention weights at random: set {_dropout_keys(module, dropout)} to 0 in the model's config"
     elif not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         problem = "lets tokens see later ones (it is not causal)"
-    else:
-        if (name := next(asked(others), None)) is not None:
-            problem = _NAMES.get(name, f"passes {name!r}, which LRSA does not know")
-    if problem is not None:
-        raise InputError(
-            f"LRSA replaces full causal attention, but layer {getattr(module, 'layer_idx', '?')} of this model "
-            f"({type(module).__name__}) {problem}. "
-            "Otherwise use Vanilla with it"
-        )
+    elif (name := next(asked(others), None)) is not None:
+        problem = _NAMES.get(name, f"passes {name!r}, which LRSA does not know")
+    layer = f"layer {getattr(module, 'layer_idx', '?')} of this model ({type(module).__name__})"
+    return None if problem is None else f"{layer} {problem}"
 
 
 def asked(arguments: dict[str, Any]) -> Iterator[str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.layer_call import in_computed_dtype
+from lrsa_lightning.attention.layer_call import beyond_full_attention, in_computed_dtype
 from lrsa_lightning.attention.layout import KVLayout
 from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.distributed.group import Exchange, SequenceGroup
@@ -66,7 +66,8 @@ class ContextParallel(ShardedAttention):
         ranges = 2 * len(layout.waves) * others if rule.drops_tokens else 0
         return 2 * self._kv_heads * self._head_dim * (kept + rule.lag_size * len(from_others) + ranges)
 
-    def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **_) -> Tensor:
+    def attend(self, module, q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, scale: float | None, **others) -> Tensor:
+        self._check_call(module, others)
         kv_ZBGnD = torch.stack([in_computed_dtype(z) for z in (k_BGnD, v_BGnD)])
         rule = self.mode.context_rule(self.seq_len, self.group.size, module.layer_idx)
         exchanges = self._start_exchanges(kv_ZBGnD, rule, module.layer_idx)
@@ -87,6 +88,13 @@ class ContextParallel(ShardedAttention):
             q = q_BHnD[:, :, place]
             outs.append(self.mode.execution.attend_segment(q, (*compact_ZBGCD,), (*raw_ZBGRD,), parts, scale))
         return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
+
+    def _check_call(self, module, arguments: dict) -> None:
+        """LRSA has looked at the model before; full attention takes every model."""
+        if (problem := beyond_full_attention(module, self.seq_len, **arguments)) is not None:
+            raise InputError(
+                f"sequence_parallel.kind context computes full causal attention, but {problem}. Otherwise take ulysses"
+            )
 
     def _start_exchanges(self, kv_ZBGnD: Tensor, rule: LagRule, layer_idx: int) -> list[Exchange]:
         """Sends what other ranks need, one wave after the other.

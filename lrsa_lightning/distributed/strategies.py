@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from lrsa_lightning.attention.architecture import length_dependent_rope
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.hybrid import check_full_attention
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.host_copy import HostCopies
 from lrsa_lightning.precision import MasterPrecision
 
@@ -66,10 +68,17 @@ class SequenceParallelStrategy:
         """
         Raises:
             InputError: the degree is impossible for this model and length; the message names the possible degrees. Or a
-                layer of the model is not full attention.
+                layer of the model is not full attention, or its RoPE looks at the length.
         """
         if (size := self.sequence_parallel.size) > 1:
-            check_full_attention(config.get_text_config(decoder=True), seq_len)
+            text = config.get_text_config(decoder=True)
+            check_full_attention(text, seq_len)
+            if rope_type := length_dependent_rope(text):
+                raise InputError(
+                    f"sequence parallelism cannot run with rope_type {rope_type!r}: its angles depend on the last "
+                    "position, and each rank has another. Use default, linear, yarn or llama3, or set "
+                    "sequence_parallel.size to 1."
+                )
             self.sequence_parallel.shard(mode, config, seq_len, SequenceGroup(0, size))
 
     def parallelize(self, mode: AttentionMode, model, seq_len: int) -> None:

@@ -19,6 +19,7 @@ from lrsa_lightning.attention.hybrid import kept_layers
 from lrsa_lightning.errors import InputError
 from tests.attention.architectures import MIXED, NAMES, PLAIN, WINDOW, build
 from tests.attention.exactness import SIZES, refusal
+from tests.decoders import DECODERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 COMMAND = "python -m tests.attention.architecture_page"
@@ -41,6 +42,8 @@ weights, installs LRSA and compares. `{command}` rewrites the page.
 
 LRSA looks at a model itself, not at a list of names: `attention/architecture.py` traces what each layer asks of the
 attention function. The column "window in reach" is for texts longer than a model's window or chunk, where it has one.
+
+Other tests train {names}: exact under sequence parallelism too, with LoRA, and after an export.
 
 | `model_type` | short texts | window in reach |
 |---|---|---|
@@ -70,7 +73,12 @@ def _has_windows(name: str) -> bool:
 
 
 def page() -> str:
-    return HEAD.format(version=transformers.__version__, command=COMMAND) + "".join(map(row, NAMES))
+    return head() + "".join(map(row, NAMES))
+
+
+def head() -> str:
+    names = ", ".join(f"`{name}`" for name in DECODERS)
+    return HEAD.format(version=transformers.__version__, command=COMMAND, names=names)
 
 
 def _by_default(name: str) -> str:

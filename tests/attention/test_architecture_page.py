@@ -21,6 +21,10 @@ def test_a_row_says_what_was_found(name):
     assert architecture_page.row(name) in LINES
 
 
+def test_the_head_names_the_decoders_that_are_trained():
+    assert "".join(LINES).startswith(architecture_page.head())
+
+
 @pytest.mark.slow
 def test_the_page_says_what_was_found(caplog):
     with caplog.at_level(logging.ERROR):

@@ -137,7 +137,7 @@ def home_of_tokenizer(name_or_path: str) -> str:
 
 
 class AdapterOnly:
-    """A model of which only the adapter is saved, in the form of a transformers model."""
+    """A model that saves its adapter alone, in the form of a transformers model."""
 
     def __init__(self, peft_model: "PeftModel", rope_parameters: dict[str, Any] | None):
         """

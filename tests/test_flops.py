@@ -55,7 +55,7 @@ def test_a_step_is_forward_and_twice_as_much_backward():
 
 
 def test_torchs_counter_finds_a_frozen_weight_cheaper():
-    """Adapters of rank 1, of which at most a tenth of a weight's operations is left."""
+    """Adapters of rank 1: at most a tenth of the operations of a weight is left."""
     model, num_tokens = make_model(hidden_size=64, intermediate_size=128, num_hidden_layers=6), 24
     Vanilla("eager").install(model)
     flops = DecoderFlops.of(model.config)

@@ -66,7 +66,9 @@ class StopOnSignal(Callback):
         self._at_rest = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops for a signal that came after the end of the last batch: no later batch does."""
         self._at_rest = True
+        self.raise_if_signalled(trainer)
 
     def raise_if_signalled(self, trainer: Trainer) -> None:
         """Stops if any process got a signal. All processes must call this at the same point.

@@ -36,6 +36,17 @@ class SignalAtBatch(Callback):
         self._seen += 1
 
 
+class SignalAfterLastStep(Callback):
+    """Sends a process a signal between its last micro-batch and the end of training."""
+
+    def __init__(self, signal: str):
+        self.signal = SIGNALS[signal]
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        if trainer.global_step == trainer.max_steps:
+            os.kill(os.getpid(), self.signal)
+
+
 class LongCheck(Callback):
     """Stands for a RULER check after a step, in the middle of which a signal comes."""
 

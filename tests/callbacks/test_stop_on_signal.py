@@ -100,6 +100,14 @@ def test_a_signal_saves_the_last_complete_step(fit, capsys, name, batch, step):
     assert_same_run("whole", "x")
 
 
+def test_a_signal_after_the_last_step_is_not_lost(fit, capsys):
+    fit(name="whole")
+    assert fit(interruption("SignalAfterLastStep", signal="SIGTERM")) == 128 + signal.SIGTERM
+    assert "lrsa: stopped by SIGTERM; saved in runs/x/checkpoints/step=8.ckpt" in capsys.readouterr().err
+    assert fit(ckpt_path="last") == 0
+    assert_same_run("whole", "x")
+
+
 def test_a_signal_before_the_first_step_saves_nothing(fit, capsys):
     assert fit(interruption("SignalAtBatch", signal="SIGTERM", batch=0)) == 143
     assert "nothing to save yet" in capsys.readouterr().err

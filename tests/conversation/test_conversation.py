@@ -1,6 +1,5 @@
 """Turns on one cache, against our `generate` over all tokens at once and against transformers' own sampling."""
 
-import os
 import signal
 
 import pytest
@@ -32,7 +31,7 @@ class Collected(BaseStreamer):
     def put(self, value) -> None:
         self.tokens += value.tolist()
         if len(self.tokens) == self._interrupt_after:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     def end(self) -> None:
         self.has_ended = True
@@ -152,11 +151,11 @@ def test_ctrl_c_ends_the_answer_and_the_conversation_goes_on():
         following = conversation.answer(SECOND)
     assert following.ids == reference(make_model(), FIRST + answer.ids + SECOND, MODES[1])
     with stop.on_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, naive
 from lrsa_lightning.attention.flex import block_mask
-from lrsa_lightning.attention.layout import TILE, KVLayout, causal_pairs, visible_pairs
+from lrsa_lightning.attention.layout import TILE, KVLayout, causal_pairs, visible_bounds, visible_pairs
 from lrsa_lightning.attention.rule import LagRule, gather_tokens
 from lrsa_lightning.distributed.layout import ContextLayout
 
@@ -195,3 +195,12 @@ def test_fills_cut_the_same_mask(layout, chunks_per_fill):
 def test_one_mask_a_shape_is_built():
     layout = layout_of(600, LRSA(lag_size=64))
     assert block_mask(layout, CPU) is block_mask(layout_of(600, LRSA(lag_size=64)), CPU)
+
+
+@pytest.mark.parametrize("sink_size", [0, 5, 40])
+def test_a_shift_takes_the_place_of_the_division_by_a_power_of_two(sink_size):
+    """As the kernel of flash-attn-4 computes it, which has no division by a number that it does not know."""
+    rule = LagRule(sink_size, 8, 3)
+    for position in range(100):
+        shifted = visible_bounds(rule, position, min, max, lambda distance, _: distance >> 3)
+        assert shifted == visible_bounds(rule, position, min, max)

@@ -22,6 +22,13 @@ def test_the_estimate_is_the_size_of_the_cache_of_a_prompt_of_full_length(evalua
     assert stored[0] > stored[1] > stored[2]
 
 
+@pytest.mark.parametrize(
+    ("device", "rows", "tokens"), [("cpu", 1, 4096), ("cuda", 1, 16384), ("cuda", 2, 8192), ("cuda", 32, 4096)]
+)
+def test_few_rows_take_longer_pieces_on_an_accelerator(device, rows, tokens):
+    assert batch_sizes.tokens_of_a_pass(4096, rows, torch.device(device)) == tokens
+
+
 def needed_bytes(evaluator, model) -> dict[str, int]:
     """Of a prompt: its cache, and what a layer computes for all of it at once; more than a copy of the cache."""
     config = model.config

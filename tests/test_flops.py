@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.naive import lrsa_mask
 from lrsa_lightning.flops import DecoderFlops, causal_pairs
-from lrsa_lightning.lora import LoraSettings, adapted
+from lrsa_lightning.lora.adapters import LoraSettings, adapted
 from tests.conftest import make_model
 
 SIZES = [(0, 8, 0.5), (4, 8, 0.5), (4, 8, 0.25), (3, 7, 1.0), (16, 4, 0.25)]

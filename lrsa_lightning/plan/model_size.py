@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.layer_shape import Adapters
-from lrsa_lightning.pretrained import load_model
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.plan.layer_shape import Adapters
+from lrsa_lightning.pretrained.decoder import load_model
+from lrsa_lightning.pretrained.starting_model import StartingModel
 
 
 @dataclass(frozen=True)

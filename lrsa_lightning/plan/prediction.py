@@ -7,9 +7,9 @@ optimizer step. The peak is that of the highest one. A RULER check stands beside
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from lrsa_lightning.devices import Device
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import (
+from lrsa_lightning.plan.devices import Device
+from lrsa_lightning.plan.layer_shape import LayerShape
+from lrsa_lightning.plan.memory import (
     AUTO_FRACTION,
     LOSS_BACKWARD,
     LOSS_FORWARD,

@@ -6,14 +6,14 @@ from typing import Any
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.layer_shape import LayerShape
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.ruler_check import RulerCheck
 from lrsa_lightning.plan.sequence import rank_shape
 from lrsa_lightning.plan.states import Precision, precision_of
-from lrsa_lightning.quantisation import Quantisation
+from lrsa_lightning.pretrained.quantisation import Quantisation
 
 
 @dataclass(frozen=True)

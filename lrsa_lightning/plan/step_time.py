@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from lrsa_lightning.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
+from lrsa_lightning.plan.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
+from lrsa_lightning.plan.layer_shape import LayerShape
+from lrsa_lightning.plan.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import received_bytes
 from lrsa_lightning.plan.states import Update

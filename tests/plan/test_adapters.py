@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lrsa_lightning.devices import H100
-from lrsa_lightning.layer_shape import Adapters
-from lrsa_lightning.lora import LoraSettings
-from lrsa_lightning.memory import activation_bytes, backward_work, forward_work
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.lora.adapters import LoraSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan import predict
+from lrsa_lightning.plan.devices import H100
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.layer_shape import Adapters
+from lrsa_lightning.plan.memory import activation_bytes, backward_work, forward_work
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.states import States, precision_of
-from lrsa_lightning.pretrained import load_config
-from lrsa_lightning.quantisation import Quantisation
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.pretrained.decoder import load_config
+from lrsa_lightning.pretrained.quantisation import Quantisation
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from tests.conftest import TINY_MODEL, make_model
 from tests.plan.runs import run_of
 

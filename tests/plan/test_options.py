@@ -6,10 +6,10 @@ import pytest
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.layout import TILE, KVLayout
-from lrsa_lightning.devices import H100, find_device
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.plan import fitting_options, predict
+from lrsa_lightning.plan.devices import H100, find_device
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.options import options, way_out
 from lrsa_lightning.plan.sequence import possible_degrees

@@ -43,12 +43,6 @@ def installed():
 
 
 @pytest.fixture
-def folder(installed, tmp_path) -> str:
-    installed.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
-
-
-@pytest.fixture
 def dense_folder(tmp_path) -> str:
     make_model().save_pretrained(tmp_path / "dense")
     return str(tmp_path / "dense")

@@ -7,7 +7,10 @@ d head size, E keys that a row's attention keeps for the backward.
 from dataclasses import dataclass
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.attention.hybrid import kept_layers
+from lrsa_lightning.attention.layer_pairs import layer_pairs
 from lrsa_lightning.attention.layout import TILE, KVLayout, causal_pairs
+from lrsa_lightning.decoder_sizes import feed_forward_size, head_dim, kv_heads
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,17 @@ class LayerShape:
             layer_idx: a decoder layer; modes may treat layers differently.
         """
         heads = config.num_attention_heads
-        pairs = mode.visible_pairs(tokens, layer_idx)
+        pairs = layer_pairs(config, mode, tokens)[layer_idx]
+        keeps_own = layer_idx in kept_layers(config)
         return cls(
             rows,
             tokens,
             config.hidden_size,
-            config.intermediate_size,
+            feed_forward_size(config),
             heads,
-            config.num_key_value_heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-            extended_keys(mode, tokens, layer_idx),
+            kv_heads(config),
+            head_dim(config),
+            tokens if keeps_own else extended_keys(mode, tokens, layer_idx),
             pairs,
             pairs < causal_pairs(tokens),
             element,
@@ -172,6 +176,19 @@ class LayerShape:
         keys_and_values = 2 * self.rows * self.keys * self.kv_heads * self.head_dim
         log_sum_exp = 4 * self.rows * self.tokens * self.heads
         return (2 * self._queries + keys_and_values) * self.element + log_sum_exp
+
+
+def like_layers(config, mode: AttentionMode, tokens: int) -> list[int]:
+    """For each decoder layer the first one that sees as many pairs: a mode may leave some uncompressed.
+
+    Args:
+        config: of the text decoder.
+        mode: the attention mode.
+        tokens: of a sequence.
+    """
+    kept, pairs = kept_layers(config), layer_pairs(config, mode, tokens)
+    seen = [(number, layer in kept) for layer, number in enumerate(pairs)]
+    return [seen.index(number) for number in seen]
 
 
 def extended_keys(mode: AttentionMode, tokens: int, layer_idx: int = 0) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lrsa_lightning.errors import InputError
 from lrsa_lightning.lora.adapters import LoraSettings
 from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan import predict
@@ -57,6 +58,11 @@ def test_parameters_are_those_of_the_built_model(settings, tmp_path):
     assert size.trains_embedding == ("modules_to_save" in settings)
     assert size.adapters.has_dropout == ("dropout" in settings)
     assert size.adapters.in_mlp == (settings.get("target_modules") != ["q_proj", "v_proj"])
+
+
+def test_dora_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(InputError, match=r"use_dora: .* was not measured. Plan with use_dora: false"):
+        size_of(tmp_path, use_dora=True)
 
 
 def _with_adapters(**changed):

@@ -60,8 +60,8 @@ class Retention:
         weights = (1.0,) * len(ratios) if weights is None else tuple(weights)
         if len(weights) != len(ratios):
             raise InputError(
-                f"LRSA: retention_weights has {len(weights)} weights and retention_ratio {len(ratios)} ratios: give a "
-                "weight for each ratio, in the same order"
+                f"LRSA: retention_weights {list(weights)} must have a weight for each of retention_ratio "
+                f"{list(ratios)}, in the same order"
             )
         serving_ratio = min(ratios) if serving_ratio is None else serving_ratio
         if serving_ratio not in ratios:

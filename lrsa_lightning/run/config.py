@@ -66,7 +66,10 @@ class RunConfig:
         if not isinstance(mode, dict) or "class_path" not in mode:
             return str(mode or "")
         arguments = _mapping(mode.get("init_args"))
-        sizes = [f"{key}={arguments[key]}" for key in ("lag_size", "retention_ratio", "sink_size") if key in arguments]
+        names = ["lag_size", "retention_ratio", "sink_size"]
+        if isinstance(arguments.get("retention_ratio"), list):
+            names[2:2] = ["retention_weights", "retention_schedule"]
+        sizes = [f"{name}={arguments[name]}" for name in names if arguments.get(name) is not None]
         return str(mode["class_path"]).rsplit(".", 1)[-1] + (f"({', '.join(sizes)})" if sizes else "")
 
     @property

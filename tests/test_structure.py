@@ -30,6 +30,7 @@ TIERS = (
     {"ruler", "plan"},
     {"model_folder", "export"},
     {"conversation"},
+    {"diagnosis"},
     {"recompute_choice"},
     {"module"},
     {"callbacks"},

@@ -10,7 +10,7 @@ import torch
 from lrsa_lightning.conversation.source import ModelSource
 from lrsa_lightning.diagnosis.chosen import choose
 from lrsa_lightning.diagnosis.diagnose import check_mode, diagnose
-from lrsa_lightning.diagnosis.figures import draw_held, draw_kept, rule_name
+from lrsa_lightning.diagnosis.files import write_files
 from lrsa_lightning.diagnosis.findings import Findings
 from lrsa_lightning.diagnosis.marks import MarkedText
 from lrsa_lightning.diagnosis.texts import TextSource
@@ -44,7 +44,9 @@ class Diagnosis:
         check_length(self._source.config, longest, "--max_tokens")
         source = TextSource(self._source.tokenizer, options.template or self._source.template, longest, options.extend)
         self.texts: list[MarkedText] = [
-            text for file in options.data for text in choose(source, file, self._mode, options.num_texts)
+            text
+            for file in options.data
+            for text in choose(source.texts(file), file, source, self._mode, options.num_texts)
         ]
 
     def measure(self, texts: Iterable[MarkedText]) -> Findings:
@@ -58,13 +60,8 @@ class Diagnosis:
 
     def write(self, findings: Findings, folder: Path) -> list[Path]:
         """Writes JSON and pictures; returns their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        rule, title = self._mode.rule(), f"{self._source}: {rule_name(self._mode)}"
-        path = folder / "diagnosis.json"
-        about = {"model": str(self._source), "attention": self._mode.settings(), "forward": self._options.forward}
-        findings.write(path, **about, data=self._options.data)
-        kept = draw_kept(findings, folder / "kept.png", title, rule.lag_size, rule.kept / rule.lag_size)
-        return [path, kept, draw_held(findings, folder / "held.png", title)]
+        about = {"model": str(self._source), "data": self._options.data, "forward": self._options.forward}
+        return write_files(findings, folder, self._mode, str(self._source), **about)
 
 
 def _default_length(config) -> int:

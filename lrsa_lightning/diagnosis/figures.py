@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lrsa_lightning.attention import LRSA
 from lrsa_lightning.diagnosis.findings import Findings
 from lrsa_lightning.diagnosis.marks import CLASSES
 from lrsa_lightning.plots import literal
@@ -18,7 +17,7 @@ _MOST_VALUES = 12  # columns with values in their cells
 _ROW_INCHES, _HEIGHTS = 0.17, (3.2, 12.0)
 
 
-def draw_kept(findings: Findings, path: Path, title: str, lag_size: int, kept_fraction: float) -> Path:
+def draw_kept(findings: Findings, path: Path, title: str, lag_size: int, kept_fraction: float) -> None:
     """Draws the fraction of tokens kept by place in the text, by place in the chunk and by class.
 
     Args:
@@ -31,7 +30,7 @@ def draw_kept(findings: Findings, path: Path, title: str, lag_size: int, kept_fr
     from matplotlib.colors import TwoSlopeNorm
 
     groups = findings.kept_by_class_AGC.shape[1]
-    figure, (depth, offset, by_class) = _panels(findings, groups, [2, 2, 1.5], title)
+    figure, (depth, offset, by_class) = _panels(findings, groups, [2, 2, 1.5], f"Tokens kept: {title}")
     middle = min(max(kept_fraction, 0.01), 0.99)
     look = {"cmap": _AROUND, "norm": TwoSlopeNorm(middle, 0, 1), "layers": findings.layers, "rows_of_layer": groups}
     _heat_map(depth, _by_row(findings.kept_by_depth_AGX), "place in the text", ["0", "100%"], **look)
@@ -42,10 +41,10 @@ def draw_kept(findings: Findings, path: Path, title: str, lag_size: int, kept_fr
     )
     depth.set_ylabel("layer" if groups == 1 else f"layer, its {groups} KV heads below one another")
     _bar(figure, image, f"tokens kept; a random choice keeps {kept_fraction:.0%}")
-    return _saved(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
-def draw_held(findings: Findings, path: Path, title: str) -> Path:
+def draw_held(findings: Findings, path: Path, title: str) -> None:
     """Draws the share of full attention's mass on visible keys by head and by place of the query.
 
     Beside it stands where the queries that predict the answer look, and how much of that is visible.
@@ -55,7 +54,7 @@ def draw_held(findings: Findings, path: Path, title: str) -> Path:
         path: of the PNG.
         title: names model and rule.
     """
-    figure, axes = _panels(findings, 1, [2, 2, 1.5, 1.5], title)
+    figure, axes = _panels(findings, 1, [2, 2, 1.5, 1.5], f"Full attention on visible keys: {title}")
     held = [findings.held_AH, findings.held_by_depth_AX]
     low = np.floor(10 * min([0.9, *(np.nanmin(z) for z in held if not np.isnan(z).all())])) / 10
     look = {"cmap": _SHARE, "layers": findings.layers, "rows_of_layer": 1}
@@ -69,13 +68,7 @@ def draw_held(findings: Findings, path: Path, title: str) -> Path:
     image = _heat_map(axes[3], findings.answers_see_AC[:, present], "of that it sees", _names(present), **given)
     _bar(figure, image, "of full attention", axes[2:])
     axes[0].set_ylabel("layer")
-    return _saved(figure, path)
-
-
-def rule_name(mode: LRSA) -> str:
-    """A mode's rule in a title."""
-    kept = mode.rule().kept / mode.lag_size
-    return f"{mode.scorer}, L = {mode.lag_size}, r = {kept:.3g}, S = {mode.sink_size}"
+    figure.savefig(path, dpi=_DPI)
 
 
 def _panels(findings: Findings, rows_of_layer: int, widths: Sequence[float], title: str):
@@ -147,8 +140,3 @@ def _bar(figure, image, label: str, axes=None) -> None:
     bar = figure.colorbar(image, ax=figure.axes if axes is None else list(axes), label=label, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.outline.set_visible(False)
-
-
-def _saved(figure, path: Path) -> Path:
-    figure.savefig(path, dpi=_DPI)
-    return path

@@ -24,18 +24,19 @@ def table(findings: Findings) -> Table:
 
 def _title(findings: Findings) -> str:
     texts = f"{findings.num_texts} texts, {findings.num_tokens} tokens"
-    return f"{texts}: kept tokens by class, and the share of full attention on visible keys, %"
+    return f"{texts}; tokens kept, and full attention on visible keys, %"
 
 
 def _columns(findings: Findings) -> dict[str, np.ndarray]:
     """Values of each layer by the name of the column; of the classes those that the texts have."""
     present = [i for i, tokens in enumerate(findings.tokens_C) if tokens]
-    columns = {f"kept:\n{CLASSES[i]}": _mean(findings.kept_by_class_AGC[..., i], axis=1) for i in present}
+    names = [name.replace("punctuation", "punct.") for name in CLASSES]
+    columns = {f"kept:\n{names[i]}": _mean(findings.kept_by_class_AGC[..., i], axis=1) for i in present}
     columns["held"] = _mean(findings.held_AH, axis=1)
     columns["held of\nanswers"] = _mean(findings.held_of_answers_AH, axis=1)
     if NEEDLE in present:
-        columns["answers look\nat needle"] = findings.answers_look_at_AC[:, NEEDLE]
-        columns["answers see\nof needle"] = findings.answers_see_AC[:, NEEDLE]
+        columns["answers\nlook at\nneedle"] = findings.answers_look_at_AC[:, NEEDLE]
+        columns["and see\nof it"] = findings.answers_see_AC[:, NEEDLE]
     return columns
 
 

@@ -1,17 +1,21 @@
 """`lrsa diagnose`: runs, base models and controls, from the command line to the files."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands.diagnose import make_parser
 from lrsa_lightning.diagnosis import CLASSES
 from lrsa_lightning.ruler import make_samples
 from tests.conftest import make_model, write_jsonl
 from tests.runs import refusal
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
+ROOT = Path(__file__).parents[2]
 RULE = ["--attention", "LRSA", "--attention.lag_size", "64", "--attention.sink_size", "4"]
 
 
@@ -28,7 +32,7 @@ def base(tokenizer, tmp_path) -> str:
 
 
 def findings(folder: str = "diagnosis") -> dict:
-    return json.loads((Path(folder) / "diagnosis.json").read_text())
+    return json.loads((Path(folder) / "findings.json").read_text())
 
 
 def test_a_base_model_under_a_rule_of_choice(base, samples, capsys):
@@ -37,7 +41,7 @@ def test_a_base_model_under_a_rule_of_choice(base, samples, capsys):
     assert "2 texts" in out
     assert "kept:" in out
     assert "needle" in out
-    assert {path.name for path in Path("diagnosis").iterdir()} == {"diagnosis.json", "kept.png", "held.png"}
+    assert {path.name for path in Path("diagnosis").iterdir()} == {"findings.json", "kept.png", "held.png"}
     assert (Path("diagnosis") / "kept.png").read_bytes().startswith(b"\x89PNG")
     found = findings()
     assert found["attention"]["lag_size"] == 64
@@ -72,3 +76,17 @@ def test_a_run_brings_its_rule_and_a_control_is_another(two_steps, samples, trai
 def test_what_cannot_be_measured_is_refused_in_a_line(base, samples, options, message, capsys):
     assert message in refusal(capsys, ["diagnose", base, "--data", samples, *options])
     assert not Path("diagnosis").exists()
+
+
+def test_the_page_shows_commands_and_keys_that_there_are(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in re.findall("^lrsa diagnose .*$", page, re.MULTILINE)]
+    monkeypatch.chdir(ROOT)
+    for _, _, *options in lines:
+        make_parser().parse_args(options)
+    assert len(lines) == 4
+    file = tmp_path / "diagnosis.yaml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(file), "--print_config"])
+    assert "lrsa_lightning.callbacks.Diagnosis" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from lrsa_lightning.diagnosis import Findings, MarkedText, TextSource, diagnose
 from lrsa_lightning.diagnosis.chosen import choose
 from lrsa_lightning.diagnosis.diagnose import check_mode
 from lrsa_lightning.diagnosis.files import write_files
-from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.step_log import write_steps
 

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.clipping import clip
 from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers
-from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
+from lrsa_lightning.lora.adapters import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.clipping import clip
+from lrsa_lightning.optimizer.schedule import ScheduleSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
+from lrsa_lightning.plan.recompute_choice import policies
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from lrsa_lightning.ranges import (
     AtLeastTwo,
     DecayRate,
@@ -31,10 +34,7 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
-from lrsa_lightning.recompute import Policy, recompute_of, set_policies
-from lrsa_lightning.recompute_choice import policies
-from lrsa_lightning.schedule import ScheduleSettings
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.recompute.policies import Policy, recompute_of, set_policies
 from lrsa_lightning.step_log import StepLog, write_steps
 from lrsa_lightning.training_model import training_model
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.data.template import TemplateName
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt
 
 log = logging.getLogger(__name__)

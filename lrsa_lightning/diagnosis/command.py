@@ -15,7 +15,7 @@ from lrsa_lightning.diagnosis.findings import Findings
 from lrsa_lightning.diagnosis.marks import MarkedText
 from lrsa_lightning.diagnosis.texts import TextSource
 from lrsa_lightning.npu.accelerator import make_fabric
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.pretrained.decoder import check_length
 
 log = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}

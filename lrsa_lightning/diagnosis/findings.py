@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.diagnosis.marks import CLASSES
 from lrsa_lightning.diagnosis.tally import Counts, LayerTally, Tally
+from lrsa_lightning.files.atomic_text import write_text
 
 
 @dataclass(frozen=True)

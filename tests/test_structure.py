@@ -24,6 +24,7 @@ TIERS = (
     {"ruler", "plan"},
     {"model_folder"},
     {"conversation"},
+    {"diagnosis"},
     {"module"},
     {"callbacks"},
     {"report"},

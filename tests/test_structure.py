@@ -12,7 +12,7 @@ TIERS = (
     {
         *("errors", "ranges", "version", "versions", "configs", "devices", "import_hook", "saved_settings"),
         *("yaml_text", "json_lines", "atomic_text", "path_names", "disk", "folder_lock"),
-        *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "rope"),
+        *("library_errors", "parser_errors", "hub", "pretrained", "pretrained_weights", "gguf_file", "rope"),
         *("lora", "adapter_folder", "starting_model"),
         *("plain_state", "host_copy", "checkpoint_files", "last_checkpoint"),
         *("run_claim", "run_directory", "run_start", "run_config", "saved_config", "secret_values"),

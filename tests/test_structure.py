@@ -28,6 +28,7 @@ TIERS = (
     {"npu"},
     {"meter", "model_check", "trained_model", "training_model", "adapter_source"},
     {"ruler", "plan"},
+    {"recipe"},
     {"model_folder", "export"},
     {"conversation"},
     {"recompute_choice"},

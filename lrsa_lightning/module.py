@@ -67,6 +67,7 @@ class LongContextModule(lightning.LightningModule):
         gradient_checkpointing: bool | None = None,
         lora: LoraSettings | None = None,
         quantization: str | dict[str, Any] | None = None,
+        gguf_file: str | None = None,
     ):
         """
         Args:
@@ -90,6 +91,7 @@ class LongContextModule(lightning.LightningModule):
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
             lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
             quantization: of the weights beside adapters: nf4, fp4, int8, or keys of transformers' BitsAndBytesConfig.
+            gguf_file: file in name_or_path whose weights are dequantised, once, into .lrsa_cache; needs package gguf.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -97,7 +99,7 @@ class LongContextModule(lightning.LightningModule):
         """
         super().__init__()
         self.attention = self.step_attention = attention  # the mode, and that of the current step alone
-        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization)
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization, gguf_file)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas

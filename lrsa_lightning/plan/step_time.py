@@ -115,10 +115,11 @@ def _ruler(run: Run, shapes: list[LayerShape], device: Device, step: float) -> l
     has_all_weights = run.division.kind != "fsdp2" and run.division.stage < 3
     of_layer = SECONDS_OF_A_NEW_TOKEN[device.has_graphs and has_all_weights]
     answering = rating + run.ruler.new_tokens() * run.size.layers * of_layer
-    trained = run.ruler.every_n_steps * step
+    trained = (run.ruler.every_n_steps or run.max_steps or 0) * step
     ends, between = {"always": (answering, answering), "ends": (answering, rating), "never": (rating, rating)}[
         run.ruler.generation
     ]
+    first = trained if run.ruler.every_n_steps is None else 0.0
     number = 0 if run.max_steps is None else run.ruler.num_checks(run.max_steps)
-    checks = [(ends, 0.0), *[(between, trained)] * (number - 2), (ends, trained)][:number]
+    checks = [(ends, first), *[(between, trained)] * (number - 2), (ends, trained)][:number]
     return [run.ruler.seconds(*check) for check in [(answering, trained), *checks]]

@@ -91,6 +91,14 @@ class RunConfig:
         return named | {key: self.values[key] for key in ("seed_everything",) if key in self.values}
 
     @property
+    def but_seed(self) -> dict[str, Any]:
+        """What decides on the trained model, but the seed, by dotted key; empty without configuration."""
+        no_effect = {"seed_everything", "data.seed", *(f"data.{key}" for key in _NO_EFFECT_ON_SAMPLES)}
+        limits = ("trainer.max_steps", "trainer.max_epochs")
+        deciding = (key for key in self.keys if key.startswith(("model.", "data.")) or key in limits)
+        return {key: self.keys[key] for key in deciding if key not in no_effect}
+
+    @property
     def cache_sizes(self) -> dict[str, Any]:
         """What RulerEval's cache budgets mean at a length; empty where the run has no RulerEval."""
         callbacks = self._section("trainer").get("callbacks")

@@ -67,7 +67,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
     for option, reason in _inexact(vllm_config).items():
         raise InputError(f"LRSA: {option}: {reason}; leave it out")
     cache = vllm_config.cache_config
-    unit, usual = _BLOCKS.get(device_type, _GPU_BLOCKS)
+    unit, usual = block_sizes(device_type)
     if not cache.user_specified_block_size:
         cache.block_size, cache.user_specified_block_size = fitting_block_size(mode.rule(), unit, usual), True
     check_block_size(mode.rule(), cache.block_size, unit)
@@ -105,6 +105,11 @@ def _inexact(vllm_config: Any) -> dict[str, str]:
         "--kv-sharing-fast-prefill": (bool(cache.kv_sharing_fast_prefill), "it skips queries of a prompt"),
     }
     return {option: reason for option, (is_on, reason) in reasons.items() if is_on}
+
+
+def block_sizes(device_type: str) -> tuple[int, int]:
+    """Tokens that the kernels' blocks are multiples of on a device, and the size that vLLM takes by itself."""
+    return _BLOCKS.get(device_type, _GPU_BLOCKS)
 
 
 def fitting_block_size(rule: LagRule, unit: int, usual: int) -> int:

@@ -10,7 +10,7 @@ _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of 
 A checkpoint is a file, or a folder of ZeRO's ranks. The Hugging Face folder has safetensors, config.json, the tokenizer
 and the generation configuration, a model card and custom_generate/. config.json names the run's rule under "lrsa".
 `lrsa generate`, `lrsa chat` and `lrsa lm_eval` follow it, and so does transformers after `import lrsa_lightning`, or
-with custom_generate=FOLDER. Other engines run full attention.
+with custom_generate=FOLDER, and vLLM with lrsa-lightning installed. Engines that do not know it refuse the folder.
 Examples: lrsa export runs/NAME --output exported
           lrsa export runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
           lrsa export ADAPTER_FOLDER --output merged

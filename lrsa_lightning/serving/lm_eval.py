@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lrsa_lightning.attention import LRSA
+from lrsa_lightning.attention.lrsa import SETTINGS
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
@@ -94,7 +95,7 @@ def _mode_of(config, given: dict) -> LRSA:
             "config.json names no rule under 'lrsa': give one in --model_args (lag_size=1024,retention_ratio=0.5), or "
             "take --model hf for full attention"
         )
-    settings = {} if saved is None else {name: getattr(saved, name) for name in _SETTINGS}
+    settings = {} if saved is None else {name: getattr(saved, name) for name in SETTINGS}
     mode = LRSA(**{**settings, **given})
     mode.check(config)
     return mode

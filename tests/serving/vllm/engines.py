@@ -18,6 +18,10 @@ NEW_TOKENS = 40
 SIZES = {"hidden_size": 128, "intermediate_size": 128, "max_position_embeddings": 4096, "eos_token_id": None}
 
 
+# An engine in this process that is collected takes the process groups of all others with it.
+_ALIVE = []
+
+
 def prepare_process() -> None:
     """Settings that vLLM reads when it is imported: one process, no logs, no network."""
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -49,7 +53,8 @@ def serve(folder: Path, **options):
 
     usual = {"max_model_len": 2048, "max_num_batched_tokens": 512, "max_num_seqs": 16, "kv_cache_memory_bytes": 2**25}
     fixed = {"skip_tokenizer_init": True, "dtype": "float32", "enforce_eager": True, "disable_log_stats": False}
-    return LLM(str(folder), **{**fixed, **usual, **options})
+    _ALIVE.append(LLM(str(folder), **{**fixed, **usual, **options}))
+    return _ALIVE[-1]
 
 
 def answers(llm, prompts: Sequence[list[int]], num_tokens: int = NEW_TOKENS, **sampling) -> list[list[int]]:
@@ -79,6 +84,21 @@ def make_prompts(lengths: Sequence[int], seed: int = 1) -> list[list[int]]:
     """Random prompts."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 199, (length,), generator=generator).tolist() for length in lengths]
+
+
+def start(llm, prompts: Sequence[list[int]], num_tokens: int) -> None:
+    """Adds requests without running them: `step` does."""
+    from vllm import SamplingParams
+
+    greedy = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+    for number, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, greedy)
+
+
+def metric(llm, name: str) -> float:
+    """A metric of vLLM of this engine."""
+    folder = core_of(llm).vllm_config.model_config.model
+    return next(m.value for m in llm.get_metrics() if m.name == name and m.labels["model_name"] == folder)
 
 
 def core_of(llm):

@@ -133,6 +133,29 @@ def _most_running(llm) -> int:
     return most
 
 
+REFUSED = {
+    "--block-size 96": {"block_size": 96},
+    "--kv-cache-dtype": {"kv_cache_dtype": "fp8"},
+    "--pipeline-parallel-size": {"pipeline_parallel_size": 2},
+    "--speculative-config": {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+    },
+    "--kv-transfer-config": {
+        "kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"},
+    },
+    "only retention_ratio can differ": {"additional_config": {"lrsa": {"sink_size": 4}}},
+    "keeps 38 of 128": {"additional_config": {"lrsa": {"retention_ratio": 0.3}}},
+}
+
+
+@pytest.mark.parametrize(("reason", "options"), REFUSED.items(), ids=REFUSED.keys())
+def test_refusals_come_before_the_weights(reason, options, model, tmp_path):
+    folder = write(tmp_path, model, MODE)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"LRSA: {reason}|{reason}"):
+        serve(folder, **options)
+
+
 def test_vllm_alone_refuses_the_folder(model, tmp_path):
     """Without the plug-in nothing runs dense in silence."""
     folder = write(tmp_path, model, MODE)

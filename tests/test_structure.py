@@ -22,6 +22,7 @@ TIERS = (
     {"npu"},
     {"meter", "model_check", "trained_model", "training_model"},
     {"ruler", "plan"},
+    {"recipe"},
     {"model_folder"},
     {"conversation"},
     {"diagnosis"},

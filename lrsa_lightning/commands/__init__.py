@@ -63,6 +63,9 @@ COMMANDS = {
         "inspect:run",
         ("inspect:make_parser", *_OF_FIT),
     ),
+    "recipe": _own(
+        "recipe", "write training rows of questions and needles: lrsa recipe --tokenizer FOLDER --output DIR"
+    ),
     "sweep": _own("sweep", "run the cells of a sweep file here: lrsa sweep configs/sweeps/demo.yaml"),
     "eval": _own("eval", "score a model on RULER: lrsa eval --checkpoint runs/NAME/checkpoints/last.ckpt"),
     "ruler": _own("ruler", "write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler"),

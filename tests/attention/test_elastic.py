@@ -1,6 +1,7 @@
 """The attention of a step under an elastic mode: that of a fixed mode with the step's ratio, in every execution."""
 
 import copy
+import inspect
 from math import inf
 
 import pytest
@@ -187,6 +188,14 @@ def test_config_json_names_one_ratio_and_those_of_training():
     config.lrsa = {**config.lrsa, "trained_ratios": [0.5, 0.5]}
     with pytest.raises(InputError, match=r"config\.json: lrsa: LRSA: trained_ratios \[0.5, 0.5\] holds a ratio twice"):
         saved_mode(config)
+
+
+@pytest.mark.parametrize("arguments", [SIZES, ELASTIC, {**ELASTIC, "retention_schedule": "curriculum"}])
+def test_its_attributes_make_the_same_mode(arguments):
+    mode = LRSA(**arguments)
+    again = LRSA(**{name: getattr(mode, name) for name in inspect.signature(LRSA).parameters})
+    assert repr(again) == repr(mode)
+    assert again.settings() == mode.settings()
 
 
 def test_its_text_says_the_schedule():

@@ -79,6 +79,17 @@ def test_the_largest_ratio_is_full_attention():
         torch.testing.assert_close(got, hidden_of(Vanilla(), model), rtol=0, atol=1e-12)
 
 
+def test_a_step_with_the_largest_ratio_ranks_nothing(monkeypatch):
+    model, mode, scored = make_model(), LRSA(**ELASTIC), []
+    mode.install(model)
+    score = LagRule.score
+    monkeypatch.setattr(LagRule, "score", lambda rule, *args: scored.append(rule.kept) or score(rule, *args))
+    for step in range(STEPS):
+        mode.begin_step(step, inf, 0)
+        hidden_of(mode, model)
+    assert {*scored} == {8, 4}
+
+
 def test_outside_of_steps_it_is_the_serving_ratio():
     model, mode = make_model(), LRSA(**ELASTIC)
     mode.install(model)

@@ -10,8 +10,8 @@ from lrsa_lightning.distributed.choice import check_strategy
 from lrsa_lightning.distributed.optimizers import check_optimizer_strategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.optimizer import OptimizerSettings
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.optimizer.settings import OptimizerSettings
+from lrsa_lightning.pretrained.decoder import check_length
 
 log = logging.getLogger(__name__)
 

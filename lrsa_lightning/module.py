@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.clipping import clip
 from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers
-from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
+from lrsa_lightning.lora.adapters import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.clipping import clip
+from lrsa_lightning.optimizer.schedule import ScheduleSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
+from lrsa_lightning.plan.recompute_choice import policies
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from lrsa_lightning.ranges import (
     AtLeastTwo,
     DecayRate,
@@ -31,10 +34,7 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
-from lrsa_lightning.recompute import Policy, recompute_of, set_policies
-from lrsa_lightning.recompute_choice import policies
-from lrsa_lightning.schedule import ScheduleSettings
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.recompute.policies import Policy, recompute_of, set_policies
 from lrsa_lightning.step_log import StepLog, write_steps
 from lrsa_lightning.training_model import training_model
 
@@ -67,6 +67,7 @@ class LongContextModule(lightning.LightningModule):
         gradient_checkpointing: bool | None = None,
         lora: LoraSettings | None = None,
         quantization: str | dict[str, Any] | None = None,
+        gguf_file: str | None = None,
     ):
         """
         Args:
@@ -90,6 +91,7 @@ class LongContextModule(lightning.LightningModule):
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
             lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
             quantization: of the weights beside adapters: nf4, fp4, int8, or keys of transformers' BitsAndBytesConfig.
+            gguf_file: file in name_or_path whose weights are dequantised, once, into .lrsa_cache; needs package gguf.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
@@ -97,7 +99,7 @@ class LongContextModule(lightning.LightningModule):
         """
         super().__init__()
         self.attention = self.step_attention = attention  # the mode, and that of the current step alone
-        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization)
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization, gguf_file)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas

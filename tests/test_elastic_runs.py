@@ -12,8 +12,8 @@ import yaml
 from lrsa_lightning import LRSA
 from lrsa_lightning.attention.retention import Retention
 from lrsa_lightning.cli import main
-from lrsa_lightning.export import export
 from lrsa_lightning.flops import DecoderFlops
+from lrsa_lightning.model_folder.export import export
 from tests.conftest import TINY_MODEL
 from tests.runs import callback, checkpoints, command, kept_curve, losses, metrics, refusal
 

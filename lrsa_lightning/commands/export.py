@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 
 A checkpoint is a file, or a folder of ZeRO's ranks. The Hugging Face folder has safetensors, config.json, the tokenizer
 and the generation configuration, a model card and custom_generate/. config.json names the run's rule under "lrsa".
 `lrsa generate`, `lrsa chat` and `lrsa lm_eval` follow it, and so does transformers after `import lrsa_lightning`, or
-with custom_generate=FOLDER. Other engines run full attention.
+with custom_generate=FOLDER, and vLLM with lrsa-lightning installed. Engines that do not know it refuse the folder.
 Examples: lrsa export runs/NAME --output exported
           lrsa export runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
           lrsa export ADAPTER_FOLDER --output merged
@@ -46,7 +46,7 @@ def run(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     import torch
 
-    from lrsa_lightning.export import export
+    from lrsa_lightning.model_folder.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
     flags = {"adapter": options.adapter, "overwrite": options.overwrite, "serving_ratio": options.serving_ratio}

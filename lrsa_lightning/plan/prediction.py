@@ -8,9 +8,10 @@ Where steps differ in their attention, the memory is that of the steps that need
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from lrsa_lightning.devices import Device
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import (
+from lrsa_lightning.decoder_sizes import feed_forward_size
+from lrsa_lightning.plan.devices import Device
+from lrsa_lightning.plan.layer_shape import LayerShape
+from lrsa_lightning.plan.memory import (
     AUTO_FRACTION,
     LOSS_BACKWARD,
     LOSS_FORWARD,
@@ -183,7 +184,7 @@ def _at_ruler_check(run: Run, states: States, device: Device) -> Components:
     resident, ruler, precision = _resident(states), run.ruler, run.bytes_of
     element = max(precision.element, precision.weights)  # caches have the dtype of the weights
     piece = ruler.rows * min(ruler.prefill_chunk_size, max(ruler.lengths))
-    activations = piece * precision.element * (3 * run.config.intermediate_size + 6 * run.config.hidden_size)
+    activations = piece * precision.element * (3 * feed_forward_size(run.config) + 6 * run.config.hidden_size)
     free = device.usable - sum(resident.values()) - states.gathered
     caches = min(ruler.cache_bytes(run.config, element), max(0, int(_CACHES_MAY_TAKE * free)))
     return resident | {

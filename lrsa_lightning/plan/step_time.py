@@ -1,12 +1,13 @@
 """Seconds of an optimizer step and of a run: an estimate from rates, good to about 15% where they were measured."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lrsa_lightning.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
+from lrsa_lightning.plan.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
+from lrsa_lightning.plan.layer_shape import LayerShape, like_layers
+from lrsa_lightning.plan.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import received_bytes
 from lrsa_lightning.plan.states import Update
@@ -105,17 +106,20 @@ def _ruler(run: Run, shapes: list[LayerShape], device: Device, step: float) -> l
         return [0.0]
     rating = 0.0
     for _, length, mode in run.ruler.cells():
-        shape = LayerShape.of(run.config, mode, run.ruler.num_samples, length, shapes[0].element)
-        rating += device.seconds(forward_work(shape) * run.size.layers)
+        for layer, number in Counter(like_layers(run.config, mode, length)).items():
+            settings = run.ruler.num_samples, length, shapes[0].element
+            shape = LayerShape.of(run.config, mode, *settings, layer_idx=layer)
+            rating += device.seconds(forward_work(shape) * number)
     rating /= run.division.devices  # ranks share the samples
     # A rank with fewer samples still makes all passes, in smaller batches. The prefill also rates the references.
     has_all_weights = run.division.kind != "fsdp2" and run.division.stage < 3
     of_layer = SECONDS_OF_A_NEW_TOKEN[device.has_graphs and has_all_weights]
     answering = rating + run.ruler.new_tokens() * run.size.layers * of_layer
-    trained = run.ruler.every_n_steps * step
+    trained = (run.ruler.every_n_steps or run.max_steps or 0) * step
     ends, between = {"always": (answering, answering), "ends": (answering, rating), "never": (rating, rating)}[
         run.ruler.generation
     ]
+    first = trained if run.ruler.every_n_steps is None else 0.0
     number = 0 if run.max_steps is None else run.ruler.num_checks(run.max_steps)
-    checks = [(ends, 0.0), *[(between, trained)] * (number - 2), (ends, trained)][:number]
+    checks = [(ends, first), *[(between, trained)] * (number - 2), (ends, trained)][:number]
     return [run.ruler.seconds(*check) for check in [(answering, trained), *checks]]

@@ -6,6 +6,7 @@ from math import inf
 
 import pytest
 import torch
+from transformers import Qwen2Config
 
 from lrsa_lightning import LRSA, Vanilla, generate
 from lrsa_lightning.attention import flex
@@ -14,7 +15,7 @@ from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import save_mode, saved_mode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.flops import DecoderFlops
-from lrsa_lightning.recompute import set_policies
+from lrsa_lightning.recompute.policies import set_policies
 from tests.conftest import make_model
 
 RATIOS = [1.0, 0.5, 0.25]
@@ -146,7 +147,7 @@ def test_two_models_in_a_process_have_steps_of_their_own():
 
 def test_the_operations_of_a_step_are_those_of_its_ratio():
     """By hand: chunks 0 and 1 are causal. A query of chunk 2 sees the sink, M, chunk 1, and its own up to itself."""
-    decoder, mode = DecoderFlops(layers=2, token=5, pair=7, label_token=11), LRSA(**ELASTIC)
+    decoder, mode = DecoderFlops(Qwen2Config(num_hidden_layers=2), token=5, pair=7, label_token=11), LRSA(**ELASTIC)
     length = 4 + 3 * 16  # the sink and three chunks
     causal, last_chunk = 36 * 37 // 2, 16 * 17 // 2
     for step in range(STEPS):

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrsa_lightning import LRSA, recompute_choice
+from lrsa_lightning import LRSA
 from lrsa_lightning.cli import main
-from lrsa_lightning.devices import H100
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.optimizer import OptimizerSettings
-from lrsa_lightning.plan import predict
+from lrsa_lightning.plan import predict, recompute_choice
+from lrsa_lightning.plan.devices import H100
 from lrsa_lightning.plan.division import Division
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from tests.conftest import make_model
 from tests.plan.runs import KEYS_1_5B, run_of
 from tests.runs import command

@@ -4,7 +4,7 @@ import pytest
 
 from lrsa_lightning.commands.training import make_parser
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.path_names import checked_name
+from lrsa_lightning.files.path_names import checked_name
 from lrsa_lightning.sweep import build_command, make_cells, read_sweep
 
 

@@ -60,6 +60,11 @@ class ModelSource:
         return "chatml" if self.tokenizer.chat_template else "base"
 
     @property
+    def seq_len(self) -> int | None:
+        """The run's training length; None for another model."""
+        return None if self._checkpoint is None else self._checkpoint.run["data"].get("seq_len")
+
+    @property
     def attention(self) -> AttentionMode:
         """The mode that the run trained with, or that config.json names; else full attention, and a line says so.
 

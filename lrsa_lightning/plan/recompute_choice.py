@@ -102,10 +102,7 @@ def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
     shared = isinstance(strategy, SequenceParallelStrategy)
     sequence = strategy.sequence_parallel if shared else SequenceParallel()
     is_fused = module.fused_layers is not False and not missing(device_type)
-    shape = rank_shape(
-        module.model.config.get_text_config(decoder=True),
-        module.attention.for_length(module.seq_len),
-        sequence,
+    settings = (
         getattr(trainer.datamodule, "micro_batch_size", 1),
         module.seq_len,
         precision.element,
@@ -113,6 +110,11 @@ def _shape(module: LightningModule, trainer: Trainer) -> LayerShape:
         is_fused,
         0,
     )
+    config = module.model.config.get_text_config(decoder=True)
+    modes = [mode for mode, _ in module.attention.for_length(module.seq_len).phases()]
+    # Steps may differ in their attention: that of the most memory must fit.
+    shapes = (rank_shape(config, mode, sequence, *settings) for mode in modes)
+    shape = max(shapes, key=lambda shape: shape.attention_bytes)
     adapters = adapters_of(module.model.get_decoder().layers)
     is_plain = module.starting_model.quantisation is None and (adapters is None or not adapters.in_mlp)
     return replace(shape, has_fused_mlp=is_fused and is_plain and has_fused_mlp(device_type), adapters=adapters)

@@ -99,6 +99,10 @@ class Run:
         """
         return accumulation_steps(self.global_batch_size, self.rows, self.division.data_parallel_size)
 
+    def phases(self) -> "list[tuple[Run, float]]":
+        """The run with each attention that its steps can have, alone; and the part of the steps that has it."""
+        return [(replace(self, mode=mode), part) for mode, part in self.mode.phases()]
+
     def shapes(self) -> list[LayerShape]:
         """The layers as one rank sees them.
 

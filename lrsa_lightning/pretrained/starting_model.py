@@ -12,6 +12,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.lora.adapters import LoraSettings, adapted
 from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.pretrained.decoder import load_config, load_model
+from lrsa_lightning.pretrained.gguf_file import dequantised, find_file
 from lrsa_lightning.pretrained.quantisation import Quantisation
 from lrsa_lightning.pretrained.weights import check_folder, check_quantisation
 
@@ -30,6 +31,7 @@ class StartingModel:
         rope_parameters: override those of the model.
         lora: new adapters; None trains all weights, or the adapters of name_or_path.
         quantization: of the weights beside adapters in training: a word or a mapping for `Quantisation`.
+        gguf_file: of name_or_path, which holds the weights; None for a Hugging Face folder.
     """
 
     name_or_path: str | None = None
@@ -37,11 +39,16 @@ class StartingModel:
     rope_parameters: dict[str, Any] | None = None
     lora: LoraSettings | None = None
     quantization: str | dict[str, Any] | None = None
+    gguf_file: str | None = None
 
     def __post_init__(self):
         """Raises InputError unless name_or_path or from_config is given, lora has a base and quantization has lora."""
         if (self.name_or_path is None) == (self.from_config is None):
             raise InputError("give exactly one of model.name_or_path (pretrained) and model.from_config (random)")
+        if self.gguf_file is not None:
+            if self.name_or_path is None:
+                raise InputError("model.gguf_file is a file of model.name_or_path: give the folder that contains it")
+            find_file(self.name_or_path, self.gguf_file)
         if self.lora is not None and self.from_config is not None:
             raise InputError(
                 "model.lora trains adapters beside pretrained weights, but model.from_config makes random ones, which "
@@ -60,9 +67,18 @@ class StartingModel:
         return cls(**given | {"lora": given["lora"] and LoraSettings(**given["lora"])})
 
     @cached_property
+    def pretrained(self) -> str | None:
+        """Hub id or folder of the pretrained model or adapter, made of the GGUF file if one is given."""
+        if self.name_or_path is None or self.gguf_file is None:
+            return self.name_or_path
+        return dequantised(self.name_or_path, self.gguf_file)
+
+    @cached_property
     def folder(self) -> AdapterFolder | None:
         """The adapter that name_or_path names, if it names one."""
-        return None if self.name_or_path is None else AdapterFolder.of(self.name_or_path)
+        if self.name_or_path is None or self.gguf_file is not None:
+            return None
+        return AdapterFolder.of(self.name_or_path)
 
     @property
     def has_adapters(self) -> bool:
@@ -92,7 +108,7 @@ class StartingModel:
         Raises:
             InputError: the model cannot be found, or a key is wrong.
         """
-        return load_config(self.name_or_path, self.from_config, self.rope_parameters)
+        return load_config(self.pretrained, self.from_config, self.rope_parameters)
 
     def check(self, config) -> None:
         """Checks the files of weights, and whether the adapters fit the model, without reading a weight.
@@ -124,7 +140,7 @@ class StartingModel:
             frozen_dtype: of weights beside adapters; torch's default dtype if None, as for all that is trained.
         """
         if not self.has_adapters:
-            return load_model(config, self.name_or_path)
+            return load_model(config, self.pretrained)
         device = torch.get_default_device()
         if self.quantisation is not None:  # the device quantises
             return self.load_adapted(config, frozen_dtype, self.quantisation).get_base_model()
@@ -152,7 +168,7 @@ class StartingModel:
 
     @property
     def _base(self) -> str | None:
-        return self.name_or_path if self.folder is None else self.folder.base
+        return self.pretrained if self.folder is None else self.folder.base
 
     def _adapted(self, model: "PreTrainedModel") -> "PeftModel":
         if self.folder is None:

@@ -77,15 +77,31 @@ def check_quantisation(config, name_or_path: str) -> None:
 def read_pretrained(config, name_or_path: str, dtype: torch.dtype, quantised: dict[str, Any] | None = None):
     """A causal decoder with the weights of a folder or hub id, in evaluation mode; on the CPU, but for quantised ones.
 
+    Raises:
+        InputError: the weights cannot be read, or are not exactly those of the model.
+    """
+    check_folder(name_or_path)
+    check_quantisation(config, name_or_path)
+    return read_complete(config, name_or_path, f"model.name_or_path {name_or_path}", dtype, **(quantised or {}))
+
+
+def read_complete(config, name_or_path: str, whose: str, dtype: torch.dtype, **arguments):
+    """A causal decoder with all of its weights from transformers' `from_pretrained`, in evaluation mode.
+
     transformers alone would fill missing weights with random numbers, and only warn.
+
+    Args:
+        config: the model's.
+        name_or_path: folder or hub id.
+        whose: what the weights are of, for errors: the user's key and its value.
+        dtype: of the weights.
+        arguments: further ones of `from_pretrained`.
 
     Raises:
         InputError: the weights cannot be read, or are not exactly those of the model.
     """
     from transformers import AutoModelForCausalLM
 
-    check_folder(name_or_path)
-    check_quantisation(config, name_or_path)
     try:
         with _without_warnings():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -94,17 +110,17 @@ def read_pretrained(config, name_or_path: str, dtype: torch.dtype, quantised: di
                 dtype=dtype,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **(quantised or {}),
+                **arguments,
                 ignore_mismatched_sizes=True,  # _check_complete names them with everything else that does not fit
             )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise InputError(f"the weights of model.name_or_path {name_or_path} cannot be read: {said}") from error
-    _check_complete(info, name_or_path)
-    _tie(model, name_or_path)
-    check_finite(model, f"model.name_or_path {name_or_path}", "take another trainer.precision or model")
+        raise InputError(f"the weights of {whose} cannot be read: {said}") from error
+    _check_complete(info, whose)
+    _tie(model, whose)
+    check_finite(model, whose, "take another trainer.precision or model")
     return model
 
 
@@ -115,7 +131,7 @@ def check_finite(model, whose: str, way_out: str) -> None:
             raise InputError(f"{whose}: {name} is NaN or infinite in {str(parameter.dtype)[6:]}; {way_out}")
 
 
-def _check_complete(info: dict[str, Collection], name_or_path: str) -> None:
+def _check_complete(info: dict[str, Collection], whose: str) -> None:
     faults = []
     if missing := info["missing_keys"]:
         faults.append(f"lack {listed(sorted(missing))}")
@@ -125,19 +141,19 @@ def _check_complete(info: dict[str, Collection], name_or_path: str) -> None:
         faults.append(f"have {name} in shape {[*saved]}, not {[*wanted]}")
     if faults:
         raise InputError(
-            f"the weights of model.name_or_path {name_or_path} are not those of its config.json: they "
+            f"the weights of {whose} are not those of its configuration: they "
             f"{', '.join(faults[:3])}. Give the folder of a complete causal language model"
         )
 
 
-def _tie(model, name_or_path: str) -> None:
+def _tie(model, whose: str) -> None:
     """Ties the head to the embedding if the configuration says so: transformers does not if the files hold a head."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not model.config.get_text_config().tie_word_embeddings or head.weight is embedding.weight:
         return
     if not torch.equal(head.weight, embedding.weight):
         raise InputError(
-            f"model.name_or_path {name_or_path}: config.json ties the head to the embedding, but their weights differ: "
+            f"{whose}: config.json ties the head to the embedding, but their weights differ: "
             "set tie_word_embeddings to false in config.json"
         )
     head.weight = embedding.weight

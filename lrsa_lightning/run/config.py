@@ -66,7 +66,10 @@ class RunConfig:
         if not isinstance(mode, dict) or "class_path" not in mode:
             return str(mode or "")
         arguments = _mapping(mode.get("init_args"))
-        sizes = [f"{key}={arguments[key]}" for key in ("lag_size", "retention_ratio", "sink_size") if key in arguments]
+        names = ["lag_size", "retention_ratio", "sink_size"]
+        if isinstance(arguments.get("retention_ratio"), list):
+            names[2:2] = ["retention_weights", "retention_schedule"]
+        sizes = [f"{name}={arguments[name]}" for name in names if arguments.get(name) is not None]
         return str(mode["class_path"]).rsplit(".", 1)[-1] + (f"({', '.join(sizes)})" if sizes else "")
 
     @property
@@ -86,6 +89,14 @@ class RunConfig:
         named = {f"data.{key}": value for key, value in data.items() if key not in _NO_EFFECT_ON_SAMPLES}
         named |= {f"trainer.{key}": trainer[key] for key in ("max_steps", "max_epochs") if key in trainer}
         return named | {key: self.values[key] for key in ("seed_everything",) if key in self.values}
+
+    @property
+    def but_seed(self) -> dict[str, Any]:
+        """What decides on the trained model, but the seed, by dotted key; empty without configuration."""
+        no_effect = {"seed_everything", "data.seed", *(f"data.{key}" for key in _NO_EFFECT_ON_SAMPLES)}
+        limits = ("trainer.max_steps", "trainer.max_epochs")
+        deciding = (key for key in self.keys if key.startswith(("model.", "data.")) or key in limits)
+        return {key: self.keys[key] for key in deciding if key not in no_effect}
 
     @property
     def cache_sizes(self) -> dict[str, Any]:

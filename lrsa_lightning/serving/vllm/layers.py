@@ -12,7 +12,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
 
 from lrsa_lightning.attention.lrsa import LRSA
-from lrsa_lightning.serving.vllm.backends import compressed
+from lrsa_lightning.serving.vllm.backends.choice import compressed
 from lrsa_lightning.serving.vllm.cache_spec import LagSpec
 from lrsa_lightning.serving.vllm.settings import served_mode
 

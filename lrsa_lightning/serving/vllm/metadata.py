@@ -15,6 +15,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.serving.vllm.cache_spec import LagSpec
 from lrsa_lightning.serving.vllm.layout import BlockLayout
 from lrsa_lightning.serving.vllm.steps import Move, Piece, Round, cut
+from lrsa_lightning.serving.vllm.tables import PieceTables, compact_table, compressed_chunks
 
 
 @dataclass(frozen=True)
@@ -91,54 +92,38 @@ class LagBuilder:
 
     def _compacted(self, common: CommonAttentionMetadata) -> CommonAttentionMetadata:
         """With compact tables and lengths, in buffers that CUDA graphs may keep."""
-        table_RW, lengths_R = common.block_table_tensor, common.seq_lens
+        layout, table_RW, ends_R = self.layout, common.block_table_tensor, common.seq_lens
         if self._buffers is None:
-            width = table_RW.shape[1]
-            self._buffers = (
-                table_RW.new_zeros(self._most_requests, width),
-                lengths_R.new_zeros(self._most_requests),
-            )
-        compact_RW, held_R = (buffer[: len(lengths_R)] for buffer in self._buffers)
-        rows = common.query_start_loc
-        compressed_R = self._compressed(lengths_R - (rows[1:] - rows[:-1]))
-        columns_RW = self.layout.compact_columns(table_RW.shape[1], compressed_R)
-        torch.gather(table_RW, 1, columns_RW, out=compact_RW)
-        held_R.copy_(self.layout.held_len(lengths_R, compressed_R))
-        bounds = common.seq_lens_cpu_upper_bound
-        rows = common.query_start_loc_cpu
-        bounds = self.layout.held_len(bounds, self._compressed(bounds - (rows[1:] - rows[:-1])))
+            size = self._most_requests
+            self._buffers = table_RW.new_zeros(size, table_RW.shape[1]), ends_R.new_zeros(size)
+        compact_RW, held_R = (buffer[: len(ends_R)] for buffer in self._buffers)
+        compressed_R = compressed_chunks(layout, ends_R, common.query_start_loc)
+        compact_table(layout, table_RW, compressed_R, out=compact_RW)
+        held_R.copy_(layout.held_len(ends_R, compressed_R))
+        ends_cpu = common.seq_lens_cpu_upper_bound
+        held_cpu = layout.held_len(ends_cpu, compressed_chunks(layout, ends_cpu, common.query_start_loc_cpu))
         return common.replace(
             block_table_tensor=compact_RW,
             seq_lens=held_R,
-            seq_lens_cpu_upper_bound=bounds,
-            max_seq_len=int(bounds.max()),
+            seq_lens_cpu_upper_bound=held_cpu,
+            max_seq_len=int(held_cpu.max()),
             _num_computed_tokens_cache=None,
         )
 
-    def _compressed(self, positions_R: Tensor) -> Tensor:
-        rule = self.layout.rule
-        chunk_R = torch.div(positions_R - rule.sink_size, rule.lag_size, rounding_mode="floor")
-        return (chunk_R - 1).clamp(min=0).long()
-
     def _part(self, common: CommonAttentionMetadata, pieces: list[Piece]) -> CommonAttentionMetadata:
         """The metadata of some pieces, as of a batch of their own."""
-        layout, table_RW = self.layout, common.block_table_tensor
-        requests = torch.tensor([piece.request for piece in pieces], device=table_RW.device)
-        compressed = [layout.compressed_for(piece.start) for piece in pieces]
-        columns_RW = layout.compact_columns(table_RW.shape[1], torch.tensor(compressed, device=table_RW.device))
-        held = [layout.held_len(piece.end, count) for piece, count in zip(pieces, compressed, strict=True)]
-        counts = torch.tensor([0, *(len(piece.rows) for piece in pieces)])
-        rows_cpu, held_cpu = counts.cumsum(0, dtype=torch.int32), torch.tensor(held, dtype=torch.int32)
+        tables = PieceTables.of(self.layout, pieces, common.block_table_tensor)
+        held_cpu, num_rows = torch.tensor(tables.held, dtype=torch.int32), int(tables.rows[-1])
         return CommonAttentionMetadata(
-            query_start_loc=rows_cpu.to(table_RW.device),
-            query_start_loc_cpu=rows_cpu,
-            seq_lens=held_cpu.to(table_RW.device),
+            query_start_loc=tables.rows.to(self.device),
+            query_start_loc_cpu=tables.rows,
+            seq_lens=held_cpu.to(self.device),
             seq_lens_cpu_upper_bound=held_cpu,
             num_reqs=len(pieces),
-            num_actual_tokens=int(rows_cpu[-1]),
-            max_query_len=int(counts.max()),
-            max_seq_len=max(held),
-            block_table_tensor=table_RW[requests].gather(1, columns_RW),
-            slot_mapping=common.slot_mapping[: int(rows_cpu[-1])],
+            num_actual_tokens=num_rows,
+            max_query_len=max(len(piece.rows) for piece in pieces),
+            max_seq_len=max(tables.held),
+            block_table_tensor=tables.table_RW,
+            slot_mapping=common.slot_mapping[:num_rows],
             causal=common.causal,
         )

@@ -120,7 +120,7 @@ def fitting_block_size(rule: LagRule, unit: int, usual: int) -> int:
     """
     fitting = [size for size in range(unit, max(unit, usual) + 1, unit) if gcd(rule.lag_size, rule.kept) % size == 0]
     if not fitting:
-        raise _refusal(rule, unit, "vLLM's blocks here hold multiples of {unit} tokens")
+        raise _no_block(rule, unit)
     return fitting[-1]
 
 
@@ -139,12 +139,13 @@ def check_block_size(rule: LagRule, block_size: int, unit: int) -> None:
     )
 
 
-def _refusal(rule: LagRule, unit: int, reason: str) -> InputError:
+def _no_block(rule: LagRule, unit: int) -> InputError:
     if rule.lag_size % unit:
         way_out = f"only a lag_size that is a multiple of {unit} can be served"
     else:
         near = sorted({max(unit, rule.kept // unit * unit), min(rule.lag_size, -(-rule.kept // unit) * unit)})
         way_out = f"take a retention_ratio of {' or '.join(f'{kept / rule.lag_size:g}' for kept in near)}"
     return InputError(
-        f"LRSA: {reason.format(unit=unit)}, and a compressed chunk keeps {rule.kept} of {rule.lag_size}: {way_out}"
+        f"LRSA: vLLM's blocks hold multiples of {unit} tokens here, and a compressed chunk keeps {rule.kept} of "
+        f"{rule.lag_size}: {way_out}"
     )

@@ -8,8 +8,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.callbacks.pictures import log_picture
-from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.metrics import METRICS, Row, points, read_rows, smooth
 from lrsa_lightning.plots import limits, literal
 from lrsa_lightning.ranges import DecayRate, PositiveInt, checked

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.ruler.progress import ProgressLines
 from lrsa_lightning.step_log import StepRow

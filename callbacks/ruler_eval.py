@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrsa_lightning.callbacks.ruler_check import run_check
 from lrsa_lightning.callbacks.ruler_report import records_path, report_check
 from lrsa_lightning.data.template import TemplateName, answer_ends
-from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.files.disk import BestEffort
+from lrsa_lightning.pretrained.decoder import check_length
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.check_time import CheckTime

@@ -9,7 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from lrsa_lightning.callbacks.pictures import log_picture
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.ruler.heat_map import draw_depths
 from lrsa_lightning.ruler.records import CellName, Record, write_records
 from lrsa_lightning.ruler.results import cell_scores, metrics, table

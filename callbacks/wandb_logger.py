@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.files.disk import BestEffort
 
 
 class WandbLogger(loggers.WandbLogger):

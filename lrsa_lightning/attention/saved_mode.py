@@ -3,7 +3,7 @@
 from typing import Any
 
 from lrsa_lightning.attention.base import AttentionMode
-from lrsa_lightning.attention.lrsa import LRSA, SETTINGS
+from lrsa_lightning.attention.lrsa import LRSA, SETTINGS, TRAINED_RATIOS
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.saved_settings import KEY, save_settings, saved_settings
 
@@ -23,9 +23,11 @@ def saved_mode(config) -> LRSA | None:
     if settings is None:
         return None
     expected = f"give it {', '.join(SETTINGS)}"
-    if not isinstance(settings, dict) or not settings.keys() <= {*SETTINGS}:
+    if not isinstance(settings, dict) or not settings.keys() <= {*SETTINGS, TRAINED_RATIOS}:
         raise InputError(f"config.json: {KEY} is {settings!r}: {expected}")
+    rule = {name: value for name, value in settings.items() if name != TRAINED_RATIOS}
     try:
-        return LRSA(**settings)
+        mode = LRSA(**rule)
+        return mode.trained_for(settings[TRAINED_RATIOS]) if TRAINED_RATIOS in settings else mode
     except (InputError, TypeError) as error:
         raise InputError(f"config.json: {KEY}: {error}") from error

@@ -70,6 +70,7 @@ COMMANDS = {
     "eval": _own("eval", "score a model on RULER: lrsa eval --checkpoint runs/NAME/checkpoints/last.ckpt"),
     "ruler": _own("ruler", "write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler"),
     "report": _own("report", "compare runs in tables, figures and a page: lrsa report runs/A runs/B"),
+    "diagnose": _own("diagnose", "show what a rule keeps of texts: lrsa diagnose runs/NAME --data FILE"),
     "export": _own("export", "make a Hugging Face folder of a run: lrsa export runs/NAME --output exported"),
     "lm_eval": Command(
         "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",

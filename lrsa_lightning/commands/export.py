@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.script_parser import ScriptParser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 
@@ -40,7 +40,7 @@ def run(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     import torch
 
-    from lrsa_lightning.export import export
+    from lrsa_lightning.model_folder.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
     checkpoint = export(options.source, options.output, dtype, options.adapter, options.overwrite)

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Shows the data of a configuration: lengths before and after, label tokens, languages, and a sample.
 

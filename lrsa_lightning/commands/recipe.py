@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import AtLeastTwo, NonNegativeInt, PositiveInt, PositiveUnitInterval
 from lrsa_lightning.recipe.folder import MANIFEST, TRAIN, Recipe, make_folder
 from lrsa_lightning.ruler.sources import Sources

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Makes Table 1 and Figures 2 to 4 of the paper, and an HTML page with them, from one or several runs.
 

@@ -20,7 +20,8 @@ from lrsa_lightning.callbacks import (
     StopOnSignal,
 )
 from lrsa_lightning.callbacks.run_begins import FirstStep
-from lrsa_lightning.command_line import PARSER_MODE, Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
 from lrsa_lightning.configs import CONFIG_DIR
@@ -28,18 +29,17 @@ from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.finished_run import FinishedRun
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan.at_start import announce
-from lrsa_lightning.rank_guard import compare_ranks
-from lrsa_lightning.resume_guard import check_resume
-from lrsa_lightning.run_claim import claimed, run_name_for_processes
-from lrsa_lightning.run_directory import RunDirectory, is_global_first
-from lrsa_lightning.run_start import RunStart
-from lrsa_lightning.saved_config import contents, dump
-from lrsa_lightning.secret_values import Secrets
+from lrsa_lightning.run.claim import claimed, run_name_for_processes
+from lrsa_lightning.run.directory import RunDirectory, is_global_first
+from lrsa_lightning.run.rank_guard import compare_ranks
+from lrsa_lightning.run.resume_guard import check_resume
+from lrsa_lightning.run.saved_config import contents, dump
+from lrsa_lightning.run.secret_values import Secrets
+from lrsa_lightning.run.start import RunStart
 from lrsa_lightning.trained_model import read_state
 from lrsa_lightning.trainer import RangedTrainer
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from lrsa_lightning.devices import DEVICES, Device, find_device
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.plan.devices import DEVICES, Device, find_device
 from lrsa_lightning.plan.prediction import predict
 from lrsa_lightning.plan.report import verdict
 from lrsa_lightning.plan.run import Run

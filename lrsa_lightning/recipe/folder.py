@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.atomic_text import write_text
 from lrsa_lightning.recipe.maker import Made, RowMaker, make_rows
 from lrsa_lightning.recipe.rows import Fitter
 from lrsa_lightning.recipe.split import split

@@ -11,11 +11,11 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import AutoConfig
 
-from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.attention import LRSA
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
+from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.saved_settings import save_settings
 
 _SETTINGS = tuple(inspect.signature(LRSA).parameters)

@@ -9,9 +9,9 @@ import torch
 
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.plan import PlanCLI
-from lrsa_lightning.devices import H100
 from lrsa_lightning.plan import at_start
 from lrsa_lightning.plan.at_start import announce
+from lrsa_lightning.plan.devices import H100
 from tests.conftest import TINY_MODEL
 from tests.plan.runs import KEYS_1_5B
 from tests.refusals import cases, refused

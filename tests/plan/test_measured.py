@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from lrsa_lightning import LRSA, Vanilla
-from lrsa_lightning.devices import H100
 from lrsa_lightning.plan import predict, prediction
+from lrsa_lightning.plan.devices import H100
 from tests.plan.runs import run_of
 
 LONG = {"seq_len": 131072}

@@ -9,7 +9,7 @@ from lrsa_lightning.cli import main
 from lrsa_lightning.report import Run
 from lrsa_lightning.report.arms import Arm, arms_of, columns_of, difference, estimate
 from lrsa_lightning.report.comparison import compare
-from lrsa_lightning.run_config import RunConfig
+from lrsa_lightning.run.config import RunConfig
 from tests.refusals import refused
 from tests.report.conftest import records
 

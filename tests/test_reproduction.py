@@ -14,6 +14,7 @@ import yaml
 from lrsa_lightning.cli import main
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.recipe.folder import Recipe
+from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.sweep import make_cells, read_sweep
 from tests.gguf_files import make_llama, write_gguf
 from tests.recipe.conftest import write_sources
@@ -127,3 +128,27 @@ def test_the_chain_runs_on_a_tiny_model(small, capsys):
     assert [row for row in rows if row[0] == "| vanilla"] == [["| vanilla", "2", budget] for budget in budgets]
     for arm in ("base", "elastic"):  # of the means, then of the differences
         assert [row for row in rows if row[0] == f"| {arm}"] == [[f"| {arm}", "1", budget] for budget in budgets] * 2
+    assert _exported_predictions() == _predictions(Path("runs/elastic/ruler/step-000002.jsonl"))
+
+
+def _exported_predictions() -> dict:
+    """Of the exported elastic model under `lrsa eval`, on the essays that the recipe held out."""
+    main(["export", "runs/elastic", "--output", "tuned"])
+    options = {
+        "tasks": "niah_single_2",
+        "lengths": 1600,
+        "num_samples": 2,
+        "template": "chatml",
+        "precision": "float32",
+    }
+    options |= {"essays": "data/smollm2/recipe/essays.json", "batch_size": 4}
+    given = [f"--{key}={value}" for key, value in options.items()]
+    main(["eval", "--model=tuned", "--output=scores", "--budgets", "1", "0.5", "0.25", *given])
+    return _predictions(Path("scores/results.jsonl"))
+
+
+def _predictions(path: Path) -> dict:
+    """By sample and budget, of the needle's task."""
+    own = [record for record in read_records(path) if record.task == "niah_single_2"]
+    assert len(own) == 6
+    return {(record.digest, record.budget): record.prediction for record in own}

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lrsa_lightning.attention import LRSA
-from lrsa_lightning.attention.lrsa import SETTINGS
+from lrsa_lightning.attention.lrsa import ELASTIC_SETTINGS, SETTINGS
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.saved_settings import save_settings
 
-_SETTINGS = tuple(inspect.signature(LRSA).parameters)
+_SETTINGS = tuple(name for name in inspect.signature(LRSA).parameters if name not in ELASTIC_SETTINGS)
 # lm-eval hands keys that it does not know on to transformers, which takes some of them without a word.
 _KEYS = {*inspect.signature(HFLM).parameters, "device_map"} - {"self", "kwargs"}
 

@@ -11,6 +11,7 @@ from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.saved_settings import KEY
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
     if not version.startswith(TESTED):
         raise InputError(f"LRSA: vLLM {version} is untested, and its classes change; install {TESTED[0]}*")
     mode.check(vllm_config.model_config.hf_config)
+    check_shape(vllm_config.model_config.hf_config)
     if not mode.rule().drops_tokens:
         return  # full attention, by vLLM's own layers
     for option, reason in _inexact(vllm_config).items():
@@ -105,6 +107,19 @@ def _inexact(vllm_config: Any) -> dict[str, str]:
         "--kv-sharing-fast-prefill": (bool(cache.kv_sharing_fast_prefill), "it skips queries of a prompt"),
     }
     return {option: reason for option, (is_on, reason) in reasons.items() if is_on}
+
+
+def check_shape(config: Any) -> None:
+    """Refuses a model whose heads vLLM's class of it would misread.
+
+    Raises:
+        InputError: vLLM's tokens would be wrong.
+    """
+    if misreadings(config):
+        raise InputError(
+            "LRSA: vLLM's qwen2 takes hidden_size / num_attention_heads for the size of a head, and this model's "
+            f"head_dim is {config.head_dim}: it cannot be served with vLLM"
+        )
 
 
 def block_sizes(device_type: str) -> tuple[int, int]:

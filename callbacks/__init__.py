@@ -1,6 +1,7 @@
 """Callbacks and loggers, installed as `lrsa_lightning.callbacks`."""
 
 from lrsa_lightning.callbacks.checkpoints import Checkpoints
+from lrsa_lightning.callbacks.diagnosis import Diagnosis
 from lrsa_lightning.callbacks.end_together import EndTogether
 from lrsa_lightning.callbacks.loss_curve import LossCurve
 from lrsa_lightning.callbacks.metrics_file import MetricsFile
@@ -17,6 +18,7 @@ from lrsa_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "Checkpoints",
+    "Diagnosis",
     "EndTogether",
     "LossCurve",
     "MetricsFile",

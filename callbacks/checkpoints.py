@@ -15,11 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrsa_lightning.callbacks.kept_checkpoints import KeptCheckpoints
 from lrsa_lightning.callbacks.monitor import Monitor
 from lrsa_lightning.callbacks.state_check import check_states
-from lrsa_lightning.checkpoint_files import AtomicFiles
+from lrsa_lightning.checkpoints.atomic_files import AtomicFiles
+from lrsa_lightning.checkpoints.host_copy import HostCopies
+from lrsa_lightning.checkpoints.plain_state import LEFT_OUT
 from lrsa_lightning.data.resume_progress import ends_step
 from lrsa_lightning.errors import InputError, Stopped
-from lrsa_lightning.host_copy import HostCopies
-from lrsa_lightning.plain_state import LEFT_OUT
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.step_log import write_steps, writing
 

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.checkpoint_files import BEST, LAST, PARTIAL, link, remove
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.checkpoints.atomic_files import BEST, LAST, PARTIAL, link, remove
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.files.disk import BestEffort
 
 _SCORES = "scores.json"
 

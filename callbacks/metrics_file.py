@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrsa_lightning.atomic_text import append_text, write_text
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.files.atomic_text import append_text, write_text
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.metrics import METRICS, Row
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from lrsa_lightning.collectives import gather_over_ranks
 from lrsa_lightning.data.resume_progress import StepStart, ends_step
 from lrsa_lightning.errors import InputError, Stopped
 from lrsa_lightning.ranges import PositiveInt, checked
-from lrsa_lightning.rank_guard import name_ranks
+from lrsa_lightning.run.rank_guard import name_ranks
 from lrsa_lightning.step_log import StepRow
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrsa_lightning.callbacks.ruler_check import run_check
 from lrsa_lightning.callbacks.ruler_report import records_path, report_check
 from lrsa_lightning.data.template import TemplateName, answer_ends
-from lrsa_lightning.disk import BestEffort
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.files.disk import BestEffort
+from lrsa_lightning.pretrained.decoder import check_length
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.check_time import CheckTime
@@ -54,7 +54,7 @@ class RulerEval(Callback):
         lengths: Sequence[PositiveInt] | None = None,
         budgets: Sequence[PositiveUnitInterval] = (1.0, 0.5, 0.25),
         num_samples: PositiveInt = 8,
-        every_n_steps: PositiveInt = 500,
+        every_n_steps: PositiveInt | None = 500,
         generation: Literal["always", "ends", "never"] = "ends",
         max_seconds: PositiveFiniteFloat | Literal["auto"] | None = "auto",
         lag_divisor: PositiveInt = 32,
@@ -76,7 +76,7 @@ class RulerEval(Callback):
             budgets: retention ratios r of the cache; 1 is dense.
             num_samples: samples of each task and length.
             every_n_steps: optimizer steps between two checks; further checks run before the first step and after the
-                last.
+                last. null: one check alone, after the last step.
             generation: when a check generates answers, besides rating the references: always, at the first and the
                 last one, or never.
             max_seconds: time of a check, which prints what it left out. auto: 35 s for the first one, later a tenth of
@@ -180,10 +180,13 @@ class RulerEval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if step == 0 or (step % self._every_n_steps == 0 and not self._was_checked(trainer, step)):
+        if self._is_due(step) and (step == 0 or not self._was_checked(trainer, step)):
             self._check(trainer, pl_module, at_end=step == 0)
         self._checked_step = step
         self._time.training_goes_on()
+
+    def _is_due(self, step: int) -> bool:
+        return self._every_n_steps is not None and step % self._every_n_steps == 0
 
     @staticmethod
     def _was_checked(trainer: Trainer, step: int) -> bool:
@@ -191,7 +194,7 @@ class RulerEval(Callback):
         return trainer.strategy.broadcast(records_path(trainer, step).exists())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        if trainer.global_step % self._every_n_steps == 0 and trainer.global_step != self._checked_step:
+        if self._is_due(trainer.global_step) and trainer.global_step != self._checked_step:
             write_steps(trainer, before=trainer.global_step - 1)  # callbacks after this one add to the current row
             with trainer.profiler.profile(RULER_CHECK):
                 self._check(trainer, pl_module, at_end=trainer.global_step == trainer.max_steps)

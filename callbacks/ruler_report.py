@@ -9,7 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from lrsa_lightning.callbacks.pictures import log_picture
-from lrsa_lightning.disk import BestEffort
+from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.ruler.heat_map import draw_depths
 from lrsa_lightning.ruler.records import CellName, Record, write_records
 from lrsa_lightning.ruler.results import cell_scores, metrics, table
@@ -42,7 +42,7 @@ def report_check(
     path, picture = records_path(trainer, steps), None
     with effort.attempt():
         write_records(path, records)
-        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
+        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"), f"step {steps}")
     # Lightning counts logged steps from 0: the scores after step n stand beside the loss of step n.
     step = max(0, steps - 1)
     for logger in trainer.loggers:

@@ -3,7 +3,7 @@
 from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.library_errors import computing_has_begun
-from lrsa_lightning.run_start import RunStart
+from lrsa_lightning.run.start import RunStart
 
 
 class FirstStep(Callback):

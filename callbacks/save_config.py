@@ -6,10 +6,10 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from lrsa_lightning.atomic_text import write_text
-from lrsa_lightning.run_config import Changes, RunConfig, describe, newest_config
-from lrsa_lightning.run_directory import WANDB_ID
-from lrsa_lightning.saved_config import MADE_TOKENIZER, dump
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.run.config import Changes, RunConfig, describe, newest_config
+from lrsa_lightning.run.directory import WANDB_ID
+from lrsa_lightning.run.saved_config import MADE_TOKENIZER, dump
 from lrsa_lightning.versions import versions
 
 

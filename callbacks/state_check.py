@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from lightning import Trainer
 
-from lrsa_lightning.plain_state import check_plain
+from lrsa_lightning.checkpoints.plain_state import check_plain
 
 
 def check_states(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dt
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.callbacks.ruler_eval import RULER_CHECK
 from lrsa_lightning.collectives import max_over_ranks
 from lrsa_lightning.flops import DecoderFlops
@@ -99,7 +100,7 @@ class Throughput(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        self._laps[trainer.global_step - 1] = _Lap(self._clock.lap(), self._lengths)
+        self._laps[trainer.global_step - 1] = _Lap(self._clock.lap(), self._lengths, pl_module.step_attention)
         self._lengths = Counter()
         pl_module.step_log.add(_memory(trainer.strategy.root_device))
 
@@ -113,7 +114,7 @@ class Throughput(Callback):
         sharing = 1 if sharding is None else sharding.group.size
         for values, lap in read:
             seconds = lap.seconds | {"compute": compute / len(read)}
-            self._add_step(pl_module, values, lap.lengths, _training(seconds), trainer.world_size, sharing)
+            self._add_step(pl_module, values, lap, _training(seconds), trainer.world_size, sharing)
             values |= {f"throughput/seconds/{part}": value for part, value in seconds.items()}
             if self._steps:
                 values |= {f"throughput/{name}": value for name, value in self._speed(trainer.world_size).items()}
@@ -122,7 +123,7 @@ class Throughput(Callback):
         self,
         pl_module: LightningModule,
         values: Mapping[str, float],
-        lengths: Mapping[int, int],
+        lap: "_Lap",
         seconds: float,
         num_devices: int,
         sharing: int,
@@ -132,7 +133,7 @@ class Throughput(Callback):
         tokens, label_tokens = (now - then for now, then in zip(seen, self._last_seen, strict=True))
         self._last_seen = seen
         labels, trains_weights = label_tokens * sharing // num_devices, not pl_module.starting_model.has_adapters
-        flops = self._decoder.training(lengths, labels, pl_module.attention, trains_weights)
+        flops = self._decoder.training(lap.lengths, labels, lap.attention, trains_weights)
         if not self._is_first:
             self._steps.append(_Step(seconds, tokens, flops.real // sharing, flops.dense // sharing))
         self._is_first = False
@@ -149,10 +150,11 @@ class Throughput(Callback):
 
 
 class _Lap(NamedTuple):
-    """What the host knows at the end of a step: seconds of its parts, and the number of sequences of each length."""
+    """What the host knows at the end of a step: seconds of its parts, how many sequences of each length, the mode."""
 
     seconds: dict[str, float]
     lengths: Counter[int]
+    attention: AttentionMode
 
 
 class _Step(NamedTuple):

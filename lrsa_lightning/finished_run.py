@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lrsa_lightning.callbacks import RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
-from lrsa_lightning.checkpoint_files import read_written
+from lrsa_lightning.checkpoints.atomic_files import read_written
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.data.resume_progress import SavedProgress
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy

@@ -5,7 +5,7 @@ from math import isfinite, nan
 from pathlib import Path
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.files.json_lines import read_lines
 
 METRICS = "metrics.jsonl"
 

@@ -10,8 +10,8 @@ from lrsa_lightning.distributed.choice import check_strategy
 from lrsa_lightning.distributed.optimizers import check_optimizer_strategy
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.optimizer import OptimizerSettings
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.optimizer.settings import OptimizerSettings
+from lrsa_lightning.pretrained.decoder import check_length
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,11 @@ def check_together(config, attention: AttentionMode, seq_len: int, trainer: Trai
     attention.check(config)
     if remark := attention.remark(seq_len, text.num_hidden_layers):
         log.warning(remark)
+    if trainer.training and attention.needs_total_steps and trainer.max_steps == trainer.max_epochs == -1:
+        raise InputError(
+            f"{attention!r} divides the steps of the run, which has no number of steps: set trainer.max_steps or "
+            "trainer.max_epochs"
+        )
     check_strategy(trainer)
     if isinstance(trainer.strategy, SequenceParallelStrategy):
         trainer.strategy.check_sharding(attention, config, seq_len)

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.clipping import clip
 from lrsa_lightning.collectives import sum_over_ranks
 from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers
-from lrsa_lightning.lora import LoraSettings, check_keys, keep_trained, trained_parameters
+from lrsa_lightning.lora.adapters import LoraSettings, check_keys, keep_trained, trained_parameters
 from lrsa_lightning.loss import linear_cross_entropy
 from lrsa_lightning.meter import StepMeter
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.clipping import clip
+from lrsa_lightning.optimizer.schedule import ScheduleSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
+from lrsa_lightning.plan.recompute_choice import policies
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from lrsa_lightning.ranges import (
     AtLeastTwo,
     DecayRate,
@@ -31,10 +34,7 @@ from lrsa_lightning.ranges import (
     PositiveInt,
     checked,
 )
-from lrsa_lightning.recompute import Policy, recompute_of, set_policies
-from lrsa_lightning.recompute_choice import policies
-from lrsa_lightning.schedule import ScheduleSettings
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.recompute.policies import Policy, recompute_of, set_policies
 from lrsa_lightning.step_log import StepLog, write_steps
 from lrsa_lightning.training_model import training_model
 
@@ -67,6 +67,7 @@ class LongContextModule(lightning.LightningModule):
         gradient_checkpointing: bool | None = None,
         lora: LoraSettings | None = None,
         quantization: str | dict[str, Any] | None = None,
+        gguf_file: str | None = None,
     ):
         """
         Args:
@@ -90,14 +91,15 @@ class LongContextModule(lightning.LightningModule):
             gradient_checkpointing: the earlier name of recompute: true is full, false is none.
             lora: low-rank adapters, trained in place of the weights; or a file, as configs/lora/*.yaml.
             quantization: of the weights beside adapters: nf4, fp4, int8, or keys of transformers' BitsAndBytesConfig.
+            gguf_file: file in name_or_path whose weights are dequantised, once, into .lrsa_cache; needs package gguf.
 
         Raises:
             InputError: not exactly one of name_or_path and from_config is given, a number is outside its range, or keys
                 of from_config are wrong; or the learning rate cannot fall so.
         """
         super().__init__()
-        self.attention = attention
-        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization)
+        self.attention = self.step_attention = attention  # the mode, and that of the current step alone
+        self.starting_model = StartingModel(name_or_path, from_config, rope_parameters, lora, quantization, gguf_file)
         self.seq_len = seq_len
         self.lr = lr
         self.betas = betas
@@ -174,7 +176,9 @@ class LongContextModule(lightning.LightningModule):
         return function()
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Draws of dropout depend on their place in the run alone: a resumed run repeats them."""
+        """Draws of ratios and of dropout depend on their place in the run alone: a resumed run repeats them."""
+        total_steps, seed = self.trainer.estimated_stepping_batches, getattr(self.trainer.datamodule, "seed", 0)
+        self.step_attention = self.attention.begin_step(self.trainer.global_step, total_steps, seed)
         if self.starting_model.dropout:
             place = self.trainer.global_step, batch_idx % self.trainer.accumulate_grad_batches, self.global_rank
             torch.manual_seed(Random(f"{self.trainer.datamodule.seed} {place}").getrandbits(63))
@@ -192,6 +196,9 @@ class LongContextModule(lightning.LightningModule):
             self._end_step()
         # Lightning divides by the accumulation steps and the strategy averages over the ranks: undo both.
         return loss * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def on_after_backward(self) -> None:
+        self.attention.end_step()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Without validation files the batch is empty, so that callbacks run. A batch may have no label tokens.
@@ -233,7 +240,8 @@ class LongContextModule(lightning.LightningModule):
         step = self.meter.end_step(sum_over_ranks)
         self.log("train/loss", step.loss, logger=False)  # for callbacks that monitor it
         self.step_log.begin(self.trainer)
-        self.step_log.add({**step.metrics(), "train/lr": self.optimizers().param_groups[0]["lr"]})
+        self.step_log.add(step.metrics() | self.step_attention.step_metrics())
+        self.step_log.add({"train/lr": self.optimizers().param_groups[0]["lr"]})
 
     @property
     def trained_steps(self) -> int:

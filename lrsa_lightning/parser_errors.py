@@ -95,4 +95,10 @@ def _of_union(text: str) -> Complaint:
     listed = listed.rpartition("\nGiven value type: ")[0]
     found = [read_error(member) for member in re.split(r"^- ", textwrap.dedent(listed), flags=re.MULTILINE)[1:]]
     first = next((one for one in found if one.keys), None) or next((one for one in found if one.reason), None)
+    first = first or next((one for one in found if _is_element(one.value, value)), None)
     return first or Complaint(value=value, kinds=tuple(kind for one in found for kind in one.kinds))
+
+
+def _is_element(value: str, given: str) -> bool:
+    """Whether a complaint is about an element of a list."""
+    return given.startswith("[") and value not in ("", given) and value in given

@@ -167,12 +167,17 @@ def _restricted(value: Any, kind: Any, name: str) -> int | float | str:
 
 
 def _member(value: Any, members: tuple, name: str) -> Any:
-    """The value by the first member of a union that accepts it; if none does, the first member's refusal."""
+    """The value by the first member of a union that accepts it; if none does, the first member's refusal.
+
+    Of a list, the refusal is that of a member that is a list: it names the wrong element.
+    """
     if value is None and type(None) in members:
         return None
     members = [member for member in members if member is not type(None)]
     if len(members) == 1:
         return _plain(value, members[0], name)
+    if isinstance(value, list | tuple):
+        members.sort(key=lambda member: member in _WORDS)
     refusals = []
     for member in members:
         kind = get_origin(member) or member

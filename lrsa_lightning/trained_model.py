@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lrsa_lightning.adapter_folder import AdapterOnly
-from lrsa_lightning.checkpoint_files import TAG, is_universal
+from lrsa_lightning.checkpoints.atomic_files import TAG, is_universal
+from lrsa_lightning.checkpoints.last import fault_of, find_last, read_index
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.last_checkpoint import fault_of, find_last, read_index
+from lrsa_lightning.files.yaml_text import read_mapping
 from lrsa_lightning.library_errors import reading
-from lrsa_lightning.lora import check_keys, merged, trained_parameters
-from lrsa_lightning.pretrained_weights import check_finite
-from lrsa_lightning.run_config import newest_config
-from lrsa_lightning.saved_config import MADE_TOKENIZER
+from lrsa_lightning.lora.adapters import check_keys, merged, trained_parameters
+from lrsa_lightning.lora.folder import AdapterOnly
+from lrsa_lightning.pretrained.starting_model import StartingModel
+from lrsa_lightning.pretrained.weights import check_finite
+from lrsa_lightning.run.config import newest_config
+from lrsa_lightning.run.saved_config import MADE_TOKENIZER
 from lrsa_lightning.saved_settings import set_aside
-from lrsa_lightning.starting_model import StartingModel
-from lrsa_lightning.yaml_text import read_mapping
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import Strategy
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.fused import FusedLayers, fuse
 from lrsa_lightning.precision import MasterPrecision
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.pretrained.starting_model import StartingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

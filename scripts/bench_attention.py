@@ -20,9 +20,9 @@ from lrsa_lightning import LRSA
 from lrsa_lightning.attention import fill, flex, lagkv
 from lrsa_lightning.attention.layout import TILE, KVLayout
 from lrsa_lightning.attention.rule import LagRule
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import PositiveInt, PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 from lrsa_lightning.versions import versions
 
 HEADS, KV_HEADS, DIM, SINK = 12, 2, 128, 16

@@ -28,9 +28,9 @@ from bench.processes import Failed, results
 from bench.runs import FLASH_4, Row, Settings
 
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import AtLeastTwo, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 from lrsa_lightning.versions import versions
 
 STRATEGIES = {

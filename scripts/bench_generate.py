@@ -29,9 +29,9 @@ from bench.options import add_model_options, add_row_options
 from bench.prefill import LayerPrefill
 from bench.processes import Failed, results
 
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt, PositiveFiniteFloat, PositiveInt
-from lrsa_lightning.script_parser import ScriptParser
 from lrsa_lightning.versions import versions
 
 AnyRow: TypeAlias = Row | LongestContext | LayerPrefill

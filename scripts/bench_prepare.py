@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.encoder import SampleEncoder
 from lrsa_lightning.data.prepared import prepare
@@ -18,9 +20,7 @@ from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.data.template import make_template
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.haystack import random_words
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt
-from lrsa_lightning.script_parser import ScriptParser
 
 SEQ_LEN = 32768
 

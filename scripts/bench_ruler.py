@@ -23,9 +23,10 @@ from bench.prefill import shape
 from bench_attention import print_versions
 from transformers import AutoModelForCausalLM
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.data.demo import make_demo_data
 from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
@@ -35,7 +36,6 @@ from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from lrsa_lightning.ruler.task_generator import coded_words
 from lrsa_lightning.ruler.tasks import TASKS
-from lrsa_lightning.script_parser import ScriptParser
 
 TASK = "niah_single_1"
 BUDGETS = (1.0, 0.5, 0.25)

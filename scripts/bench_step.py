@@ -31,10 +31,10 @@ from bench.processes import Failed, results
 from bench.runs import Row, Settings, step_rows
 from bench.table import print_profile, print_table
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.flops import DecoderFlops
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
-from lrsa_lightning.script_parser import ScriptParser
 from lrsa_lightning.versions import versions
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from lrsa_lightning.cli import main as lrsa
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.metrics import METRICS, read_rows
-from lrsa_lightning.script_parser import ScriptParser
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("configs") / "demo.yaml"

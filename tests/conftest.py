@@ -140,3 +140,10 @@ def two_steps(arguments, in_tmp_path) -> dict[str, str]:
     arguments |= {"trainer.callbacks": EACH_STEP, "trainer.max_steps": "2"}
     main(command(arguments))
     return arguments
+
+
+@pytest.fixture
+def folder(installed, tmp_path) -> str:
+    """A folder with the model of a file's fixture `installed`."""
+    installed.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from lightning import Callback
 
-from lrsa_lightning import checkpoint_files
+from lrsa_lightning.checkpoints import atomic_files
 from tests.interruptions import SIGNALS
 
 _PATIENCE = 20
@@ -43,9 +43,9 @@ class HeldWrite(Callback):
         self._is_reached = threading.Event()
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._write, self._rank = checkpoint_files.write_synced, trainer.global_rank
+        self._write, self._rank = atomic_files.write_synced, trainer.global_rank
         if trainer.global_rank == self.rank:
-            checkpoint_files.write_synced = self._hold
+            atomic_files.write_synced = self._hold
             if hasattr(trainer.strategy, "deepspeed_engine"):
                 from lrsa_lightning.distributed import zero_files
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from lightning import Callback
 
-from lrsa_lightning import checkpoint_files
+from lrsa_lightning.checkpoints import atomic_files
 
 SIGNALS = {number.name: number for number in signal.Signals}
 
@@ -222,7 +222,7 @@ class KillInSave(Callback):
         if trainer.global_step == self.step:
             names = {"half": "write_synced", "replace": "replace", "link": "replace"}
             name = names[self.moment.split()[-1]]
-            owner = checkpoint_files if name == "write_synced" else os
+            owner = atomic_files if name == "write_synced" else os
             setattr(owner, name, self._deadly(getattr(owner, name)))
 
     def _deadly(self, function):

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config
 
 from lrsa_lightning import LRSA, Vanilla
+from lrsa_lightning.attention.layout import causal_pairs
 from lrsa_lightning.attention.naive import lrsa_mask
-from lrsa_lightning.flops import DecoderFlops, causal_pairs
-from lrsa_lightning.lora import LoraSettings, adapted
+from lrsa_lightning.flops import DecoderFlops
+from lrsa_lightning.lora.adapters import LoraSettings, adapted
+from tests.attention.architectures import build
 from tests.conftest import make_model
 
 SIZES = [(0, 8, 0.5), (4, 8, 0.5), (4, 8, 0.25), (3, 7, 1.0), (16, 4, 0.25)]
@@ -35,15 +38,29 @@ def test_torchs_counter_finds_the_same_products(model_type, keys):
     """Eager attention computes all N squared pairs, masked or not."""
     model, num_tokens = make_model(model_type, **keys), 24
     Vanilla("eager").install(model)
-    flops = DecoderFlops.of(model.config)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False)
-    expected = 2 * num_tokens * (flops.token + flops.label_token + flops.layers * flops.pair * num_tokens)
-    assert counter.get_total_flops() == expected
+    assert counter.get_total_flops() == products(model.config, num_tokens)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_configurations_without_kv_heads_have_one_for_each_head(name):
+    model, num_tokens = build(name, do_layer_norm_before=True), 24
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False)
+    assert counter.get_total_flops() == products(model.config, num_tokens)
+
+
+def products(config, num_tokens: int) -> int:
+    """Operations of a forward of two rows, in which each token is scored against all."""
+    flops = DecoderFlops.of(config)
+    pairs = config.num_hidden_layers * flops.pair * num_tokens
+    return 2 * num_tokens * (flops.token + flops.label_token + pairs)
 
 
 def test_a_step_is_forward_and_twice_as_much_backward():
-    flops = DecoderFlops(layers=3, token=10, pair=2, label_token=100)
+    flops = DecoderFlops(Qwen2Config(num_hidden_layers=3), token=10, pair=2, label_token=100)
     mode = LRSA(lag_size=8, retention_ratio=0.5, sink_size=4, skip_layers=[2])
     step = flops.training({40: 1, 20: 2}, 5, mode)
     rest = 80 * 10 + 5 * 100
@@ -62,7 +79,7 @@ def test_torchs_counter_finds_a_frozen_weight_cheaper():
     adapted(model, LoraSettings(r=1).peft_config())
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, num_tokens, dtype=torch.int64), use_cache=False).logits.sum().backward()
-    pairs = 2 * num_tokens * flops.layers * flops.pair * num_tokens
+    pairs = 2 * num_tokens * model.config.num_hidden_layers * flops.pair * num_tokens
     expected = 2 * 2 * num_tokens * (flops.token + flops.label_token) + 3 * pairs
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lrsa_lightning.callbacks import non_finite_loss
 from lrsa_lightning.cli import main
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from tests.runs import callback, command, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")

@@ -16,7 +16,7 @@ from lrsa_lightning import hub
 from lrsa_lightning.data.files import rows_of
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.pretrained import load_config, load_model
+from lrsa_lightning.pretrained.decoder import load_config, load_model
 from tests.conftest import make_model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrsa_lightning.last_checkpoint import find_last
+from lrsa_lightning.checkpoints.last import find_last
 from tests.interruptions import KillInSave, interruption
 from tests.runs import callback, command, losses, same
 from tests.warm import Run

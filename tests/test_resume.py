@@ -14,7 +14,7 @@ from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.data.loader import ResumableLoader
 from lrsa_lightning.data.sampler import GlobalBatchSampler
-from lrsa_lightning.saved_config import dump
+from lrsa_lightning.run.saved_config import dump
 from tests.runs import callback, checkpoints, command, kept_curve, losses
 
 _PATIENCE = 300  # seconds of a test, on a machine that has much else to do

@@ -23,7 +23,7 @@ from lrsa_lightning import LRSA, Vanilla, generate
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.import_hook import after_import
-from lrsa_lightning.pretrained import load_config, load_model
+from lrsa_lightning.pretrained.decoder import load_config, load_model
 from tests.conftest import TINY_MODEL, make_model
 
 MODE = LRSA(lag_size=8, sink_size=4, retention_ratio=0.25, v_weight=0.5, skip_layers=[1])
@@ -40,12 +40,6 @@ def installed():
     model = make_model()
     MODE.install(model)
     return model
-
-
-@pytest.fixture
-def folder(installed, tmp_path) -> str:
-    installed.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 @pytest.fixture

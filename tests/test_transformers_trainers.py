@@ -136,17 +136,11 @@ def assert_steps_are_ours(steps: list[Step], model) -> None:
 
 
 @pytest.fixture
-def reference(tokenizer):
+def installed(tokenizer):
     """A model of the same weights in which the mode is installed by hand."""
     model = make_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     MODE.install(model)
     return model
-
-
-@pytest.fixture
-def folder(reference, tmp_path) -> str:
-    reference.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 def token_rows() -> list[dict]:
@@ -180,11 +174,11 @@ COLLATORS = {
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("collator", COLLATORS)
-def test_trainer(reference, folder, tokenizer, tmp_path, collator, checkpointing):
+def test_trainer(installed, folder, tokenizer, tmp_path, collator, checkpointing):
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="lrsa")
     options = TrainingArguments(str(tmp_path / "out"), gradient_checkpointing=checkpointing, **COMMON)
     trainer = RecordingTrainer(model, options, COLLATORS[collator](tokenizer), Dataset.from_list(token_rows()))
-    assert_steps_are_ours(trained(trainer), reference)
+    assert_steps_are_ours(trained(trainer), installed)
     trainer.save_model(str(tmp_path / "saved"))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.config._attn_implementation == "lrsa"
@@ -210,7 +204,7 @@ def conversations() -> Dataset:
     ],
     ids=str,
 )
-def test_sft_trainer(reference, folder, tokenizer, tmp_path, options, lora, monkeypatch):
+def test_sft_trainer(installed, folder, tokenizer, tmp_path, options, lora, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", MARKED_TEMPLATE)
     loading = {"attn_implementation": "lrsa", "dtype": "float32"}
     config = SFTConfig(str(tmp_path / "out"), max_length=160, model_init_kwargs=loading, **COMMON, **options)
@@ -223,16 +217,16 @@ def test_sft_trainer(reference, folder, tokenizer, tmp_path, options, lora, monk
     )
     steps = trained(trainer)
     if lora:
-        reference = get_peft_model(reference, LORA)
+        installed = get_peft_model(installed, LORA)
         assert len(steps[0].gradients) == 2 * 3 * 2
-    assert_steps_are_ours(steps, reference)
+    assert_steps_are_ours(steps, installed)
     if "packing" in options:
         assert "attention_mask" not in steps[0].batch
     if "assistant_only_loss" in options:
         assert all((step.batch["labels"] == -100).float().mean() > 0.2 for step in steps)
 
 
-def test_wrapped_packing_makes_one_text_of_a_row(reference, folder, tokenizer, tmp_path, monkeypatch):
+def test_wrapped_packing_makes_one_text_of_a_row(installed, folder, tokenizer, tmp_path, monkeypatch):
     """TRL gives no boundaries then: a sample sees those before it, under every attention."""
     monkeypatch.setattr(tokenizer, "chat_template", MARKED_TEMPLATE)
     loading = {"attn_implementation": "lrsa", "dtype": "float32"}
@@ -242,28 +236,28 @@ def test_wrapped_packing_makes_one_text_of_a_row(reference, folder, tokenizer, t
     steps = trained(trainer)
     begins = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert max(int((ids == begins).sum()) for step in steps for ids in step.batch["input_ids"]) > 2  # of two turns each
-    assert_steps_are_ours(steps, reference)
+    assert_steps_are_ours(steps, installed)
 
 
 POSITIONS = torch.cat([torch.arange(30), torch.arange(40)])[None]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_packed_rows_keep_their_boundaries_with_use_cache_left_on(reference, training):
+def test_packed_rows_keep_their_boundaries_with_use_cache_left_on(installed, training):
     ids = torch.randint(0, 97, (1, 70), generator=torch.Generator().manual_seed(0))
-    reference.train(training)
-    got = reference(ids, position_ids=POSITIONS).logits
-    apart = torch.cat([reference(part, use_cache=False).logits for part in ids.split([30, 40], dim=1)], dim=1)
+    installed.train(training)
+    got = installed(ids, position_ids=POSITIONS).logits
+    apart = torch.cat([installed(part, use_cache=False).logits for part in ids.split([30, 40], dim=1)], dim=1)
     torch.testing.assert_close(got, apart, rtol=0, atol=1e-4)
     with pytest.raises(InputError, match="position_ids do not rise by one"):
-        reference(ids, position_ids=POSITIONS, attention_mask=torch.ones_like(ids))
+        installed(ids, position_ids=POSITIONS, attention_mask=torch.ones_like(ids))
 
 
-def test_bounds_of_several_rows(reference):
+def test_bounds_of_several_rows(installed):
     ids = torch.randint(0, 97, (2, 70), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([POSITIONS, torch.arange(70)[None]])
     bounds = torch.tensor([0, 30, 70, 140], dtype=torch.int32)
     options = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 70, "max_length_k": 70}
-    got = reference(ids, position_ids=positions, use_cache=False, **options).logits
-    expected = reference(ids, position_ids=positions, use_cache=False).logits
+    got = installed(ids, position_ids=positions, use_cache=False, **options).logits
+    expected = installed(ids, position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -11,7 +11,7 @@ from pathlib import Path
 # A run imports most of these only when it needs them, so each process anew if they are not there before the fork.
 IMPORTS = (
     "lrsa_lightning.commands.training",
-    "lrsa_lightning.pretrained",
+    "lrsa_lightning.pretrained.decoder",
     "datasets",
     "matplotlib.pyplot",
     "omegaconf",

@@ -32,6 +32,9 @@ class AttentionMode(ABC):
     prefers_context_parallel = False
     """Whether ranks that may choose use context parallelism rather than Ulysses."""
 
+    needs_total_steps = False
+    """Whether the mode of a step depends on how many steps the run has."""
+
     execution: Execution = Execution()
     """How context parallelism computes the mode's rule."""
 
@@ -70,6 +73,35 @@ class AttentionMode(ABC):
         The throughput counts the floating-point operations of the attention by them.
         """
         return causal_pairs(num_tokens)
+
+    def begin_step(self, step: int, total_steps: float, seed: int) -> "AttentionMode":
+        """Lets the installed attention be that of an optimizer step, until `end_step`.
+
+        Called before each micro-batch of the step. The default has one attention for all steps.
+
+        Args:
+            step: its number, from 0.
+            total_steps: of the run; infinity where only a time or a signal ends it.
+            seed: of the run.
+
+        Returns:
+            The mode of this step alone, which stays as it is in later steps.
+        """
+        return self
+
+    def end_step(self) -> None:  # noqa: B027  nothing to do where all steps have one attention
+        """Lets the installed attention be that outside of steps: of a validation and of generation.
+
+        Called after the backward of each micro-batch.
+        """
+
+    def step_metrics(self) -> dict[str, float]:
+        """What a mode that `begin_step` returned logs with its step, by name; nothing by default."""
+        return {}
+
+    def phases(self) -> "list[tuple[AttentionMode, float]]":
+        """The modes that the steps of a run can have, each with the part of the steps that is expected to have it."""
+        return [(self, 1.0)]
 
     def attention_function(self) -> Callable:
         """What transformers calls in each attention layer once the mode is installed: [B, H, N, D] to [B, N, H, D]."""

@@ -46,6 +46,8 @@ class Execution:
     ) -> Tensor:
         """Masked training forward of complete rows, [B, H, N, D]. Arguments as in `fill.lrsa_attention`."""
         backend = _resolve(self.backend, q_BHND.device.type, q_BHND.shape[-1])
+        if not rule.drops_tokens:  # then nothing is ranked, and no key is there twice
+            rule = rule.without_chunks()
         arguments = q_BHND, k_BGND, v_BGND, rule, scale
         options = {"layer_idx": layer_idx, "cu_seqlens": cu_seqlens}
         if backend == "fill":

@@ -15,9 +15,9 @@ from lrsa_lightning.attention.packing import boundaries_from_starts, boundaries_
 from lrsa_lightning.attention.rows import RowMask, TracedRows, says_rows_are_known
 from lrsa_lightning.errors import InputError
 
-_FULL = ("full_attention", "attention")
+FULL = ("full_attention", "attention")
 # Layers that attend. What the others remember is one state for the row.
-_ATTEND = (*_FULL, "sliding_attention", "chunked_attention")
+_ATTEND = (*FULL, "sliding_attention", "chunked_attention")
 # Models whose other layers were seen to compute the same from their caches as without: not all of transformers' do.
 _CONTINUE = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "lfm2", "lfm3")
 # What transformers' sdpa function honours. The rest is for the eager function of the model's own file.
@@ -31,8 +31,17 @@ def kept_layers(config) -> frozenset[int]:
         config: of the text decoder.
     """
     kinds = _kinds(config)
-    kept = {layer for layer, kind in enumerate(kinds) if kind not in _FULL}
+    kept = {layer for layer, kind in enumerate(kinds) if kind not in FULL}
     return frozenset(kept) if len(kept) < len(kinds) else frozenset()
+
+
+def kinds_of_layers(config) -> list[str]:
+    """The kind of each layer: by ``layer_types``, else one for all, as transformers' caches read a configuration."""
+    if kinds := _kinds(config):
+        return kinds
+    windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    kind = next((kind for kind, size in windows.items() if getattr(config, size, None)), "full_attention")
+    return [kind] * config.num_hidden_layers
 
 
 def _kinds(config) -> list[str]:

@@ -11,25 +11,39 @@ from torch import Tensor, nn
 
 from lrsa_lightning.attention import compiled
 from lrsa_lightning.attention.architecture import check_architecture, length_dependent_rope
-from lrsa_lightning.attention.base import AttentionMode, text_decoder
+from lrsa_lightning.attention.base import text_decoder
 from lrsa_lightning.attention.cache_hook import hand_cache_on
+from lrsa_lightning.attention.elastic import ElasticMode
 from lrsa_lightning.attention.execution import BackendName, Execution
 from lrsa_lightning.attention.hybrid import attend_as_before
 from lrsa_lightning.attention.layer_call import check_layer_call, in_computed_dtype
 from lrsa_lightning.attention.layout import causal_pairs, visible_pairs
 from lrsa_lightning.attention.packing import CuSeqlens
+from lrsa_lightning.attention.retention import Retention, ScheduleName, check_ratios, rules_of
 from lrsa_lightning.attention.rows import OWN_CACHE, boundaries_found, find_rows, mask_of_known_rows
-from lrsa_lightning.attention.rule import LagRule, kept_per_chunk
+from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.scorers import ScorerName, make_scorer
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.ranges import ClosedUnitInterval, FiniteFloat, NonNegativeInt, PositiveInt, checked
+from lrsa_lightning.ranges import (
+    ClosedUnitInterval,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFiniteFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    checked,
+)
 from lrsa_lightning.saved_settings import save_settings
 
 # What decides which tokens are kept; how it is computed is for the machine that runs the model.
 SETTINGS = ("lag_size", "retention_ratio", "sink_size", "v_weight", "skip_layers", "scorer", "seed")
+# What says, of a list of ratios, which step has which of them. Serving has no use for it.
+ELASTIC_SETTINGS = ("retention_weights", "retention_schedule", "serving_ratio")
+# What config.json names besides, of a model from an elastic run.
+TRAINED_RATIOS = "trained_ratios"
 
 
-class LRSA(AttentionMode):
+class LRSA(ElasticMode):
     """Lag-Relative Sparse Attention (arXiv 2506.11498): attention over a cache compressed chunk by chunk.
 
     The same rule in training (masked forward), in chunked prefill and in decoding (`LagKVCache`).
@@ -43,7 +57,7 @@ class LRSA(AttentionMode):
     def __init__(
         self,
         lag_size: PositiveInt = 1024,
-        retention_ratio: ClosedUnitInterval = 0.5,
+        retention_ratio: ClosedUnitInterval | Sequence[PositiveUnitInterval] = 0.5,
         sink_size: NonNegativeInt = 16,
         v_weight: FiniteFloat = 1.0,
         skip_layers: Sequence[NonNegativeInt] = (),
@@ -51,11 +65,15 @@ class LRSA(AttentionMode):
         backend: BackendName = "auto",
         chunks_per_fill: PositiveInt = 1,
         seed: int = 0,
+        retention_weights: Sequence[PositiveFiniteFloat] | None = None,
+        retention_schedule: ScheduleName = "random",
+        serving_ratio: PositiveUnitInterval | None = None,
     ):
         """
         Args:
             lag_size: L, tokens in a chunk, scored against the next chunk.
-            retention_ratio: r, fraction of a chunk's tokens that are kept; 1 is full attention.
+            retention_ratio: r, fraction of a chunk's tokens that are kept; 1 is full attention. Of a list, such as
+                [1.0, 0.5, 0.25], each optimizer step of training has one (elastic retention).
             sink_size: S, tokens at the start that are never dropped.
             v_weight: weight of the values' score beside the keys'.
             skip_layers: decoder layers left uncompressed.
@@ -64,20 +82,23 @@ class LRSA(AttentionMode):
             backend: execution of the mask; auto picks by device.
             chunks_per_fill: chunks whose queries share one attention call; speed and memory only.
             seed: of the scorer random.
+            retention_weights: of a list of ratios, one weight for each; equal ones when None.
+            retention_schedule: random draws the ratio of each step by the weights; curriculum goes through the list in
+                its order, each ratio for the part of the steps that its weight says.
+            serving_ratio: the ratio of a list outside of training steps: in validation, in generation and in an
+                exported folder; the smallest when None.
 
         Raises:
-            InputError: a number outside its range, a layer named twice, or sizes that keep no token of a chunk.
+            InputError: a number outside its range, a layer named twice, sizes that keep no token of a chunk, or
+                settings of a list that do not fit it.
         """
-        kept = 0 if scorer == "window" else kept_per_chunk(lag_size, retention_ratio)
-        if kept == 0 and scorer != "window":
-            raise InputError(
-                f"LRSA: retention_ratio {retention_ratio} of lag_size {lag_size} keeps no token of a chunk. Raise "
-                "either, or take scorer window, which keeps only the sink and the last chunks"
-            )
+        retention = Retention.of(retention_ratio, retention_weights, retention_schedule, serving_ratio)
         if len({*skip_layers}) < len(skip_layers):
             raise InputError(f"LRSA: skip_layers {list(skip_layers)} names a layer twice")
+        is_elastic = not isinstance(retention_ratio, int | float)
+        super().__init__(retention, is_elastic)
         self.lag_size = lag_size
-        self.retention_ratio = retention_ratio
+        self.retention_ratio = retention.ratios if is_elastic else retention_ratio
         self.sink_size = sink_size
         self.v_weight = v_weight
         self.skip_layers = tuple(skip_layers)
@@ -85,22 +106,40 @@ class LRSA(AttentionMode):
         self.backend = backend
         self.chunks_per_fill = chunks_per_fill
         self.seed = seed
-        self._rule = LagRule(sink_size, lag_size, kept, make_scorer(scorer, v_weight, seed))
+        self.retention_weights = retention.weights if is_elastic else None
+        self.retention_schedule = retention_schedule
+        self.serving_ratio = retention.ratios[retention.serving] if is_elastic else None
+        self._rules = rules_of(retention.ratios, lag_size, sink_size, make_scorer(scorer, v_weight, seed), scorer)
+        self._trained_ratios = retention.ratios if is_elastic else ()
         self._reach: int | None = None
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
-        return f"{type(self).__name__}({args})"
+        hidden = ELASTIC_SETTINGS if self._in_use is None else ()
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in hidden}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
 
     def settings(self) -> dict[str, Any] | None:
         """See the base class. A subclass is another rule, which these values do not describe."""
         if type(self) is not LRSA:
             return None
-        return {name: getattr(self, name) for name in SETTINGS} | {"skip_layers": list(self.skip_layers)}
+        values = {name: getattr(self, name) for name in SETTINGS} | {"skip_layers": list(self.skip_layers)}
+        values["retention_ratio"] = self._retention.ratios[self._retention.serving]
+        return values | ({TRAINED_RATIOS: [*self._trained_ratios]} if self._trained_ratios else {})
+
+    def trained_for(self, ratios: Sequence[float]) -> "LRSA":
+        """The mode, whose `settings` also name the ratios that an elastic run trained its model for.
+
+        Raises:
+            InputError: the list is empty or holds a ratio twice.
+        """
+        mode = copy.copy(self)
+        mode._trained_ratios = check_ratios(TRAINED_RATIOS, ratios)
+        return mode
 
     def rule(self, layer_idx: int | None = None) -> LagRule:
         """The rule in a layer; a skipped layer has no chunks."""
-        return self._rule.without_chunks() if layer_idx in self.skip_layers else self._rule
+        rule = self._rules[self._place]
+        return rule.without_chunks() if layer_idx in self.skip_layers else rule
 
     @property
     def execution(self) -> Execution:
@@ -115,11 +154,12 @@ class LRSA(AttentionMode):
 
     def for_heads(self, first_kv_head: int) -> "LRSA":
         mode = copy.copy(self)
-        mode._rule = replace(self._rule, first_kv_head=first_kv_head)
+        mode._rules = tuple(replace(rule, first_kv_head=first_kv_head) for rule in self._rules)
         return mode
 
     def context_rule(self, num_tokens: int, size: int, layer_idx: int | None = None) -> LagRule:
-        return self._rule.keeping_all() if layer_idx in self.skip_layers else self._rule
+        rule = self._rules[self._place]
+        return rule.keeping_all() if layer_idx in self.skip_layers else rule
 
     def visible_pairs(self, num_tokens: int, layer_idx: int | None = None) -> int:
         return visible_pairs(self.rule(layer_idx), num_tokens)
@@ -135,7 +175,8 @@ class LRSA(AttentionMode):
         return mode
 
     def remark(self, num_tokens: int, num_layers: int) -> str | None:
-        if any(self.visible_pairs(num_tokens, layer) < causal_pairs(num_tokens) for layer in range(num_layers)):
+        modes, layers = [mode for mode, _ in self.phases()], range(num_layers)
+        if any(mode.visible_pairs(num_tokens, layer) < causal_pairs(num_tokens) for mode in modes for layer in layers):
             return None
         return (
             f"{self!r} compresses nothing in {num_tokens} tokens: it is full attention here. It drops tokens where "

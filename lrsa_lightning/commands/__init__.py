@@ -63,10 +63,15 @@ COMMANDS = {
         "inspect:run",
         ("inspect:make_parser", *_OF_FIT),
     ),
+    "recipe": _own(
+        "recipe", "write training rows of questions and needles: lrsa recipe --tokenizer FOLDER --output DIR"
+    ),
     "sweep": _own("sweep", "run the cells of a sweep file here: lrsa sweep configs/sweeps/demo.yaml"),
     "eval": _own("eval", "score a model on RULER: lrsa eval --checkpoint runs/NAME/checkpoints/last.ckpt"),
     "ruler": _own("ruler", "write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler"),
     "report": _own("report", "compare runs in tables, figures and a page: lrsa report runs/A runs/B"),
+    "diagnose": _own("diagnose", "show what a rule keeps of texts: lrsa diagnose runs/NAME --data FILE"),
+    "mask": _own("mask", "draw what each query sees under a rule: lrsa mask --output mask.png"),
     "export": _own("export", "make a Hugging Face folder of a run: lrsa export runs/NAME --output exported"),
     "lm_eval": Command(
         "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Prints a script with which a shell completes subcommands, options and files. Needs the package shtab.
 

@@ -10,11 +10,11 @@ import torch
 from jsonargparse import Namespace
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import refuse, report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.conversation.sampling import Sampling
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import suggestion
-from lrsa_lightning.input_boundary import refuse, report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt
 
 _INTERRUPTED = 130

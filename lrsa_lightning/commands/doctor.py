@@ -5,8 +5,8 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.script_parser import ScriptParser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 
 _DESCRIPTION = """Prints versions, devices, free memory and disk, optional packages, what a run would use (accelerator,
 strategy, precision, attention backend, fused layers), and what is missing, with the command that installs it.

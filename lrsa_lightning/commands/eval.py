@@ -7,10 +7,10 @@ from typing import Literal
 from rich.progress import track
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval
 from lrsa_lightning.ruler.options import add_sample_options, refuse_official_compat
 

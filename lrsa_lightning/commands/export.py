@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
-from lrsa_lightning.script_parser import ScriptParser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
+from lrsa_lightning.ranges import PositiveUnitInterval
 
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 
@@ -31,6 +32,11 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier export in --output; nothing else is deleted"
     )
+    parser.add_argument(
+        "--serving_ratio",
+        type=PositiveUnitInterval,
+        help="of an elastic run: which of its ratios config.json names; default: the serving_ratio of the run",
+    )
     return parser
 
 
@@ -40,8 +46,9 @@ def run(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     import torch
 
-    from lrsa_lightning.export import export
+    from lrsa_lightning.model_folder.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    checkpoint = export(options.source, options.output, dtype, options.adapter, options.overwrite)
+    flags = {"adapter": options.adapter, "overwrite": options.overwrite, "serving_ratio": options.serving_ratio}
+    checkpoint = export(options.source, options.output, dtype, **flags)
     print(f"{checkpoint} -> {options.output}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.commands.conversing import conversation_parser, conversing, sampling_of
 from lrsa_lightning.errors import InputError
 

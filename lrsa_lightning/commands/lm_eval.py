@@ -2,8 +2,8 @@
 
 import sys
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 
 
 @report_input_errors

@@ -7,17 +7,17 @@ from typing import Literal
 
 import torch
 
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.commands.training import OptionsCLI
-from lrsa_lightning.devices import DEVICES, Device
 from lrsa_lightning.distributed.choice import check_choice
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.plan import Run, as_json, fitting_options, predict, print_report
 from lrsa_lightning.plan.at_start import device_at_hand
+from lrsa_lightning.plan.devices import DEVICES, Device
 from lrsa_lightning.plan.options import way_out
 from lrsa_lightning.plan.sequence import possible_degrees
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.pretrained.decoder import check_length
 from lrsa_lightning.ranges import PositiveInt
 
 # Degrees of sequence parallelism that are shown even where there are fewer devices.

@@ -2,9 +2,9 @@
 
 import sys
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.commands.training import OptionsCLI
 from lrsa_lightning.data import LongContextDataModule
-from lrsa_lightning.input_boundary import report_input_errors
 
 _DESCRIPTION = """usage: lrsa prepare [options of `lrsa fit`]
 

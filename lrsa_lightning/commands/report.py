@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from lrsa_lightning.input_boundary import report_input_errors
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Makes Table 1 and Figures 2 to 4 of the paper, and an HTML page with them, from one or several runs.
 
-A run is a directory of `lrsa fit` or a folder of `lrsa eval`, called by its name or by LABEL=PATH.
+A run is a directory of `lrsa fit` or a folder of `lrsa eval`, called by its name or by LABEL=PATH. Runs whose
+configurations differ in the seed alone are an arm: table_arms has its mean, with errors over samples and over seeds.
 Example: lrsa report runs/vanilla runs/lrsa base=eval/qwen2.5-1.5b --output report --step 4000
 """
 
@@ -17,6 +18,7 @@ def make_parser() -> ScriptParser:
     parser = ScriptParser(_DESCRIPTION, prog="lrsa report")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder, or LABEL=FOLDER")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the report")
+    parser.add_argument("--baseline", metavar="LABEL", help="also write differences to this run, sample by sample")
     parser.add_argument("--step", type=NonNegativeInt, help="check of the runs; the last with scores otherwise")
     return parser
 
@@ -27,7 +29,7 @@ def run(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     from lrsa_lightning.report import read_runs, write_report
 
-    report = write_report(read_runs(options.runs, options.step), options.output)
+    report = write_report(read_runs(options.runs, options.step), options.output, options.baseline)
     print(report.markdown)
     for note in report.notes:
         print(f"note: {note}")

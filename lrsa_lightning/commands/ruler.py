@@ -5,10 +5,10 @@ import os
 from itertools import product
 from pathlib import Path
 
-from lrsa_lightning.command_line import Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import Parser
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt
 from lrsa_lightning.ruler.options import add_sample_options, chosen_tasks, refuse_official_compat, sample_settings
 from lrsa_lightning.ruler.store import SampleStore, make_in_parallel

@@ -6,10 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Serves a model with vLLM on its compressed cache, by vLLM's OpenAI API.
 

@@ -5,10 +5,10 @@ import signal
 import sys
 from pathlib import Path
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import PositiveInt
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Runs the grid of a W&B sweep file on this machine, without an account.
 

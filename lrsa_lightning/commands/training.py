@@ -20,26 +20,27 @@ from lrsa_lightning.callbacks import (
     StopOnSignal,
 )
 from lrsa_lightning.callbacks.run_begins import FirstStep
-from lrsa_lightning.command_line import PARSER_MODE, Parser
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.parser import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
+from lrsa_lightning.commands.run_summary import RunSummary
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.finished_run import FinishedRun
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.module import LongContextModule
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan.at_start import announce
-from lrsa_lightning.rank_guard import compare_ranks
-from lrsa_lightning.resume_guard import check_resume
-from lrsa_lightning.run_claim import claimed, run_name_for_processes
-from lrsa_lightning.run_directory import RunDirectory, is_global_first
-from lrsa_lightning.run_start import RunStart
-from lrsa_lightning.saved_config import contents, dump
-from lrsa_lightning.secret_values import Secrets
+from lrsa_lightning.run.claim import claimed, run_name_for_processes
+from lrsa_lightning.run.directory import RunDirectory, is_global_first
+from lrsa_lightning.run.rank_guard import compare_ranks
+from lrsa_lightning.run.resume_guard import check_resume
+from lrsa_lightning.run.saved_config import contents, dump
+from lrsa_lightning.run.secret_values import Secrets
+from lrsa_lightning.run.start import RunStart
 from lrsa_lightning.trained_model import read_state
 from lrsa_lightning.trainer import RangedTrainer
 
@@ -189,7 +190,9 @@ class LRSACLI(LightningCLI):
             state = read_state(self._checkpoint) if resumes else {}
             self.datamodule.trained_on = state.get(type(self.datamodule).__qualname__)
             self.datamodule.allow_changed_files = self._allows_mismatch
-        trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
+        self._summary = RunSummary()
+        own = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice(), self._summary]
+        trainer.callbacks[:0] = own
         if self._start is not None:
             trainer.callbacks.insert(0, RunBegins(self._start))
         trainer.callbacks.append(EndTogether())
@@ -219,11 +222,14 @@ class LRSACLI(LightningCLI):
     def fit(self, model: LongContextModule, **kwargs) -> None:
         """Trains. A finished run only makes up for the checks it lacks, and says that it is finished."""
         finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
-        if finished is None:
-            announce(self._given, model, self.trainer)
-            self.trainer.fit(model, **kwargs)
-        else:
+        if finished is not None:
             finished.complete(model, **kwargs)
+            return
+        start = "a new run" if self._checkpoint is None else f"goes on from {self._checkpoint.name}"
+        plan = announce(self._given, model, self.trainer)
+        self._summary.begin(self._given, model, self.trainer, start, plan)
+        self.trainer.fit(model, **kwargs)
+        self._summary.end(self.trainer)
 
 
 class OptionsCLI(LRSACLI):

@@ -18,9 +18,9 @@ from lrsa_lightning.conversation.sampling import Sampling
 from lrsa_lightning.conversation.source import ModelSource
 from lrsa_lightning.conversation.turns import Turns
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.yaml_text import read_text
 from lrsa_lightning.npu.accelerator import make_fabric
-from lrsa_lightning.pretrained import check_length
-from lrsa_lightning.yaml_text import read_text
+from lrsa_lightning.pretrained.decoder import check_length
 
 log = logging.getLogger(__name__)
 # Tokens in a forward pass of the prefill. On a CPU one of 4096 would take a minute, without a sign of progress.

@@ -11,8 +11,8 @@ from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.template import TemplateName
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
-from lrsa_lightning.pretrained import load_config, load_model
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.pretrained.decoder import load_config, load_model
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ class ModelSource:
         if self._checkpoint is not None:
             return self._checkpoint.run["data"].get("template", "base")
         return "chatml" if self.tokenizer.chat_template else "base"
+
+    @property
+    def seq_len(self) -> int | None:
+        """The run's training length; None for another model."""
+        return None if self._checkpoint is None else self._checkpoint.run["data"].get("seq_len")
 
     @property
     def attention(self) -> AttentionMode:

@@ -9,7 +9,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.files.atomic_text import write_text
 from lrsa_lightning.haystack import NOISE, random_number, random_words
 
 NUM_SAMPLES = 4000

@@ -5,10 +5,10 @@ from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
-from lrsa_lightning.adapter_folder import home_of_tokenizer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
+from lrsa_lightning.lora.folder import home_of_tokenizer
 
 # Long enough that the overhead of a piece is small, short enough that no tokenizer slows down on it.
 _PIECE = 8192

@@ -4,7 +4,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from lrsa_lightning.distributed.zero_config import offloads
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.optimizer_names import OptimizerName
+from lrsa_lightning.optimizer.names import OptimizerName
 
 _OF_SHAPES = {
     "adafactor": "needs the rows and columns of a matrix",

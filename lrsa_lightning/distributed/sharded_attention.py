@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lrsa_lightning.attention.base import AttentionMode, set_attention
+from lrsa_lightning.decoder_sizes import head_dim, kv_heads
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.loss import IGNORE_INDEX
 
@@ -38,8 +39,7 @@ class ShardedAttention(ABC):
             InputError: this kind cannot divide the sequences of this model among so many ranks.
         """
         self.mode, self.group, self.seq_len = mode, group, seq_len
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._heads, self._kv_heads, self._head_dim = config.num_attention_heads, kv_heads(config), head_dim(config)
 
     @abstractmethod
     def received_elements(self) -> int:

@@ -10,11 +10,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lrsa_lightning.attention.architecture import length_dependent_rope
 from lrsa_lightning.attention.base import AttentionMode
 from lrsa_lightning.attention.hybrid import check_full_attention
+from lrsa_lightning.checkpoints.host_copy import HostCopies
 from lrsa_lightning.distributed.deepspeed import ZeroStrategy
 from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel, ShardedAttention
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.host_copy import HostCopies
 from lrsa_lightning.precision import MasterPrecision
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lrsa_lightning.checkpoint_files import (
+from lrsa_lightning.checkpoints.atomic_files import (
     AtomicFiles,
     Written,
     is_universal,
@@ -19,10 +19,10 @@ from lrsa_lightning.checkpoint_files import (
     remove,
     saved_without,
 )
-from lrsa_lightning.disk import disk_full
+from lrsa_lightning.checkpoints.host_copy import HostCopies
+from lrsa_lightning.checkpoints.plain_state import plain_checkpoint
 from lrsa_lightning.distributed.zero_config import stage_of
-from lrsa_lightning.host_copy import HostCopies
-from lrsa_lightning.plain_state import plain_checkpoint
+from lrsa_lightning.files.disk import disk_full
 
 if TYPE_CHECKING:
     from lrsa_lightning.distributed.zero_files import Shards

@@ -20,11 +20,11 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, distributed
 
-from lrsa_lightning.checkpoint_files import TAG, is_universal, read_written, write_synced
-from lrsa_lightning.disk import disk_full
+from lrsa_lightning.checkpoints.atomic_files import TAG, is_universal, read_written, write_synced
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.disk import disk_full
 
-# last_checkpoint.ZERO_CLASSES names the same without DeepSpeed.
+# checkpoints.last.ZERO_CLASSES names the same without DeepSpeed.
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 # torch's switches override the argument of a call. torch refuses both together.
 _LOADING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")

@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused.operators import PLAIN, Operators, missing, operators_of, plain_rms_norm, plain_rotary
-from lrsa_lightning.recompute import cheap, remember
+from lrsa_lightning.recompute.policies import cheap, remember
 
 log = logging.getLogger(__name__)
 FusedLayers: TypeAlias = bool | Literal["auto"]

@@ -78,6 +78,7 @@ class Card:
             "version": __version__,
             "mode": type(self.mode).__name__ if self.mode is not None else None,
             "is_compressed": type(self.mode) is LRSA,
+            "trained_ratios": _settings(self.mode).get("trained_ratios"),
             "attention": _table(("setting", "value"), _settings(self.mode).items()),
             "training": _table(("", ""), self._training().items()),
             "files": self._files(),
@@ -115,5 +116,4 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _settings(mode: AttentionMode | None) -> dict[str, Any]:
-    names = ("lag_size", "retention_ratio", "sink_size", "v_weight", "skip_layers", "scorer", "seed")
-    return {name: getattr(mode, name) for name in names} if type(mode) is LRSA else {}
+    return mode.settings() if type(mode) is LRSA else {}

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.checkpoint_files import make_empty, partial_of, remove
-from lrsa_lightning.disk import sync
+from lrsa_lightning.checkpoints.atomic_files import make_empty, partial_of, remove
 from lrsa_lightning.errors import InputError, listed
+from lrsa_lightning.files.disk import sync
 
 # Says that a folder is an export, of what, and which files are part of it.
 MANIFEST = "export.json"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lrsa_lightning.decoder_sizes import head_dim, kv_heads
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.layer_shape import Adapters
-from lrsa_lightning.pretrained import load_model
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.plan.layer_shape import Adapters
+from lrsa_lightning.pretrained.decoder import load_model
+from lrsa_lightning.pretrained.starting_model import StartingModel
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def adapters_of(layers: Iterable[nn.Module]) -> Adapters | None:
     """The LoRA adapters of the decoder layer that has most of them, as peft has put them there; None without any.
 
     Raises:
-        InputError: they are DoRA's, which also compute with complete weights.
+        InputError: they are DoRA's. peft then makes complete weights in each forward, to take the lengths of their rows
+            and to multiply without dropout; what autograd keeps of them was never measured.
     """
     found = [_adapters_of_one(layer) for layer in layers]
     most = max(found, key=lambda each: each.parameters)
@@ -117,7 +119,10 @@ def adapters_of(layers: Iterable[nn.Module]) -> Adapters | None:
 def _adapters_of_one(layer: nn.Module) -> Adapters:
     found = {name: module for name, module in layer.named_modules() if getattr(module, "lora_A", None)}
     if any(use for module in found.values() for use in getattr(module, "use_dora", {}).values()):
-        raise InputError("the plan does not cover model.lora.use_dora: plan without it; DoRA takes more")
+        raise InputError(
+            "the plan does not cover model.lora.use_dora: DoRA makes complete weights in each forward; what it "
+            "keeps of them was not measured. Plan with use_dora: false; DoRA takes more than that"
+        )
     first = [part for module in found.values() for part in module.lora_A.values()]
     second = [part for module in found.values() for part in module.lora_B.values()]
     drops = [drop for module in found.values() for drop in module.lora_dropout.modules()]
@@ -133,10 +138,9 @@ def _adapters_of_one(layer: nn.Module) -> Adapters:
 
 def _matrices(config) -> int | None:
     """Parameters in the matrices of one covered layer; None if the configuration lacks a size."""
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    names = ("hidden_size", "intermediate_size", "num_attention_heads")
     sizes = [getattr(config, name, None) for name in names]
     if not all(isinstance(size, int) for size in sizes):
         return None
-    hidden, intermediate, heads, kv_heads = sizes
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    return 2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * intermediate
+    hidden, intermediate, heads = sizes
+    return 2 * hidden * head_dim(config) * (heads + kv_heads(config)) + 3 * hidden * intermediate

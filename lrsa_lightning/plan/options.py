@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lrsa_lightning.devices import DEVICES, Device
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.memory import POLICIES
+from lrsa_lightning.plan.devices import DEVICES, Device
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.memory import POLICIES
 from lrsa_lightning.plan.prediction import Prediction, predict
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import KINDS

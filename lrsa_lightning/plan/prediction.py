@@ -2,14 +2,16 @@
 
 Memory is predicted at each moment of training that can be the highest: the loss, the backward of each layer and the
 optimizer step. The peak is that of the highest one. A RULER check stands beside them: its batches shrink to what fits.
+Where steps differ in their attention, the memory is that of the steps that need most, and the time is the mean.
 """
 
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from lrsa_lightning.devices import Device
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import (
+from lrsa_lightning.decoder_sizes import feed_forward_size
+from lrsa_lightning.plan.devices import Device
+from lrsa_lightning.plan.layer_shape import LayerShape
+from lrsa_lightning.plan.memory import (
     AUTO_FRACTION,
     LOSS_BACKWARD,
     LOSS_FORWARD,
@@ -22,7 +24,7 @@ from lrsa_lightning.memory import (
 )
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.states import States
-from lrsa_lightning.plan.step_time import Times, times_of
+from lrsa_lightning.plan.step_time import Phase, Times, times_of
 
 Components = dict[str, int]
 # Of the free memory; `BatchSizes` of the RULER check leaves the rest to activations.
@@ -72,8 +74,8 @@ def predict(run: Run, device: Device) -> Prediction:
     Raises:
         InputError: batches do not divide, or the plan does not cover a setting; says which.
     """
-    fused_mlp = device.has_fused_mlp and run.has_plain_mlp
-    shapes = [replace(shape, has_fused_mlp=shape.is_fused and fused_mlp) for shape in run.shapes()]
+    phases = [Phase(phase, _shapes(phase, device), part) for phase, part in run.phases()]
+    shapes = max((phase.shapes for phase in phases), key=_most_kept)
     largest = max(shapes, key=lambda shape: activation_bytes(shape, "none"))
     states = States.of(run.size, run.bytes_of, run.division, run.optimizer, run.quantisation)
     policies = _policies(run, states, largest, device)
@@ -84,7 +86,17 @@ def predict(run: Run, device: Device) -> Prediction:
         "optimizer step": _resident(states) | {"optimizer step": states.step},
     }
     check = _at_ruler_check(run, states, device) if run.ruler is not None and run.ruler.lengths else {}
-    return Prediction(device, moments, check, policies, times_of(run, shapes, policies, device))
+    return Prediction(device, moments, check, policies, times_of(run, phases, policies, device))
+
+
+def _shapes(run: Run, device: Device) -> list[LayerShape]:
+    fused_mlp = device.has_fused_mlp and run.has_plain_mlp
+    return [replace(shape, has_fused_mlp=shape.is_fused and fused_mlp) for shape in run.shapes()]
+
+
+def _most_kept(shapes: list[LayerShape]) -> int:
+    """Bytes that layers keep at most."""
+    return sum(activation_bytes(shape, "none") for shape in shapes)
 
 
 def _policies(run: Run, states: States, shape: LayerShape, device: Device) -> list[str]:
@@ -172,7 +184,7 @@ def _at_ruler_check(run: Run, states: States, device: Device) -> Components:
     resident, ruler, precision = _resident(states), run.ruler, run.bytes_of
     element = max(precision.element, precision.weights)  # caches have the dtype of the weights
     piece = ruler.rows * min(ruler.prefill_chunk_size, max(ruler.lengths))
-    activations = piece * precision.element * (3 * run.config.intermediate_size + 6 * run.config.hidden_size)
+    activations = piece * precision.element * (3 * feed_forward_size(run.config) + 6 * run.config.hidden_size)
     free = device.usable - sum(resident.values()) - states.gathered
     caches = min(ruler.cache_bytes(run.config, element), max(0, int(_CACHES_MAY_TAKE * free)))
     return resident | {

@@ -27,7 +27,7 @@ class RulerCheck:
         num_samples: of each task and length.
         batch_size: prompts scored together.
         prefill_chunk_size: prompt tokens in a forward pass.
-        every_n_steps: optimizer steps between two checks.
+        every_n_steps: optimizer steps between two checks; None: one check alone, after the last step.
         generation: always, ends or never.
         max_seconds: of a check; auto; None: no limit.
     """
@@ -38,7 +38,7 @@ class RulerCheck:
     num_samples: int
     batch_size: int
     prefill_chunk_size: int
-    every_n_steps: int
+    every_n_steps: int | None
     generation: str
     max_seconds: float | str | None
 
@@ -79,7 +79,7 @@ class RulerCheck:
 
     def num_checks(self, max_steps: int) -> int:
         """Checks of a run, the first one and the last one included."""
-        return 1 + -(-max_steps // self.every_n_steps)
+        return 1 if self.every_n_steps is None else 1 + -(-max_steps // self.every_n_steps)
 
     def new_tokens(self) -> int:
         """Decoding steps of one check that generates, all batches one after the other."""

@@ -6,14 +6,14 @@ from typing import Any
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.sampler import accumulation_steps
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.layer_shape import LayerShape, like_layers
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.ruler_check import RulerCheck
 from lrsa_lightning.plan.sequence import rank_shape
 from lrsa_lightning.plan.states import Precision, precision_of
-from lrsa_lightning.quantisation import Quantisation
+from lrsa_lightning.pretrained.quantisation import Quantisation
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Run:
         """
         return accumulation_steps(self.global_batch_size, self.rows, self.division.data_parallel_size)
 
+    def phases(self) -> "list[tuple[Run, float]]":
+        """The run with each attention that its steps can have, alone; and the part of the steps that has it."""
+        return [(replace(self, mode=mode), part) for mode, part in self.mode.phases()]
+
     def shapes(self) -> list[LayerShape]:
         """The layers as one rank sees them.
 
@@ -107,14 +111,11 @@ class Run:
         """
         precision, sequence = self.bytes_of, self.division.sequence_parallel
         settings = self.rows, self.seq_len, precision.element, precision.residual, self.is_fused
-        pairs = [self.mode.visible_pairs(self.seq_len, layer) for layer in range(self.size.layers)]
-        # Layers that see as much are alike: a mode may leave some layers uncompressed.
-        of_pairs = {
-            number: rank_shape(self.config, self.mode, sequence, *settings, pairs.index(number)) for number in {*pairs}
-        }
+        first = like_layers(self.config, self.mode, self.seq_len)
+        shapes = {layer: rank_shape(self.config, self.mode, sequence, *settings, layer) for layer in {*first}}
         code_bytes = 0.0 if self.quantisation is None else self.quantisation.bytes_a_number
         trained = {"adapters": self.size.adapters, "code_bytes": code_bytes}
-        return [replace(of_pairs[number], **trained) for number in pairs]
+        return [replace(shapes[layer], **trained) for layer in first]
 
     @property
     def has_plain_mlp(self) -> bool:

@@ -8,7 +8,7 @@ from lrsa_lightning.distributed.group import SequenceGroup
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.distributed.sharded_attention import ShardedAttention
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.layer_shape import LayerShape
+from lrsa_lightning.plan.layer_shape import LayerShape
 
 KINDS = ("ulysses", "context")
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
-from lrsa_lightning.quantisation import Quantisation
+from lrsa_lightning.pretrained.quantisation import Quantisation
 
 # Lightning's settings of DeepSpeed and DeepSpeed's own, in parameters.
 _REDUCE_BUCKET = 200_000_000

@@ -1,10 +1,13 @@
 """Seconds of an optimizer step and of a run: an estimate from rates, good to about 15% where they were measured."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from lrsa_lightning.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
-from lrsa_lightning.layer_shape import LayerShape
-from lrsa_lightning.memory import backward_work, forward_work, recomputed_work
+from lrsa_lightning.plan.devices import SECONDS_OF_A_NEW_TOKEN, Device, Work
+from lrsa_lightning.plan.layer_shape import LayerShape, like_layers
+from lrsa_lightning.plan.memory import backward_work, forward_work, recomputed_work
 from lrsa_lightning.plan.run import Run
 from lrsa_lightning.plan.sequence import received_bytes
 from lrsa_lightning.plan.states import Update
@@ -18,7 +21,7 @@ class Times:
     """Seconds.
 
     Attributes:
-        micro_batch: forward and backward of one micro-batch.
+        micro_batch: forward and backward of one micro-batch; their mean, where steps differ in their attention.
         step: an optimizer step with all its micro-batches.
         ruler: one RULER check that generates; 0 where there is none.
         run: to the last step, RULER checks included; None where the number of steps is unknown.
@@ -32,16 +35,30 @@ class Times:
     tokens: int
 
 
-def times_of(run: Run, shapes: list[LayerShape], policies: list[str], device: Device) -> Times:
-    """The times of a run on one kind of device, given each layer as a rank sees it, and its policy."""
-    work = _head(run) + _exchange(run) + _gathering(run)
-    for shape, policy in zip(shapes, policies, strict=True):
-        work = work + forward_work(shape) + backward_work(shape) + recomputed_work(shape, policy)
-    micro_batch = device.seconds(work)
+class Phase(NamedTuple):
+    """The steps of a run that have one attention: the run with it, each layer as a rank sees it, their part."""
+
+    run: Run
+    shapes: list[LayerShape]
+    part: float
+
+
+def times_of(run: Run, phases: Sequence[Phase], policies: list[str], device: Device) -> Times:
+    """The times of a run on one kind of device, given each layer's policy. A step is the mean of the phases' steps."""
+    shapes = phases[0].shapes
+    micro_batch = sum(phase.part * device.seconds(_micro_batch(phase, policies)) for phase in phases)
     step = run.micro_batches * micro_batch + device.seconds(_update(run))
     generating, *checks = _ruler(run, shapes, device, step)
     whole = None if run.max_steps is None else run.max_steps * step + sum(checks)
     return Times(micro_batch, step, generating, whole, run.global_batch_size * run.seq_len)
+
+
+def _micro_batch(phase: Phase, policies: list[str]) -> Work:
+    """Forward and backward."""
+    work = _head(phase.run) + _exchange(phase.run) + _gathering(phase.run)
+    for shape, policy in zip(phase.shapes, policies, strict=True):
+        work = work + forward_work(shape) + backward_work(shape) + recomputed_work(shape, policy)
+    return work
 
 
 def _head(run: Run) -> Work:
@@ -89,17 +106,20 @@ def _ruler(run: Run, shapes: list[LayerShape], device: Device, step: float) -> l
         return [0.0]
     rating = 0.0
     for _, length, mode in run.ruler.cells():
-        shape = LayerShape.of(run.config, mode, run.ruler.num_samples, length, shapes[0].element)
-        rating += device.seconds(forward_work(shape) * run.size.layers)
+        for layer, number in Counter(like_layers(run.config, mode, length)).items():
+            settings = run.ruler.num_samples, length, shapes[0].element
+            shape = LayerShape.of(run.config, mode, *settings, layer_idx=layer)
+            rating += device.seconds(forward_work(shape) * number)
     rating /= run.division.devices  # ranks share the samples
     # A rank with fewer samples still makes all passes, in smaller batches. The prefill also rates the references.
     has_all_weights = run.division.kind != "fsdp2" and run.division.stage < 3
     of_layer = SECONDS_OF_A_NEW_TOKEN[device.has_graphs and has_all_weights]
     answering = rating + run.ruler.new_tokens() * run.size.layers * of_layer
-    trained = run.ruler.every_n_steps * step
+    trained = (run.ruler.every_n_steps or run.max_steps or 0) * step
     ends, between = {"always": (answering, answering), "ends": (answering, rating), "never": (rating, rating)}[
         run.ruler.generation
     ]
+    first = trained if run.ruler.every_n_steps is None else 0.0
     number = 0 if run.max_steps is None else run.ruler.num_checks(run.max_steps)
-    checks = [(ends, 0.0), *[(between, trained)] * (number - 2), (ends, trained)][:number]
+    checks = [(ends, first), *[(between, trained)] * (number - 2), (ends, trained)][:number]
     return [run.ruler.seconds(*check) for check in [(answering, trained), *checks]]

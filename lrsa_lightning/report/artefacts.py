@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.report.arm_tables import arms_frame, arms_markdown
+from lrsa_lightning.report.arms import arms_of, find_arm
 from lrsa_lightning.report.comparison import Comparison, compare
 from lrsa_lightning.report.figures import draw_losses, draw_means
 from lrsa_lightning.report.notes import QA_TASKS, notes
@@ -15,7 +18,7 @@ from lrsa_lightning.report.runs import Run
 from lrsa_lightning.report.tables import run_table, task_table, text_table, to_csv, to_markdown
 from lrsa_lightning.ruler.heat_map import draw_depths
 
-_TABLES = ("table1.md", "table1.csv", "table_tasks.csv")
+_TABLES = ("table1.md", "table1.csv", "table_arms.md", "table_arms.csv", "table_tasks.csv")
 _FIGURES = ("fig2_loss.png", "fig3_qa.png", "fig4_mean.png")
 _PAGE = "report.html"
 _Picture = tuple[str, Path]  # caption and PNG
@@ -26,7 +29,7 @@ class Report:
     """What was written.
 
     Attributes:
-        markdown: Table 1; empty where nothing was scored.
+        markdown: Table 1, or the table of arms where there is one; empty where nothing was scored.
         notes: on what is missing or differs.
         files: in the order of the page.
     """
@@ -36,26 +39,42 @@ class Report:
     files: list[Path]
 
 
-def write_report(runs: Sequence[Run], folder: Path) -> Report:
+def write_report(runs: Sequence[Run], folder: Path, baseline: str | None = None) -> Report:
     """Writes tables, figures and page. Files of an earlier report are removed.
 
     Args:
         runs: of `read_runs`.
         folder: is made where it does not exist.
+        baseline: the run, or the run of several seeds, to which differences are given.
 
     Raises:
-        InputError: the runs share no task at any length, or the folder is a file.
+        InputError: the runs share no task at any length, the baseline is none of them, or the folder is a file.
     """
     comparison, questions = compare(runs), _compare_questions(runs)
     found = notes(runs, comparison, questions)
+    arms = _arms(runs, comparison, baseline)
     _clear(folder)
     markdown = _write_tables(runs, comparison, folder)
+    if arms is not None:
+        frame, markdown = arms
+        frame.to_csv(folder / "table_arms.csv", index=False, lineterminator="\n", float_format="%.4f")
+        (folder / "table_arms.md").write_text(markdown, encoding="utf-8")
     figures = _draw_figures(runs, comparison, questions, folder)
     places = {run.label: folder / f"depths_{run.file_stem}.png" for run in runs}
-    maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label])]
+    maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label], run.label)]
     (folder / _PAGE).write_text(_page(runs, comparison, found, figures, maps), encoding="utf-8")
     tables = [folder / name for name in _TABLES if (folder / name).exists()]
     return Report(markdown, found, [*tables, *(path for _, path in (*figures, *maps)), folder / _PAGE])
+
+
+def _arms(runs: Sequence[Run], comparison: Comparison | None, baseline: str | None) -> tuple[pd.DataFrame, str] | None:
+    """The table of arms, where there are several seeds or a baseline, and its Markdown."""
+    arms = arms_of(runs)
+    chosen = None if baseline is None else find_arm(arms, baseline)
+    if comparison is None or (chosen is None and len(arms) == len(comparison.labels)):
+        return None
+    frame = arms_frame(arms, chosen, comparison)
+    return frame, arms_markdown(frame, chosen, comparison)
 
 
 def _compare_questions(runs: Sequence[Run]) -> Comparison | None:

@@ -13,7 +13,7 @@ from lrsa_lightning.report.comparison import (
     range_text,
 )
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.run_config import differing
+from lrsa_lightning.run.config import differing
 
 QA_TASKS = ("qa_1", "qa_2")
 

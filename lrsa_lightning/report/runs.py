@@ -13,7 +13,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.metrics import METRICS, points, read_rows
 from lrsa_lightning.ruler.records import CellName, Record, read_records
 from lrsa_lightning.ruler.results import CellScore, cell_scores
-from lrsa_lightning.run_config import CACHE_SIZES, RunConfig
+from lrsa_lightning.run.config import CACHE_SIZES, RunConfig
 
 _RESULTS, _SETTINGS = "results.jsonl", "settings.json"
 _CHECK = re.compile(r"step-(\d+)\.jsonl")

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 from lrsa_lightning.attention import AttentionMode
+from lrsa_lightning.attention.layer_pairs import stored_tokens
+from lrsa_lightning.decoder_sizes import feed_forward_size, head_dim, kv_heads
 from lrsa_lightning.ruler.batches import CacheName
 from lrsa_lightning.ruler.ranks import Ranks, least_of_ranks
 
@@ -84,7 +86,7 @@ def activation_bytes(num_tokens: int, config, element: int) -> int:
         config: the model's.
         element: bytes of a number.
     """
-    return num_tokens * element * (4 * config.intermediate_size + 8 * config.hidden_size)
+    return num_tokens * element * (4 * feed_forward_size(config) + 8 * config.hidden_size)
 
 
 def cache_bytes(mode: AttentionMode, length: int, config, element: int) -> int:
@@ -96,10 +98,8 @@ def cache_bytes(mode: AttentionMode, length: int, config, element: int) -> int:
         config: the model's.
         element: bytes of a number.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rules = [mode.context_rule(length, 1, layer) for layer in range(config.num_hidden_layers)]
-    stored = [length if rule is None else rule.stored_len(length) for rule in rules]
-    return sum(stored) * 2 * config.num_key_value_heads * head_dim * element
+    stored = sum(stored_tokens(config, mode, length))
+    return stored * 2 * kv_heads(config) * head_dim(config) * element
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -15,7 +15,7 @@ from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.npu.accelerator import make_fabric
-from lrsa_lightning.pretrained import check_length
+from lrsa_lightning.pretrained.decoder import check_length
 from lrsa_lightning.ruler.batches import Group
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.data.tokenization import load_tokenizer
-from lrsa_lightning.pretrained import load_config, load_model
+from lrsa_lightning.pretrained.decoder import load_config, load_model
 from lrsa_lightning.trained_model import load_checkpoint
 
 # The model's origin; no result depends on it.

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.folder_lock import FolderLock
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.files.folder_lock import FolderLock
 from lrsa_lightning.ruler.batches import CacheName, Group
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.ranks import Ranks

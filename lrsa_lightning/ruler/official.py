@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.files.json_lines import read_lines
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.samples import check_row
 from lrsa_lightning.ruler.tasks import TASKS, check_tasks, find_task

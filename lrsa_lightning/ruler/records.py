@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.files.json_lines import read_lines
 from lrsa_lightning.ruler.tasks import TASKS
 
 CellName = tuple[str, int, str]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.files.json_lines import read_lines
 from lrsa_lightning.ranges import checked
 from lrsa_lightning.ruler.tasks import find_task
 

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ruler.documents import Questions, read_hotpotqa, read_squad
@@ -114,10 +115,33 @@ _EXPECTED = {
 }
 
 
+def read_content(name: str, path: Path) -> Any:
+    """The JSON of a file, in a form that `parse` accepts.
+
+    Args:
+        name: of a field of `Sources`.
+        path: .json or .json.gz.
+
+    Raises:
+        InputError: the file has another format.
+    """
+    return _checked(name, path)[0]
+
+
+def parse(name: str, content: Any) -> "Essays | Questions | list[str]":
+    """What the tasks read in such a content. Raises ValueError, KeyError, TypeError or AttributeError for another."""
+    return _PARSE[name](content)
+
+
 @lru_cache(maxsize=8)
 def _read(name: str, path: Path, changed_ns: int) -> Essays | Questions | list[str]:
+    return _checked(name, path)[1]
+
+
+def _checked(name: str, path: Path) -> tuple[Any, Any]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            return _PARSE[name](json.load(file))
+            content = json.load(file)
+        return content, parse(name, content)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"RULER's {name} file {path}: expected {_EXPECTED[name]} ({error!r})") from error

@@ -14,10 +14,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.data.workers import end_with_parent
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.json_lines import read_lines
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.files.json_lines import read_lines
 from lrsa_lightning.ruler.progress import ProgressLines
 from lrsa_lightning.ruler.samples import NotAtThisLength, SampleMaker, SampleSettings, check_row
 from lrsa_lightning.ruler.tasks import source_files

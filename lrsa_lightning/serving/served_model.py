@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lrsa_lightning.adapter_folder import AdapterFolder
 from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.conversation.source import ModelSource
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.export import export
+from lrsa_lightning.lora.folder import AdapterFolder
+from lrsa_lightning.model_folder.export import export
 from lrsa_lightning.model_folder.place import MANIFEST
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.saved_settings import KEY, MARK

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.path_names import made_name
+from lrsa_lightning.files.path_names import made_name
 from lrsa_lightning.sweep.definition import Sweep
 
 SEED = "seed_everything"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.path_names import made_name
-from lrsa_lightning.yaml_text import read_mapping
+from lrsa_lightning.files.path_names import made_name
+from lrsa_lightning.files.yaml_text import read_mapping
 
 _GOALS = ("minimize", "maximize")
 _READ = ("program", "method", "metric", "parameters", "command", "run_cap")

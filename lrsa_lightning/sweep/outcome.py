@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.path_names import made_name
 from lrsa_lightning.metrics import METRICS, read_rows
-from lrsa_lightning.path_names import made_name
 from lrsa_lightning.report import Run, other_samples, read_runs, write_report
-from lrsa_lightning.run_config import differing
+from lrsa_lightning.run.config import differing
 from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.runner import Result
 from lrsa_lightning.sweep.table import FINISHED, Row, cells_table, seeds_table

@@ -5,11 +5,11 @@ import json
 import os
 from pathlib import Path
 
-from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.checkpoints.last import find_last
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.last_checkpoint import find_last
-from lrsa_lightning.run_directory import RunDirectory
-from lrsa_lightning.run_start import set_aside
+from lrsa_lightning.files.atomic_text import write_text
+from lrsa_lightning.run.directory import RunDirectory
+from lrsa_lightning.run.start import set_aside
 
 FINISHED, BROKEN, NEW = "finished", "broken", "new"
 

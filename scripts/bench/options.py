@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 
 
 def add_model_options(parser: ScriptParser) -> None:

@@ -20,8 +20,8 @@ from bench.peer import run_peer
 from bench.settings import Settings
 from lrsa_lightning import LRSA, AttentionMode, Vanilla
 from lrsa_lightning.cli import LRSACLI
+from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.configs import CONFIG_DIR
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.metrics import METRICS
 
 _NEEDS_ACCOUNT_OR_TIME = ("WandbLogger", "RulerEval")

@@ -27,8 +27,14 @@ class Sharpened(LRSA):
         return super()._transformers_attention(module, query * self._sharpness, *arguments, **asked)
 
 
+# Arguments that go with a list of ratios.
+OF_A_LIST = {"retention_weights": [1.0, 2.0], "retention_schedule": "curriculum", "serving_ratio": 1.0}
+
+
 def other_value(parameter: inspect.Parameter, hint):
     """One that the argument takes and that is not its default."""
+    if parameter.name in OF_A_LIST:
+        return OF_A_LIST[parameter.name]
     if typing.get_origin(hint) is typing.Literal:
         return next(value for value in typing.get_args(hint) if value != parameter.default)
     return [1] if parameter.default == () else parameter.default / 2 if isinstance(parameter.default, float) else 7
@@ -43,7 +49,8 @@ def test_each_argument_changes_the_key(name):
     parameter = inspect.signature(LRSA.__init__).parameters[name]
     value = other_value(parameter, typing.get_type_hints(LRSA.__init__)[name])
     assert value != parameter.default
-    assert LRSA(**{name: value}).registry_key() != LRSA().registry_key()
+    given = {"retention_ratio": [1.0, 0.5]} if name in OF_A_LIST else {}
+    assert LRSA(**given, **{name: value}).registry_key() != LRSA(**given).registry_key()
 
 
 def test_an_argument_that_a_subclass_adds_changes_the_key():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrsa_lightning import checkpoint_files, host_copy
+from lrsa_lightning.checkpoints import atomic_files, host_copy
 from lrsa_lightning.cli import main
 from tests.held_writes import HeldWrite
 from tests.interruptions import interruption
@@ -28,7 +28,7 @@ def fit(arguments, monkeypatch):
 
     def run(*callbacks: dict, name: str = "x", options: dict | None = None, **settings) -> int:
         HeldWrite.events.clear()
-        monkeypatch.setattr(checkpoint_files, "write_synced", WRITE)
+        monkeypatch.setattr(atomic_files, "write_synced", WRITE)
         try:
             main(command({**arguments, "run_name": name, **entries(*callbacks, **settings), **(options or {})}))
         except SystemExit as stopped:
@@ -38,7 +38,7 @@ def fit(arguments, monkeypatch):
     return run
 
 
-WRITE = checkpoint_files.write_synced
+WRITE = atomic_files.write_synced
 
 
 def held(step: int, until: int, then: str = "complete", linger: bool = False) -> dict:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrsa_lightning import checkpoint_files
 from lrsa_lightning.callbacks import Checkpoints
+from lrsa_lightning.checkpoints import atomic_files
 from lrsa_lightning.cli import main
 from lrsa_lightning.errors import InputError
 from tests.interruptions import Keeps, interruption
@@ -141,7 +141,7 @@ def test_callback_state_that_becomes_unsavable_ends_the_run_without_losing_a_ste
 @pytest.fixture
 def full_disk(monkeypatch):
     """The disk is full while the checkpoint of a step is written; of step 4 at first."""
-    write, at = checkpoint_files.write_synced, {"step": 4, "number": errno.ENOSPC}
+    write, at = atomic_files.write_synced, {"step": 4, "number": errno.ENOSPC}
 
     def writing(checkpoint, path):
         if checkpoint["global_step"] == at["step"]:
@@ -149,7 +149,7 @@ def full_disk(monkeypatch):
             raise OSError(at["number"], os.strerror(at["number"]))
         write(checkpoint, path)
 
-    monkeypatch.setattr(checkpoint_files, "write_synced", writing)
+    monkeypatch.setattr(atomic_files, "write_synced", writing)
     return at
 
 

@@ -41,6 +41,11 @@ def test_every_check_rates_the_references_and_some_generate(fit, when, steps):
     assert generated(checks) == steps
 
 
+def test_without_an_interval_there_is_one_check_after_the_last_step(fit):
+    checks = fit(every_n_steps=None)
+    assert [*checks] == generated(checks) == [5]
+
+
 def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, arguments, capsys):
     checks = fit(more=json.loads(checkpoints(6)))
     records = Path("runs/x/ruler/step-000006.jsonl")

@@ -11,7 +11,7 @@ import torch
 
 from lrsa_lightning.callbacks import non_finite_loss
 from lrsa_lightning.cli import main
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from tests.interruptions import interruption
 from tests.runs import callback, command, losses, metrics
 

@@ -97,7 +97,7 @@ def speed(seconds: dict[str, float], devices: int, shared_by: int, mode: Attenti
     trainer = SimpleNamespace(strategy=strategy, global_step=0, profiler=PassThroughProfiler(), world_size=devices)
     model = SimpleNamespace(config=SimpleNamespace(**TINY_MODEL, vocab_size=97))
     parts = {"starting_model": SimpleNamespace(has_adapters=False), "step_log": StepLog()}
-    module = SimpleNamespace(model=model, attention=mode, seen_tokens=(0, 0), **parts)
+    module = SimpleNamespace(model=model, step_attention=mode, seen_tokens=(0, 0), **parts)
     throughput.on_train_start(trainer, module)
     laps = iter([{"evaluation": 0.0, "compute": 1e6}, *[{"evaluation": 0.0, **seconds}] * 2])
     throughput._clock = SimpleNamespace(lap=lambda: next(laps), take_wait=lambda: 0.0)

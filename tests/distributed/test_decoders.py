@@ -9,7 +9,7 @@ from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.distributed import SequenceGroup, SPDDPStrategy
 from lrsa_lightning.distributed.context import ContextParallel
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.lora import LoraSettings, adapted, trained_parameters
+from lrsa_lightning.lora.adapters import LoraSettings, adapted, trained_parameters
 from lrsa_lightning.loss import IGNORE_INDEX, linear_cross_entropy
 from tests.conftest import TINY_MODEL, make_model
 from tests.decoders import DECODERS

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lrsa_lightning.checkpoints.last import find_last
 from lrsa_lightning.cli import main
 from lrsa_lightning.distributed.zero_files import read_client_state
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.export import export
-from lrsa_lightning.last_checkpoint import find_last
-from lrsa_lightning.run_directory import RunDirectory
+from lrsa_lightning.model_folder.export import export
+from lrsa_lightning.run.directory import RunDirectory
 from lrsa_lightning.trained_model import load_checkpoint
 from tests.distributed.zero import callback, curve, lrsa, zero
 from tests.interruptions import interruption

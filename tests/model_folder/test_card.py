@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lrsa_lightning.cli import main
-from lrsa_lightning.export import export
 from lrsa_lightning.model_folder.card import Card
 from lrsa_lightning.model_folder.engines import misreadings
+from lrsa_lightning.model_folder.export import export
 from lrsa_lightning.ruler.records import Record, write_records
 from lrsa_lightning.trained_model import RunCheckpoint
 from tests.conftest import make_model

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 MEASURED = """
 import sys
 from pathlib import Path
-import lrsa_lightning.export as module
-from lrsa_lightning.export import export
+import lrsa_lightning.model_folder.export as module
+from lrsa_lightning.model_folder.export import export
 def kib(name):
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith(name)))
 export(Path("runs/tiny/checkpoints/last.ckpt"), Path("tiny"))

@@ -7,7 +7,7 @@ from lrsa_lightning import LRSA
 from lrsa_lightning.plan import Run
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
-from lrsa_lightning.pretrained import load_config
+from lrsa_lightning.pretrained.decoder import load_config
 
 KEYS_1_5B = {
     "hidden_size": 1536,

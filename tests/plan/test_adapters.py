@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lrsa_lightning.devices import H100
-from lrsa_lightning.layer_shape import Adapters
-from lrsa_lightning.lora import LoraSettings
-from lrsa_lightning.memory import activation_bytes, backward_work, forward_work
-from lrsa_lightning.optimizer import OptimizerSettings
+from lrsa_lightning.errors import InputError
+from lrsa_lightning.lora.adapters import LoraSettings
+from lrsa_lightning.optimizer.settings import OptimizerSettings
 from lrsa_lightning.plan import predict
+from lrsa_lightning.plan.devices import H100
 from lrsa_lightning.plan.division import Division
+from lrsa_lightning.plan.layer_shape import Adapters
+from lrsa_lightning.plan.memory import activation_bytes, backward_work, forward_work
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.states import States, precision_of
-from lrsa_lightning.pretrained import load_config
-from lrsa_lightning.quantisation import Quantisation
-from lrsa_lightning.starting_model import StartingModel
+from lrsa_lightning.pretrained.decoder import load_config
+from lrsa_lightning.pretrained.quantisation import Quantisation
+from lrsa_lightning.pretrained.starting_model import StartingModel
 from tests.conftest import TINY_MODEL, make_model
 from tests.plan.runs import run_of
 
@@ -57,6 +58,11 @@ def test_parameters_are_those_of_the_built_model(settings, tmp_path):
     assert size.trains_embedding == ("modules_to_save" in settings)
     assert size.adapters.has_dropout == ("dropout" in settings)
     assert size.adapters.in_mlp == (settings.get("target_modules") != ["q_proj", "v_proj"])
+
+
+def test_dora_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(InputError, match=r"use_dora: .* was not measured. Plan with use_dora: false"):
+        size_of(tmp_path, use_dora=True)
 
 
 def _with_adapters(**changed):

@@ -6,14 +6,15 @@ import pytest
 
 from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.attention.layout import TILE, KVLayout
-from lrsa_lightning.devices import H100, find_device
 from lrsa_lightning.distributed.sequence_parallel import SequenceParallel
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.plan import fitting_options, predict
+from lrsa_lightning.plan.devices import H100, find_device
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.options import options, way_out
 from lrsa_lightning.plan.sequence import possible_degrees
-from tests.plan.runs import run_of
+from lrsa_lightning.pretrained import load_config
+from tests.plan.runs import KEYS_1_5B, run_of
 
 CARD = replace(H100, memory=24 * 2**30)
 
@@ -92,3 +93,14 @@ def test_devices_are_found_by_their_drivers_names():
     labels = [None if device is None else device.label for device in found.values()]
     assert labels == ["H100 80GB", "H200", "A100 80GB", "Ascend 910B", None]
     assert found["NVIDIA H200"].memory == 7
+
+
+def test_a_layer_that_keeps_its_window_is_planned_as_it_is():
+    """28 layers of Qwen2, of which the upper 14 keep a window: only the lower ones drop tokens."""
+    keys = {"use_sliding_window": True, "max_window_layers": 14, "sliding_window": 4096}
+    window = run_of(config=load_config(None, {"model_type": "qwen2", **KEYS_1_5B, **keys}))
+    shapes, plain = window.shapes(), run_of().shapes()
+    assert shapes[:14] == plain[:14]
+    kept = replace(plain[14], keys=32768, pairs=4096 * 4097 // 2 + 28672 * 4096)
+    assert shapes[14:] == [kept] * 14
+    assert kept.pairs < plain[0].pairs < 32768 * 32769 // 2

@@ -6,7 +6,7 @@ import torch
 from lrsa_lightning.plan.division import Division
 from lrsa_lightning.plan.model_size import ModelSize
 from lrsa_lightning.plan.states import PRECISIONS, States, precision_of
-from lrsa_lightning.pretrained import load_config, load_model
+from lrsa_lightning.pretrained.decoder import load_config, load_model
 from tests.conftest import TINY_MODEL
 from tests.plan.runs import run_of
 

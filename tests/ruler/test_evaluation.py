@@ -20,7 +20,7 @@ from lrsa_lightning.ruler.samples import SampleSettings
 from lrsa_lightning.ruler.sources import Sources
 from lrsa_lightning.ruler.store import SampleStore
 from tests.conftest import make_model
-from tests.test_folder_lock import hold
+from tests.files.test_folder_lock import hold
 
 NOTHING = SimpleNamespace(evaluate=lambda *_, **__: iter(()), in_order=list)
 
@@ -43,7 +43,7 @@ def test_further_files_are_added_and_others_refused_by_name(tmp_path):
 
 
 def test_two_processes_never_write_into_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("lrsa_lightning.folder_lock._PATIENCE", 0.1)
+    monkeypatch.setattr("lrsa_lightning.files.folder_lock._PATIENCE", 0.1)
     folder = tmp_path / "x"
     holder = hold(folder)
     with pytest.raises(InputError, match=f"evaluation {folder} is being written by process {holder.pid} .*--output"):

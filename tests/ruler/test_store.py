@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lrsa_lightning.atomic_text import write_text
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.files.atomic_text import write_text
 from lrsa_lightning.ruler import make_samples
 from lrsa_lightning.ruler import store as module
 from lrsa_lightning.ruler.samples import SampleSettings, digest

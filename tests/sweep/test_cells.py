@@ -2,8 +2,9 @@
 
 import pytest
 
+from lrsa_lightning.commands.training import make_parser
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.path_names import checked_name
+from lrsa_lightning.files.path_names import checked_name
 from lrsa_lightning.sweep import build_command, make_cells, read_sweep
 
 
@@ -159,3 +160,15 @@ def test_a_value_that_looks_like_a_numbered_name_does_not_share_it(make_sweep):
 def test_a_sweep_file_of_dots_has_a_folder_of_its_own(make_sweep):
     file = make_sweep({"m": {"values": [1]}})
     assert read_sweep(file.rename(file.with_name("...yaml"))).name == "unnamed"
+
+
+def test_a_list_of_ratios_is_one_value(make_sweep):
+    """One cell has a ratio for all steps, the other has several."""
+    key = "model.attention.retention_ratio"
+    sweep = read_sweep(make_sweep({key: {"values": [0.5, [1.0, 0.5, 0.25]]}}))
+    cells = make_cells(sweep)
+    assert [cell.name for cell in cells] == ["retention_ratio-0.5", "retention_ratio-1.0-0.5-0.25"]
+    option = build_command(sweep, cells[1].parameters)[-1]
+    parser = make_parser()
+    given = parser.parse_args(["--model.attention=LRSA", option])
+    assert given.model.attention.init_args.retention_ratio == [1.0, 0.5, 0.25]

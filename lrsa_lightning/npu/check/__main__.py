@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from lrsa_lightning.atomic_text import write_text
+from lrsa_lightning.files.atomic_text import write_text
 from lrsa_lightning.npu.check import device, kernels, runs
 from lrsa_lightning.npu.check.settings import Settings
 from lrsa_lightning.npu.environment import require_npu

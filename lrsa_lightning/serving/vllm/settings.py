@@ -7,7 +7,7 @@ import logging
 from math import gcd
 from typing import Any
 
-from lrsa_lightning.attention.lrsa import LRSA
+from lrsa_lightning.attention.lrsa import LRSA, SETTINGS
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
@@ -45,7 +45,7 @@ def served_mode(vllm_config: Any) -> LRSA:
             f"--additional-config: {KEY} is {changes!r}; only retention_ratio can differ from what the model was "
             f'trained with, such as {{"{KEY}": {{"retention_ratio": 0.25}}}}'
         )
-    return LRSA(**{**mode.settings(), **changes})
+    return at_ratio(mode, changes["retention_ratio"]) if changes else mode
 
 
 def check(vllm_config: Any, version: str, device_type: str) -> None:
@@ -74,7 +74,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
         cache.block_size, cache.user_specified_block_size = fitting_block_size(mode.rule(), unit, usual), True
     check_block_size(mode.rule(), cache.block_size, unit)
     if cache.enable_prefix_caching:
-        log.info("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
+        log.warning("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
         cache.enable_prefix_caching = False
 
 
@@ -115,11 +115,17 @@ def check_shape(config: Any) -> None:
     Raises:
         InputError: vLLM's tokens would be wrong.
     """
-    if misreadings(config):
-        raise InputError(
-            "LRSA: vLLM's qwen2 takes hidden_size / num_attention_heads for the size of a head, and this model's "
-            f"head_dim is {config.head_dim}: it cannot be served with vLLM"
-        )
+    if misreadings(config.get_text_config(decoder=True)):
+        raise InputError("LRSA: vLLM's qwen2 has no head_dim of its own, and takes a wrong one from this config.json")
+
+
+def at_ratio(mode: LRSA, retention_ratio: float) -> LRSA:
+    """The mode that a folder names, with another retention ratio.
+
+    Raises:
+        InputError: the ratio is out of range.
+    """
+    return LRSA(**{name: getattr(mode, name) for name in SETTINGS} | {"retention_ratio": retention_ratio})
 
 
 def block_sizes(device_type: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def tiny_model(model_type: str = "qwen2"):
 
 
 def write_folder(folder: Path, model, mode: LRSA | None) -> Path:
-    """The folder as an export leaves it."""
+    """The folder as an export leaves it: its architecture has the mark of a rule."""
     save_mode(model.config, mode)
     model.save_pretrained(folder)
     save_mode(model.config, None)

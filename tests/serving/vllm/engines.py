@@ -27,6 +27,11 @@ def prepare_process() -> None:
     os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **quiet})
 
 
+def own_process() -> dict[str, str]:
+    """The environment of a program that starts vLLM's usual processes."""
+    return {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+
+
 def tiny_model(model_type: str = "qwen2"):
     """A model of two layers whose attention matters."""
     heads = {"head_dim": 32} if model_type == "qwen3" else {}

@@ -1,4 +1,4 @@
-"""Makes the paper's artefacts from runs: Table 1, loss curves, scores against length, and a page with all of them."""
+"""Makes the paper's artefacts from runs: tables of scores, loss curves, scores against length, and a page of them."""
 
 from lrsa_lightning.report.artefacts import Report, write_report
 from lrsa_lightning.report.comparison import compare, other_samples

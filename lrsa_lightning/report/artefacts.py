@@ -1,9 +1,10 @@
 """Writes all files of a report into a folder: tables, figures, and one HTML page made from ``page.html``."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,7 +30,7 @@ class Report:
     """What was written.
 
     Attributes:
-        markdown: Table 1, or the table of arms where there is one; empty where nothing was scored.
+        markdown: the table of means, or the table of arms where there is one; empty where nothing was scored.
         notes: on what is missing or differs.
         files: in the order of the page.
     """
@@ -39,18 +40,24 @@ class Report:
     files: list[Path]
 
 
-def write_report(runs: Sequence[Run], folder: Path, baseline: str | None = None) -> Report:
+def write_report(
+    runs: Sequence[Run],
+    folder: Path,
+    baseline: str | None = None,
+    further: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> Report:
     """Writes tables, figures and page. Files of an earlier report are removed.
 
     Args:
         runs: of `read_runs`.
         folder: is made where it does not exist.
         baseline: the run, or the run of several seeds, to which differences are given.
+        further: tables of text for the page, by their titles.
 
     Raises:
-        InputError: the runs share no task at any length, the baseline is none of them, or the folder is a file.
+        InputError: the baseline is none of the runs, or the folder is a file.
     """
-    comparison, questions = compare(runs), _compare_questions(runs)
+    comparison, questions = compare(runs), compare(runs, QA_TASKS)
     found = notes(runs, comparison, questions)
     arms = _arms(runs, comparison, baseline)
     _clear(folder)
@@ -62,7 +69,7 @@ def write_report(runs: Sequence[Run], folder: Path, baseline: str | None = None)
     figures = _draw_figures(runs, comparison, questions, folder)
     places = {run.label: folder / f"depths_{run.file_stem}.png" for run in runs}
     maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label], run.label)]
-    (folder / _PAGE).write_text(_page(runs, comparison, found, figures, maps), encoding="utf-8")
+    (folder / _PAGE).write_text(_page(runs, comparison, found, figures, maps, further), encoding="utf-8")
     tables = [folder / name for name in _TABLES if (folder / name).exists()]
     return Report(markdown, found, [*tables, *(path for _, path in (*figures, *maps)), folder / _PAGE])
 
@@ -71,17 +78,12 @@ def _arms(runs: Sequence[Run], comparison: Comparison | None, baseline: str | No
     """The table of arms, where there are several seeds or a baseline, and its Markdown."""
     arms = arms_of(runs)
     chosen = None if baseline is None else find_arm(arms, baseline)
-    if comparison is None or (chosen is None and len(arms) == len(comparison.labels)):
+    if comparison is None or (chosen is None and all(len(arm.runs) == 1 for arm in arms)):
         return None
     frame = arms_frame(arms, chosen, comparison)
-    return frame, arms_markdown(frame, chosen, comparison)
-
-
-def _compare_questions(runs: Sequence[Run]) -> Comparison | None:
-    try:
-        return compare(runs, QA_TASKS)
-    except InputError:  # the runs share no such task: a note says so
+    if frame.empty:  # runs of one configuration that were scored on other samples
         return None
+    return frame, arms_markdown(frame, chosen, comparison)
 
 
 def _clear(folder: Path) -> None:
@@ -93,7 +95,7 @@ def _clear(folder: Path) -> None:
 
 
 def _write_tables(runs: Sequence[Run], comparison: Comparison | None, folder: Path) -> str:
-    """Returns Table 1 as Markdown."""
+    """Returns the table of means as Markdown."""
     tasks = task_table(runs)
     if not tasks.empty:
         tasks.to_csv(folder / "table_tasks.csv", index=False, lineterminator="\n")
@@ -111,13 +113,13 @@ def _draw_figures(
     loss, qa, mean = (folder / name for name in _FIGURES)
     labels, figures = [run.label for run in runs], []
     if draw_losses(runs, loss):
-        figures.append(("Figure 2: training loss, smoothed over raw", loss))
+        figures.append(("Training loss, smoothed over raw (the paper's Figure 2)", loss))
     if questions is not None:
         draw_means(questions, qa, title := f"QA mean over {questions.of_tasks}", labels)
-        figures.append((f"Figure 3: {title}, with standard errors", qa))
+        figures.append((f"{title} by length and cache budget, with standard errors (the paper's Figure 3)", qa))
     if comparison is not None:
         draw_means(comparison, mean, title := comparison.caption, labels)
-        figures.append((f"Figure 4: {title}, with standard errors", mean))
+        figures.append((f"{title} by length and cache budget, with standard errors (the paper's Figure 4)", mean))
     return figures
 
 
@@ -127,6 +129,7 @@ def _page(
     found: Sequence[str],
     figures: Sequence[_Picture],
     maps: Sequence[_Picture],
+    further: Mapping[str, pd.DataFrame],
 ) -> str:
     scores, best = (None, None) if comparison is None else text_table(comparison)
     environment = Environment(
@@ -145,6 +148,7 @@ def _page(
         best=best,
         figures=figures,
         maps=maps,
+        further=further,
         runs=run_table(runs),
         tasks=task_table(runs),
     )

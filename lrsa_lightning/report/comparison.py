@@ -7,7 +7,6 @@ from statistics import fmean
 
 import pandas as pd
 
-from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.runs import Run
 from lrsa_lightning.ruler.records import are_of_same_samples, ratio_of
 from lrsa_lightning.ruler.results import mean_names
@@ -21,7 +20,7 @@ class Comparison:
     """Means over common tasks.
 
     Attributes:
-        labels: of the runs with scores, in order.
+        labels: of the runs with a mean, in order.
         tasks: the tasks in the means, by length, ascending. All runs scored at a length have these tasks, under each
             of their budgets.
         left_out: the other tasks that some run has, by length.
@@ -57,19 +56,17 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], only: Collection[str] = tuple(TASKS)) -> Comparison | None:
-    """Means over common tasks; None where nothing was scored.
+    """Means over common tasks; None where nothing was scored, or no length has a common task.
+
+    A length has a column where the runs that were scored at it share a task. They need not be all of the runs.
 
     Args:
         runs: runs without scores are ignored.
         only: tasks that may be in the means.
-
-    Raises:
-        InputError: there is no length with a task that all runs were scored on.
     """
     scores = _scores(runs, only)
     if scores.empty:
         return None
-    labels = [*scores["model"].unique()]
     tasks, left_out = {}, {}
     for length, own in scores.groupby("length"):
         has = own.pivot(index=["model", "budget"], columns="task", values="score").notna().all()
@@ -80,12 +77,9 @@ def compare(runs: Sequence[Run], only: Collection[str] = tuple(TASKS)) -> Compar
             left_out[length] = others
     places = zip(scores["length"], scores["task"], strict=True)
     common = scores[[task in tasks.get(length, ()) for length, task in places]]
-    if not (common.groupby("length")["model"].nunique() == len(labels)).any():
-        names = scores["task"] + "/" + scores["length"].map(length_name)
-        has = [f"{label} has {', '.join(own.unique())}" for label, own in names.groupby(scores["model"], sort=False)]
-        raise InputError(
-            f"nothing to compare, no task at any length was scored by all: {'; '.join(has)}. Report them one by one"
-        )
+    if common.empty:
+        return None
+    labels = [*common["model"].unique()]
     return Comparison(labels, tasks, left_out, *_means(common, labels))
 
 

@@ -28,11 +28,37 @@ def notes(runs: Sequence[Run], comparison: Comparison | None, qa: Comparison | N
     """
     found = [*_missing_parts(runs), *_losses_not_finite(runs), *_earlier_steps(runs)]
     if comparison is None:
-        found.append("No run has RULER scores: there is no Table 1 and no Figure 3 and 4.")
+        found.append(_no_scores(runs))
     else:
-        found += [*_left_out(comparison), *_gaps(comparison), *_other_samples(comparison, runs), *_other_caches(runs)]
+        found += [
+            *_not_shared(runs, comparison),
+            *_left_out(comparison),
+            *_gaps(comparison),
+            *_other_samples(comparison, runs),
+            *_other_caches(runs),
+        ]
         found += _missing_questions(comparison, qa)
     return found + _other_data(runs)
+
+
+def _no_scores(runs: Sequence[Run]) -> str:
+    scored = [run for run in runs if run.scored]
+    if not scored:
+        return "No run has RULER scores: there are no tables and figures of them."
+    has = "; ".join(f"{run.label} has {', '.join(_cells(run))}" for run in scored)
+    return f"No task at any length was scored by all runs that have scores there, so there are no means: {has}."
+
+
+def _not_shared(runs: Sequence[Run], comparison: Comparison) -> list[str]:
+    return [
+        f"{run.label} shares no task with the runs at its lengths ({', '.join(_cells(run))}): it is not in the means."
+        for run in runs
+        if run.scored and run.label not in comparison.labels
+    ]
+
+
+def _cells(run: Run) -> list[str]:
+    return [*dict.fromkeys(f"{task}/{length_name(length)}" for task, length, _ in run.scored)]
 
 
 def _missing_parts(runs: Sequence[Run]) -> list[str]:
@@ -40,9 +66,9 @@ def _missing_parts(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if not run.scored:
             rated = " (its references were only rated)" if run.records else ""
-            found.append(f"{run.label} has no RULER scores{rated}: it is not in Table 1 and Figures 3 and 4.")
+            found.append(f"{run.label} has no RULER scores{rated}: it is not in the tables and figures of scores.")
         if not run.losses[0]:
-            found.append(f"{run.label} has no training loss: it is not in Figure 2.")
+            found.append(f"{run.label} has no training loss: it is not in the figure of losses.")
     return found
 
 
@@ -106,10 +132,14 @@ def _other_caches(runs: Sequence[Run]) -> list[str]:
 
 def _missing_questions(comparison: Comparison, qa: Comparison | None) -> list[str]:
     if qa is None:
-        return [f"No Figure 3: the runs share no question answering task ({', '.join(QA_TASKS)})."]
-    found = [f"Figure 3 lacks {label}: no QA task was scored." for label in comparison.labels if label not in qa.labels]
+        return [f"No figure of question answering: the runs share no such task ({', '.join(QA_TASKS)})."]
+    found = [
+        f"The figure of question answering lacks {label}: no QA task was scored."
+        for label in comparison.labels
+        if label not in qa.labels
+    ]
     if any(set(tasks) != set(QA_TASKS) for tasks in qa.tasks.values()):
-        found.append(f"Figure 3 does not have both QA tasks everywhere, but {qa.of_tasks}.")
+        found.append(f"The figure of question answering does not have both tasks everywhere, but {qa.of_tasks}.")
     return found
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.metrics import METRICS, points, read_rows
+from lrsa_lightning.metrics import METRICS, Row, points, read_rows
 from lrsa_lightning.ruler.records import CellName, Record, read_records
 from lrsa_lightning.ruler.results import CellScore, cell_scores
 from lrsa_lightning.run.config import CACHE_SIZES, RunConfig
@@ -19,6 +20,38 @@ _RESULTS, _SETTINGS = "results.jsonl", "settings.json"
 _CHECK = re.compile(r"step-(\d+)\.jsonl")
 # With depths_ and .png, file systems take a name of this length in any alphabet.
 _LONGEST_STEM = 60
+# Steps at the start that are slower: kernels are compiled, caches filled.
+_WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run's metrics say about its training; None where they say nothing.
+
+    Attributes:
+        tokens_per_second: of all devices, the median over its steps.
+        peak_memory_gib: of the fullest device.
+        train_loss: mean over the last hundredth of the steps.
+        val_loss: of the last validation.
+    """
+
+    tokens_per_second: float | None = None
+    peak_memory_gib: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Measured":
+        """From the rows of a metrics file."""
+        names = ("throughput/tokens_per_second", "throughput/peak_memory_gib", "train/loss", "val/loss")
+        speeds, memory, losses, validation = ([z for z in points(rows, name)[1] if isfinite(z)] for name in names)
+        steady = speeds[_WARM_UP:] or speeds
+        return cls(
+            median(steady) if steady else None,
+            max(memory, default=None),
+            fmean(losses[-max(1, len(losses) // 100) :]) if losses else None,
+            validation[-1] if validation else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,7 @@ class Run:
         tokens: number of training tokens; None where none were logged.
         config: the newest configuration; empty where there is none.
         settings: of an evaluation folder; empty for a run directory.
+        measured: speed, memory and losses of the training.
     """
 
     label: str
@@ -44,6 +78,7 @@ class Run:
     tokens: int | None = None
     config: RunConfig = field(default_factory=RunConfig)
     settings: dict[str, Any] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
 
     @cached_property
     def means(self) -> dict[CellName, CellScore]:
@@ -111,7 +146,7 @@ def _read_run(label: str, path: Path, step: int | None) -> Run:
             "a run directory of `lrsa fit` or a folder of `lrsa eval`"
         )
     seen = int(tokens[-1]) if tokens and isfinite(tokens[-1]) else None
-    return Run(label, path, step, records, losses, seen, config, _read_settings(path / _SETTINGS))
+    return Run(label, path, step, records, losses, seen, config, _read_settings(path / _SETTINGS), Measured.of(rows))
 
 
 def _last_check(path: Path, step: int | None) -> tuple[int | None, list[Record]]:

@@ -12,7 +12,7 @@ _NOT_SCORED = "–"
 
 
 def text_table(comparison: Comparison) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Table 1 with one decimal, and a mask of the same shape: the best run of each column and budget."""
+    """The means with one decimal, and a mask of the same shape: the best run of each column and budget."""
     texts = comparison.means.map("{:.1f}".format)
     rounded = texts.astype(float)
     of_budget = rounded.groupby(level="budget", observed=True)
@@ -31,7 +31,7 @@ def _named(frame: pd.DataFrame, model: str, budget: str) -> pd.DataFrame:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Table 1 for people."""
+    """The means for people."""
     texts, best = text_table(comparison)
     rows = texts.mask(best, "**" + texts + "**").replace(r"\|", r"\\|", regex=True).values.tolist()
     rule = ["---", "---", *["---:"] * (len(texts.columns) - 2)]
@@ -40,7 +40,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Table 1 for programs: each mean is followed by its standard error."""
+    """The means for programs: each mean is followed by its standard error."""
     columns = [name for length in comparison.means for name in (length, f"{length} stderr")]
     figures = comparison.means.join(comparison.errors.add_suffix(" stderr"))[columns]
     frame = _named(figures.map(_number, na_action="ignore"), "model", "budget")
@@ -80,7 +80,15 @@ def _run_row(run: Run, means: Sequence[CellScore]) -> dict[str, str]:
         "Lengths": lengths_text(sorted({mean.length for mean in means})),
         "Budgets": ", ".join(map(budget_name, dict.fromkeys(mean.budget for mean in means))),
         "Samples per score": range_text(mean.count for mean in means) if means else "",
+        "Tokens/s": _rounded(run.measured.tokens_per_second, ",.0f"),
+        "Memory, GiB": _rounded(run.measured.peak_memory_gib, ".1f"),
+        "Training loss": _rounded(run.measured.train_loss, ".4f"),
+        "Validation loss": _rounded(run.measured.val_loss, ".4f"),
     }
+
+
+def _rounded(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _number(value: float | None) -> str:

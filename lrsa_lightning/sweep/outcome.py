@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.files.path_names import made_name
 from lrsa_lightning.metrics import METRICS, read_rows
@@ -12,7 +14,9 @@ from lrsa_lightning.report import Run, other_samples, read_runs, write_report
 from lrsa_lightning.run.config import differing
 from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.runner import Result
-from lrsa_lightning.sweep.table import FINISHED, Row, cells_table, seeds_table
+from lrsa_lightning.sweep.table import FINISHED, Row, aligned, cells_frame, cells_table, seeds_frame, seeds_table
+
+_FRAMES = ("sweep_cells.csv", "sweep_seeds.csv")
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,33 @@ def conclude(sweep: Sweep, runs_dir: Path, results: Sequence[Result]) -> Outcome
             seeds.setdefault(cell.seed, []).append(run)
     unfair = [*_other_data(seeds), *_other_scores([run for run in runs.values() if run.scored])]
     rows = [_row(sweep, runs_dir, result, runs.get(result.cell)) for result in results]
-    table = cells_table(sweep, rows, mark_best=not unfair)
+    tables, frames = {"Cells": cells_table(sweep, rows, mark_best=not unfair)}, [cells_frame(sweep, rows)]
     if not unfair and len(seeds) > 1:
-        table += "\n\n" + seeds_table(sweep, rows)
-    files = []
+        tables["Settings, over seeds"] = seeds_table(sweep, rows)
+        frames.append(seeds_frame(sweep, rows))
+    files = _write_frames(frames, runs_dir / "report")
     for seed, own in seeds.items():
         folder = runs_dir / "report" / (made_name(f"seed-{seed}") if len(seeds) > 1 else "")
         try:
-            report = write_report(own, folder)
+            report = write_report(own, folder, further=tables)
         except InputError as error:
             notes.append(f"no report in {folder}: {error}")
         else:
             files += report.files
             notes += report.notes
-    return Outcome(
-        table, [*_fair([*runs.values()], unfair), *_missing_metric(sweep, rows), *dict.fromkeys(notes)], files
-    )
+    said = [*_fair([*runs.values()], unfair), *_missing_metric(sweep, rows), *dict.fromkeys(notes)]
+    return Outcome("\n\n".join(map(aligned, tables.values())), said, files)
+
+
+def _write_frames(frames: Sequence[pd.DataFrame], folder: Path) -> list[Path]:
+    """Writes sweep_cells.csv and, of several seeds, sweep_seeds.csv; one of an earlier outcome goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in _FRAMES]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for file, frame in zip(files, frames, strict=False):
+        frame.to_csv(file, index=False, lineterminator="\n")
+    return files[: len(frames)]
 
 
 def _other_data(seeds: Mapping[Any, Sequence[Run]]) -> list[str]:

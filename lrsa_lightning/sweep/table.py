@@ -1,6 +1,6 @@
 """The metric of each cell as text, and over the seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isnan
 from statistics import fmean
 from typing import NamedTuple
@@ -36,38 +36,65 @@ class Row(NamedTuple):
         return self.value if self.status == FINISHED else None
 
 
-def cells_table(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> str:
-    """One line for each cell, in their order. A star marks the best value of the finished cells."""
-    known = {row.final_value for row in rows if row.final_value is not None and not isnan(row.final_value)}
-    best = (max if sweep.maximize else min)(known) if mark_best and len(known) > 1 else None
-    stars = ["* " if best is not None and row.final_value == best else "" for row in rows]
+def cells_frame(sweep: Sweep, rows: Sequence[Row]) -> pd.DataFrame:
+    """For programs: one row for each cell, in their order."""
     columns = {
-        sweep.metric or "no metric": [star + _figure(row.value) for star, row in zip(stars, rows, strict=True)],
-        "tokens": [_EMPTY if row.tokens is None else f"{row.tokens:,}" for row in rows],
+        "cell": [row.cell.name for row in rows],
+        sweep.metric or "no metric": [row.value for row in rows],
+        "tokens": [row.tokens for row in rows],
         "status": [row.status for row in rows],
     }
-    return _aligned("cell", [row.cell.name for row in rows], columns)
+    return pd.DataFrame(columns, dtype=object)
 
 
-def seeds_table(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """Mean and sample standard deviation of each setting over the seeds of its finished cells."""
+def seeds_frame(sweep: Sweep, rows: Sequence[Row]) -> pd.DataFrame:
+    """For programs: each setting over the seeds of its finished cells.
+
+    The columns are mean, sample standard deviation, standard error of the mean and number of seeds.
+    """
     settings: dict[str, list[float]] = {}
     for row in rows:
         settings.setdefault(row.cell.setting, []).extend([] if row.final_value is None else [row.final_value])
     columns = {
-        f"{sweep.metric}, mean": [_figure(fmean(values) if values else None) for values in settings.values()],
-        "deviation": [
-            _figure(pd.Series(values).std(skipna=False) if len(values) > 1 else None) for values in settings.values()
-        ],
+        "setting": [*settings],
+        f"{sweep.metric}, mean": [fmean(values) if values else None for values in settings.values()],
+        "deviation": [_deviation(values) for values in settings.values()],
+        "standard error": [_error(values) for values in settings.values()],
         "seeds": [len(values) for values in settings.values()],
     }
-    return _aligned("setting", [*settings], columns)
+    return pd.DataFrame(columns, dtype=object)
+
+
+def cells_table(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> pd.DataFrame:
+    """The texts of `cells_frame`. A star marks the best value of the finished cells."""
+    known = {row.final_value for row in rows if row.final_value is not None and not isnan(row.final_value)}
+    best = (max if sweep.maximize else min)(known) if mark_best and len(known) > 1 else None
+    stars = ["* " if best is not None and row.final_value == best else "" for row in rows]
+    frame = cells_frame(sweep, rows)
+    _, metric, tokens, _ = frame.columns
+    frame[metric] = [star + _figure(row.value) for star, row in zip(stars, rows, strict=True)]
+    frame[tokens] = [_EMPTY if row.tokens is None else f"{row.tokens:,}" for row in rows]
+    return frame
+
+
+def seeds_table(sweep: Sweep, rows: Sequence[Row]) -> pd.DataFrame:
+    """The texts of `seeds_frame`."""
+    return seeds_frame(sweep, rows).map(lambda value: value if isinstance(value, str) else _figure(value))
+
+
+def _error(values: Sequence[float]) -> float | None:
+    return None if (deviation := _deviation(values)) is None else deviation / len(values) ** 0.5
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return pd.Series(values).std(skipna=False) if len(values) > 1 else None
 
 
 def _figure(value: float | None) -> str:
-    return _EMPTY if value is None else f"{value:.4g}"
+    return _EMPTY if value is None else f"{value:.6g}"
 
 
-def _aligned(title: str, names: Sequence[str], columns: Mapping[str, Sequence]) -> str:
-    """The names to the left, the columns to the right."""
-    return pd.DataFrame(columns, index=names).rename_axis(columns=title).to_string()
+def aligned(table: pd.DataFrame) -> str:
+    """A table for a terminal: its first column to the left, the others to the right."""
+    name, *_ = table.columns
+    return table.set_index(name).rename_axis(index=None, columns=name).to_string()

@@ -62,12 +62,12 @@ def test_the_page_has_the_tables_and_escapes_names(report):
 
 def test_the_notes_say_what_is_missing_or_differs(report):
     assert report.notes == [
-        "<base> has no training loss: it is not in Figure 2.",
+        "<base> has no training loss: it is not in the figure of losses.",
         "vanilla was scored at step 2, but trained for 3 steps.",
         "Not in the means of 4K, because not every run was scored on them under each of its budgets: niah_single_1, "
         "qa_2.",
         "Not the same samples in all rows (their number): 4K: vt (1 to 2).",
-        "Figure 3 does not have both QA tasks everywhere, but 1 task (qa_1).",
+        "The figure of question answering does not have both tasks everywhere, but 1 task (qa_1).",
         "The runs did not train on the same data in the same order (lrsa / vanilla): seed_everything: 42 / 1.",
     ]
 
@@ -83,7 +83,7 @@ def test_the_notes_say_which_columns_and_cells_are_not_there(make_run, tmp_path)
         "Not in the means of 16K, because not every run was scored on them under each of its budgets: cwe, fwe. There "
         "is no column for 16K.",
         "b was not scored at 8K (2x), so it has no average.",
-        "Figure 3 lacks c: no QA task was scored.",
+        "The figure of question answering lacks c: no QA task was scored.",
     ]
 
 
@@ -91,6 +91,12 @@ def test_the_page_says_what_was_compared(make_run, tmp_path):
     attention = {"class_path": "lrsa_lightning.attention.LRSA", "init_args": {"lag_size": 64}}
     own = [*records({"vt": [1.0, 0.0]}), *records({"qa_1": [1.0]}, 8192, budget="r0.5")]
     folder = make_run("x", {3: own}, [3.0], DATA | {"model": {"attention": attention}})
+    speeds = [1.0] * 10 + [1000.0, 2500.0, 1000.0]  # the first ten steps are slower
+    rows = [{"step": i, "throughput/tokens_per_second": z} for i, z in enumerate(speeds)]
+    rows += [{"step": 1, "throughput/peak_memory_gib": z} for z in (3.25, 4.5)]
+    rows += [{"step": i, "train/loss": 1.0 + i} for i in range(1, 200)] + [{"step": 9, "val/loss": z} for z in (2, 1.5)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     page = write_report(read_runs([str(folder)]), tmp_path / "out").files[-1].read_text(encoding="utf-8")
     row = re.search(r"What was compared.*?<tbody>\s*<tr>(.*?)</tr>", page, re.DOTALL)[1]
     assert re.findall(r"<td[^>]*>(.*?)</td>", row) == [
@@ -102,14 +108,48 @@ def test_the_page_says_what_was_compared(make_run, tmp_path):
         "4K, 8K",
         "1x, 2x",
         "1 to 2",
+        *("1,000", "4.5", "199.5000", "1.5000"),
     ]
+
+
+def test_runs_that_share_no_task_are_reported_task_by_task(make_run, tmp_path):
+    own = {"a": records({"vt": [1.0]}), "b": records({"cwe": [1.0]})}
+    folders = [make_run(name, {1: found}, [1.0], {"model": {"lr": name}, **DATA}) for name, found in own.items()]
+    report = write_report(read_runs([*map(str, folders)]), tmp_path / "out")
+    assert [path.name for path in report.files] == ["table_tasks.csv", "fig2_loss.png", "report.html"]
+    said = "No task at any length was scored by all runs that have scores there, so there are no means: a has vt/4K; b"
+    assert any(note.startswith(said) for note in report.notes)
+
+
+def test_runs_of_different_lengths_share_a_table(make_run, tmp_path):
+    own = {"a": records({"vt": [1.0]}, 512), "b": records({"vt": [1.0]}, 1024)}
+    folders = [make_run(name, {1: found}, [1.0], {"model": {"lr": name}, **DATA}) for name, found in own.items()]
+    report = write_report(read_runs([*map(str, folders)]), tmp_path / "out")
+    assert report.markdown.splitlines()[-2:] == ["| a | 1x | 100.0 | – | – |", "| b | 1x | – | 100.0 | – |"]
+    assert "a was not scored at 1K (1x), so it has no average." in report.notes
+
+
+def test_a_run_that_shares_no_task_at_its_length_is_said(make_run, tmp_path):
+    own = {"a": records({"vt": [1.0]}), "b": records({"cwe": [1.0]}) + records({"vt": [1.0]}, 8192)}
+    folders = [make_run(name, {1: found}, [1.0], {"model": {"lr": name}, **DATA}) for name, found in own.items()]
+    report = write_report(read_runs([*map(str, folders)]), tmp_path / "out")
+    assert "a shares no task with the runs at its lengths (vt/4K): it is not in the means." in report.notes
+    assert report.markdown.splitlines()[-1] == "| b | 1x | 100.0 | 100.0 |"
+
+
+def test_titles_are_the_reports_own_with_the_papers_number(report):
+    page = report.files[-1].read_text(encoding="utf-8").replace("&#39;", "'")
+    assert "<h1>Score by task, length and cache budget</h1>" in page
+    assert "<h2>Score by length and cache budget (the paper's Table 1)</h2>" in page
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert [re.search(r"\(the paper's Figure (\d)\)", caption)[1] for caption in captions[:3]] == ["2", "3", "4"]
 
 
 def test_a_later_report_leaves_nothing_of_an_earlier_one(report, make_run, tmp_path):
     later = write_report(read_runs([str(make_run("only", losses=[1.0, float("nan")]))]), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fig2_loss.png", "report.html"]
     assert later.markdown == ""
-    assert "No run has RULER scores: there is no Table 1 and no Figure 3 and 4." in later.notes
+    assert "No run has RULER scores: there are no tables and figures of them." in later.notes
 
 
 @pytest.mark.parametrize(("digests", "is_said"), [(["1", "2"], True), (["1", "1"], False), (["1", None], False)])
@@ -149,11 +189,11 @@ def test_any_name_of_a_folder_is_reported(make_run, tmp_path):
     assert "a b" in page
 
 
-def test_without_question_answering_there_is_no_figure_3(make_run, tmp_path):
+def test_without_question_answering_there_is_no_figure_of_it(make_run, tmp_path):
     a, b = make_run("a", records({"vt": [1.0], "qa_1": [1.0]})), make_run("b", records({"vt": [1.0], "qa_2": [1.0]}))
     report = write_report(read_runs([str(a), str(b)]), tmp_path / "out")
     assert "fig3_qa.png" not in [path.name for path in report.files]
-    assert "No Figure 3: the runs share no question answering task (qa_1, qa_2)." in report.notes
+    assert "No figure of question answering: the runs share no such task (qa_1, qa_2)." in report.notes
 
 
 def test_the_command_prints_table_notes_and_files(make_run, tmp_path, capsys):
@@ -177,7 +217,6 @@ def test_lrsa_does_not_import_what_only_reports_need():
         ["a/results.jsonl"],
         ["empty"],
         ["a", "--output", "a/results.jsonl"],
-        ["a", "b"],
         ["a", "a"],
     ],
 )

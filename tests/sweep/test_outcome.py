@@ -1,5 +1,6 @@
 """The table, and whether cells may be compared."""
 
+import csv
 import json
 
 import pytest
@@ -40,9 +41,17 @@ def test_a_metric_to_minimise_has_the_least_as_its_best(outcome):
 def test_seeds_are_averaged_and_each_has_its_report(outcome, runs):
     found = outcome({"mode": {"values": ["a", "b"]}, "seed_everything": {"values": [1, 3]}})
     lines = [line.split() for line in found.table.splitlines()]
-    assert lines[-2] == ["mode-a", "27", "1.414", "2"]
-    assert lines[-1] == ["mode-b", "52", "1.414", "2"]
-    assert {path.parent.name for path in found.files} == {"seed-1", "seed-3"}
+    assert lines[-2] == ["mode-a", "27", "1.41421", "1", "2"]
+    assert lines[-1] == ["mode-b", "52", "1.41421", "1", "2"]
+    assert {path.parent.name for path in found.files} == {"report", "seed-1", "seed-3"}
+    cells, seeds = (list(csv.reader((runs / "report" / f"sweep_{name}.csv").open())) for name in ("cells", "seeds"))
+    assert cells[0] == ["cell", "ruler/subset_mean", "tokens", "status"]
+    assert [row[2:] for row in cells[1:]] == [["100", "finished"]] * 4
+    assert [float(row[1]) for row in cells[1:]] == pytest.approx([26, 28, 51, 53])
+    assert [float(number) for number in seeds[1][1:]] == pytest.approx([27, 2**0.5, 1, 2])
+    page = (runs / "report/seed-1/report.html").read_text()
+    assert "<h2>Cells</h2>" in page
+    assert "<h2>Settings, over seeds</h2>" in page
     # Each report has one seed: nothing in it says that the order differs.
     assert not any("did not train on the same data" in note for note in found.notes)
 
@@ -141,7 +150,7 @@ def test_a_seed_whose_value_is_no_number_leaves_its_setting_without_a_mean(outco
 
     found = outcome({"mode": {"values": ["a", "b"]}, "seed_everything": {"values": [1, 3]}}, change)
     lines = [line.split() for line in found.table.splitlines()]
-    assert lines[-2:] == [["mode-a", "nan", "nan", "2"], ["mode-b", "52", "1.414", "2"]]
+    assert lines[-2:] == [["mode-a", "nan", "nan", "nan", "2"], ["mode-b", "52", "1.41421", "1", "2"]]
 
 
 def test_a_damaged_metrics_file_leaves_the_others_their_table(outcome, runs):

@@ -83,6 +83,7 @@ COMMANDS = {
     ),
     "chat": _own("chat", "answer questions one after the other, on one cache: lrsa chat runs/NAME --document book.txt"),
     "serve": _own("serve", "serve a model with vLLM, compressed: lrsa serve runs/NAME --port 8000"),
+    "bench-serve": _own("bench_serve", "compare vLLM with and without compression here: lrsa bench-serve FOLDER"),
     "doctor": _own("doctor", "show devices, versions, what a run would use and what is missing: lrsa doctor"),
     "completion": _own("completion", "print a script for a shell: lrsa completion bash"),
 }

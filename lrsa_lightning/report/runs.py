@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.metrics import METRICS, points, read_rows
+from lrsa_lightning.metrics import METRICS, Row, points, read_rows
 from lrsa_lightning.ruler.records import CellName, Record, read_records
 from lrsa_lightning.ruler.results import CellScore, cell_scores
 from lrsa_lightning.run.config import CACHE_SIZES, RunConfig
 
 _RESULTS, _SETTINGS = "results.jsonl", "settings.json"
+_SECONDS = "throughput/seconds/"
 _CHECK = re.compile(r"step-(\d+)\.jsonl")
 # With depths_ and .png, file systems take a name of this length in any alphabet.
 _LONGEST_STEM = 60
@@ -31,6 +32,7 @@ class Run:
         step: optimizer step of the records; None for an evaluation folder and where there are no records.
         records: of RULER.
         losses: steps and training losses.
+        seconds: of training, without evaluations, up to the end of each step; empty without the callback Throughput.
         tokens: number of training tokens; None where none were logged.
         config: the newest configuration; empty where there is none.
         settings: of an evaluation folder; empty for a run directory.
@@ -41,6 +43,7 @@ class Run:
     step: int | None = None
     records: list[Record] = field(default_factory=list)
     losses: tuple[list[int], list[float]] = field(default_factory=lambda: ([], []))
+    seconds: dict[int, float] = field(default_factory=dict)
     tokens: int | None = None
     config: RunConfig = field(default_factory=RunConfig)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +114,16 @@ def _read_run(label: str, path: Path, step: int | None) -> Run:
             "a run directory of `lrsa fit` or a folder of `lrsa eval`"
         )
     seen = int(tokens[-1]) if tokens and isfinite(tokens[-1]) else None
-    return Run(label, path, step, records, losses, seen, config, _read_settings(path / _SETTINGS))
+    return Run(label, path, step, records, losses, _seconds(rows), seen, config, _read_settings(path / _SETTINGS))
+
+
+def _seconds(rows: Sequence[Row]) -> dict[int, float]:
+    total, seconds = 0.0, {}
+    for row in rows:
+        parts = [value for key, value in row.items() if key.startswith(_SECONDS) and key != f"{_SECONDS}evaluation"]
+        if parts and None not in parts:
+            seconds[row["step"]] = total = total + sum(parts)
+    return seconds
 
 
 def _last_check(path: Path, step: int | None) -> tuple[int | None, list[Record]]:

@@ -52,4 +52,4 @@ def test_the_score_axis_holds_every_error_bar_is_20_wide_and_hardly_leaves_0_to_
 def test_every_run_has_a_colour_of_its_own():
     for count in (3, 10, 25):
         labels = [str(i) for i in range(count)]
-        assert len(set(figures._colours(labels).values())) == count
+        assert len(set(figures.colours_of(labels).values())) == count

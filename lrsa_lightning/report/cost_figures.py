@@ -42,7 +42,7 @@ def draw_bytes(runs: Sequence[Run], comparison: Comparison, path: Path) -> Path 
     top = max(score for found in places.values() for _, score in found.values())
     for budget, (size, _) in budgets.items():
         axes.annotate(literal(budget_name(budget)), (size, top), (0, 8), textcoords="offset points", ha="center")
-    axes.set(xscale="log", xlabel="cache after the prompt, MiB", ylabel="score, 0..100")
+    axes.set(xlim=(0, None), xlabel="cache after the prompt, MiB", ylabel="score, 0..100")
     add_legend(figure, lines, "run")
     figure.savefig(path, dpi=DPI)
     return path

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
@@ -13,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lrsa_lightning.files.disk import BestEffort
 from lrsa_lightning.ranges import PositiveInt, checked
 from lrsa_lightning.ruler.progress import ProgressLines
-from lrsa_lightning.step_log import StepRow
+from lrsa_lightning.step_log import EARLY_STEPS, StepRow
+
+_EVERY_S = 30.0  # between two lines where there is no terminal
 
 
 class StepProgress(ProgressBar):
@@ -22,20 +25,24 @@ class StepProgress(ProgressBar):
     Lightning's own bars count the micro-batches of an epoch. Loss and tokens per second are those of the newest steps
     whose metrics have been read: see `trainer.log_every_n_steps`. Tokens per second are measured since the previous
     line or reading. They include the time of evaluations and checkpoints.
+
+    Where there is no terminal, lines come after steps 1, 2, 5 and 10 of the command, then every 30 seconds, and after
+    the last step. A line waits for the next reading of the metrics. The loss of a validation has a line of its own.
     """
 
     @checked
-    def __init__(self, every_n_lines: PositiveInt = 50):
+    def __init__(self, every_n_lines: PositiveInt | None = None):
         """
         Args:
-            every_n_lines: optimizer steps between two lines where there is no terminal. A line waits for the next
-                reading of the metrics.
+            every_n_lines: optimizer steps between two lines where there is no terminal, in place of the 30 seconds.
         """
         super().__init__()
         self.every_n_lines = every_n_lines
         self._enabled = True
         self._bar: Progress | None = None
-        self._last_step = self._last_line = 0
+        self._last_step = self._last_line = self._first_step = 0
+        self._last_line_at = -_EVERY_S
+        self._total: int | None = None
         self._speed: Speed | None = None
         self._effort = BestEffort("standard output")
 
@@ -51,13 +58,14 @@ class StepProgress(ProgressBar):
             (self._bar.console if self._bar is not None else Console(soft_wrap=True)).print(*args, highlight=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step = self._last_line = trainer.global_step
-        self._speed = None
+        self._last_step = self._last_line = self._first_step = trainer.global_step
+        total = trainer.estimated_stepping_batches  # by max_steps and max_epochs
+        self._speed, self._total = None, None if total == inf else int(total)
         console = Console()
         if self._enabled and console.is_terminal:
             self._bar = _make_bar(console)
             self._bar.start()
-            self._bar.add_task("step", total=self._total(trainer), completed=trainer.global_step, figures="")
+            self._bar.add_task("step", total=self._total, completed=trainer.global_step, figures="")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if self._speed is None:  # only now: the time of an evaluation before the first step does not count
@@ -74,16 +82,35 @@ class StepProgress(ProgressBar):
         if not rows or not self._enabled:
             return
         step, newest = rows[-1].step + 1, rows[-1].values
-        if self._bar is None and step // self.every_n_lines == self._last_line // self.every_n_lines:
+        ends = step == self._total or trainer.should_stop
+        if self._bar is None and not (ends or self._is_line_due(step)):
             return
-        self._last_line = step
-        rate, left = self._speed.at(step, int(newest["train/tokens"]), self._total(trainer))
+        self._last_line, self._last_line_at = step, time.monotonic()
+        rate, left = self._speed.at(step, int(newest["train/tokens"]), self._total)
         figures = f"loss {newest['train/loss']:.4f}  {rate:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], figures=figures)
         else:
-            with self._effort.attempt():
-                print(f"step {step}/{self._total(trainer) or '?'}  {figures}  {left} left", flush=True)
+            self._line(step, f"{figures}  {left} left")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        if self._enabled and loss is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line(trainer.global_step, f"validation loss {loss:.4f}")
+
+    def _is_line_due(self, step: int) -> bool:
+        if self.every_n_lines is not None:
+            return step // self.every_n_lines != self._last_line // self.every_n_lines
+        is_early = any(self._last_line < self._first_step + early <= step for early in EARLY_STEPS)
+        return is_early or time.monotonic() - self._last_line_at >= _EVERY_S
+
+    def _line(self, step: int, text: str) -> None:
+        line = f"step {step}/{self._total or '?'}  {text}"
+        if self._bar is not None:
+            self.print(line)
+            return
+        with self._effort.attempt():
+            print(line, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -115,10 +142,6 @@ class StepProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    @staticmethod
-    def _total(trainer: Trainer) -> int | None:
-        return trainer.max_steps if trainer.max_steps > 0 else None
 
 
 def _make_bar(console: Console) -> Progress:

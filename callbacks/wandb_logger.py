@@ -18,6 +18,11 @@ class WandbLogger(loggers.WandbLogger):
     """
 
     _effort = BestEffort("Weights & Biases' files")
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._wandb_init.pop("anonymous", None)  # gone from wandb, which warns of it
+
     _already_logged: Mapping[int, frozenset[str]] = {}
     _repeated_step: int | None = None
 

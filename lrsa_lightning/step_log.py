@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lrsa_lightning.errors import Stopped
 
+EARLY_STEPS = (1, 2, 5, 10)  # of a command, whose values a user waits for
 READING = "read the metrics of steps"  # what Lightning's profiler calls the wait for the device
 
 
@@ -39,10 +40,12 @@ class StepLog:
 
     def __init__(self):
         self._rows: list[StepRow] = []
-        self._has_read = False
+        self._first_step: int | None = None  # the trainer's count before the first step of this command
 
     def begin(self, trainer: Trainer) -> None:
         """Begins the row of the current step."""
+        if self._first_step is None:
+            self._first_step = trainer.global_step
         self._rows = [row for row in self._rows if row.step < trainer.global_step]  # none of a step that failed
         self._rows.append(StepRow(trainer.global_step, {"epoch": trainer.current_epoch}))
 
@@ -51,13 +54,11 @@ class StepLog:
         self._rows[-1].values.update(values)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether to read after this step: every `log_every_n_steps`, after the last one, and after the first one.
-
-        The first step may compile kernels, and the user waits for its loss.
-        """
+        """Whether to read after this step: every `log_every_n_steps`, after the last one, after a few early ones."""
         every, step = trainer.log_every_n_steps, trainer.global_step
         ends = step == trainer.max_steps or trainer.should_stop
-        return not self._has_read or ends or (every > 0 and step % every == 0)
+        is_early = self._first_step is not None and step - self._first_step in EARLY_STEPS
+        return is_early or ends or (every > 0 and step % every == 0)
 
     def has_rows(self, before: int) -> bool:
         """Whether rows of the first ``before`` steps wait."""
@@ -68,7 +69,6 @@ class StepLog:
         rows = [row for row in self._rows if row.step < before]
         self._rows = [row for row in self._rows if row.step >= before]
         _read([row.values for row in rows])
-        self._has_read = True
         return rows
 
 

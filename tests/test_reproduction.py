@@ -16,7 +16,7 @@ from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.recipe.folder import Recipe
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.sweep import make_cells, read_sweep
-from tests.gguf_files import make_llama, write_gguf
+from tests.pretrained.gguf_files import make_llama, write_gguf
 from tests.recipe.conftest import write_sources
 
 ROOT = Path(__file__).parent.parent

@@ -27,6 +27,14 @@ _NOISE = (
     ".*not supported by the model summary",
     ".*is smaller than the logging interval",  # each step has its row, whatever the interval
 )
+# Lightning's log lines on accelerators that are not there, and what the first and the last lines of a run say.
+_NOISE_OF_LIGHTNING = (
+    "Tip:",
+    "PU available: ",
+    "Loading `",
+    "`Trainer.fit` stopped: `max_",
+    "`weights_only` was not set",
+)
 
 
 def report_input_errors(command: Callable) -> Callable:
@@ -82,6 +90,10 @@ def _quieten() -> None:
     """Turns our log lines on, and libraries' tips and deprecation warnings off."""
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_helps)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _helps(record: logging.LogRecord) -> bool:
+    return not any(noise in str(record.msg) for noise in _NOISE_OF_LIGHTNING)

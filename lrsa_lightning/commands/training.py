@@ -24,6 +24,7 @@ from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.command_line.parser import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
+from lrsa_lightning.commands.run_summary import RunSummary
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
 from lrsa_lightning.distributed import choice
@@ -189,7 +190,9 @@ class LRSACLI(LightningCLI):
             state = read_state(self._checkpoint) if resumes else {}
             self.datamodule.trained_on = state.get(type(self.datamodule).__qualname__)
             self.datamodule.allow_changed_files = self._allows_mismatch
-        trainer.callbacks[:0] = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice()]
+        self._summary = RunSummary()
+        own = [FirstStep(), StopOnSignal(), ResumedHistory(resumes=resumes), OutOfMemoryAdvice(), self._summary]
+        trainer.callbacks[:0] = own
         if self._start is not None:
             trainer.callbacks.insert(0, RunBegins(self._start))
         trainer.callbacks.append(EndTogether())
@@ -219,11 +222,14 @@ class LRSACLI(LightningCLI):
     def fit(self, model: LongContextModule, **kwargs) -> None:
         """Trains. A finished run only makes up for the checks it lacks, and says that it is finished."""
         finished = FinishedRun.of_checkpoint(self._checkpoint, self.trainer)
-        if finished is None:
-            announce(self._given, model, self.trainer)
-            self.trainer.fit(model, **kwargs)
-        else:
+        if finished is not None:
             finished.complete(model, **kwargs)
+            return
+        start = "a new run" if self._checkpoint is None else f"goes on from {self._checkpoint.name}"
+        plan = announce(self._given, model, self.trainer)
+        self._summary.begin(self._given, model, self.trainer, start, plan)
+        self.trainer.fit(model, **kwargs)
+        self._summary.end(self.trainer)
 
 
 class OptionsCLI(LRSACLI):

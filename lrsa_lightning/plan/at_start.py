@@ -1,4 +1,4 @@
-"""The line that `lrsa fit` begins with on an accelerator."""
+"""The plan of a fit, in a line of what `lrsa fit` begins with on an accelerator."""
 
 import logging
 from typing import Any
@@ -15,10 +15,8 @@ from lrsa_lightning.plan.run import Run
 log = logging.getLogger(__name__)
 
 
-def announce(given: Any, module: LightningModule, trainer: Trainer) -> None:
-    """Logs the plan of a fit in one line, as a warning if the run will not fit; silent on CPUs.
-
-    A plan that fails never ends a run.
+def announce(given: Any, module: LightningModule, trainer: Trainer) -> str | None:
+    """Warns if a fit will not fit. Returns the plan in one line, None on CPUs; a plan that fails never ends a run.
 
     Args:
         given: the parsed configuration of the run.
@@ -27,19 +25,18 @@ def announce(given: Any, module: LightningModule, trainer: Trainer) -> None:
     """
     torch_device = trainer.strategy.root_device
     if torch_device.type == "cpu" or not trainer.is_global_zero:
-        return
+        return None
     try:
         device = device_at_hand(torch_device)
         run = Run.of(given, module, trainer.world_size)
         prediction = predict(run, device)
     except InputError as error:
-        log.info("plan: %s", error)
+        return str(error)
     except Exception as error:  # of a library, on a model or a device that the plan did not expect
-        log.info("plan: none, because of %s: %s", type(error).__name__, error)
-    else:
-        log.log(logging.INFO if prediction.fits else logging.WARNING, "plan: %s", verdict(run, prediction))
-        if not prediction.fits:
-            log.warning("plan: `lrsa plan` with the same options says what fits")
+        return f"none, because of {type(error).__name__}: {error}"
+    if not prediction.fits:
+        log.warning("the plan is that this run does not fit: `lrsa plan` with the same options says what does")
+    return verdict(run, prediction)
 
 
 def device_at_hand(torch_device: torch.device) -> Device:

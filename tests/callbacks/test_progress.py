@@ -14,7 +14,7 @@ from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.step_log import StepRow
-from tests.runs import callback, command
+from tests.runs import callback, command, metrics
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8, ever
 
     Metrics are read at every second step.
     """
-    trainer, rows = SimpleNamespace(global_step=first, max_steps=10), []
+    trainer, rows = SimpleNamespace(global_step=first, estimated_stepping_batches=10, should_stop=False), []
     module = SimpleNamespace(seen_tokens=(500 * first, 5))
     callback.on_train_start(trainer, module)
     clock.now += 3600
@@ -52,6 +52,15 @@ def test_plain_lines_show_loss_speed_and_time_left(clock, capsys):
         "step 4/10  loss 2.8000  50 tokens/s  0:01:00 left",
         "step 8/10  loss 3.2000  50 tokens/s  0:00:20 left",
     ]
+
+
+def test_lines_come_early_then_every_30_seconds_and_at_the_end(clock, capsys):
+    """Ten seconds a step: step 3 is 30 seconds after no line, step 8 is 30 seconds after step 5."""
+    run_steps(StepProgress(), clock, last=10, every=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/10", "2/10", "5/10", "8/10", "10/10"]
+    run_steps(StepProgress(), clock, first=4, last=9, every=1)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["5/10", "6/10", "9/10"]
 
 
 def test_a_line_waits_for_the_metrics(clock, capsys):
@@ -96,6 +105,38 @@ def test_the_command_writes_plain_lines_without_a_terminal(arguments, in_tmp_pat
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
     assert all(re.search(r"loss \d\.\d{4}  [\d,]+ tokens/s  0:00:\d\d left$", line) for line in lines)
+
+
+def test_a_log_file_has_the_run_from_the_first_line_to_the_last(arguments, in_tmp_path, capsys):
+    """By epochs: six steps each. The figures are those of metrics.jsonl."""
+    arguments |= {"trainer.max_steps": "-1", "trainer.max_epochs": "2", "data.val_files": arguments["data.train_files"]}
+    arguments["trainer.callbacks"] = json.dumps([callback("Checkpoints", every_n_steps=6), callback("LossCurve")])
+    main(command(arguments))
+    out = capsys.readouterr().out.splitlines()
+    rows = {row["step"] + 1: row for row in metrics() if "train/loss" in row}
+    steps = [line.split()[1] for line in out if line.startswith("step ") and "tokens/s" in line]
+    assert steps == ["1/12", "2/12", "5/12", "10/12", "12/12"]
+    assert f"step 5/12  loss {rows[5]['train/loss']:.4f}" in "\n".join(out)
+    val = {row["step"] + 1: row["val/loss"] for row in metrics() if "val/loss" in row}
+    assert [line for line in out if "validation loss" in line] == [
+        f"step {step}/12  validation loss {val[step]:.4f}" for step in (6, 12)
+    ]
+    first, last = out[: out.index(next(line for line in out if line.startswith("step ")))], out[-9:]
+    said = "\n".join(first)
+    for words in ("runs/x, a new run", "lag_size=16", "4 rows of at most 160 tokens, 640 together", "12 epochs"[1:]):
+        assert words in said, said
+    said = "\n".join(last)
+    for words in (
+        "to step 12 in 0:00:",
+        f"{int(rows[12]['train/tokens']):,} tokens",
+        f"{rows[12]['train/loss']:.4f} at step 12, {rows[1]['train/loss']:.4f} at step 1; validation {val[12]:.4f}",
+        "runs/x/checkpoints/step=12.ckpt",
+        "runs/x/loss_curve.png",
+        "lrsa chat runs/x --document FILE",
+    ):
+        assert words in said, said
+    main(command({**arguments, "ckpt_path": "last"}))
+    assert "lrsa fit: done" not in capsys.readouterr().out
 
 
 def test_steps_are_counted_against_steps_whatever_callbacks_are_given(arguments, in_tmp_path, capsys):

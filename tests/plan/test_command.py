@@ -140,35 +140,31 @@ def _said(caplog) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == at_start.__name__]
 
 
-def test_a_fit_is_silent_on_cpus_and_says_one_line_elsewhere(monkeypatch, caplog):
+def test_a_fit_has_no_plan_on_cpus_and_one_line_elsewhere(monkeypatch, caplog):
     caplog.set_level(logging.INFO, at_start.__name__)
-    announce(*_given(), _trainer("cpu"))
-    assert _said(caplog) == []
+    assert announce(*_given(), _trainer("cpu")) is None
     monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
-    announce(*_given(**{"model.gradient_checkpointing": "true"}), _trainer("cuda"))
-    (record,) = _said(caplog)
-    assert record.levelno == logging.INFO
-    assert record.message.startswith("plan: 1 x H100 80GB, one device: peak ")
+    plan = announce(*_given(**{"model.gradient_checkpointing": "true"}), _trainer("cuda"))
+    assert plan.startswith("1 x H100 80GB, one device: peak ")
+    assert _said(caplog) == []
 
 
 def test_a_fit_is_warned_when_it_will_not_fit(monkeypatch, caplog):
     monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
-    announce(*_given(**{"data.micro_batch_size": "8", "model.gradient_checkpointing": "false"}), _trainer("cuda"))
-    first, second = _said(caplog)
-    assert first.levelno == second.levelno == logging.WARNING
-    assert "does NOT fit" in first.message
-    assert "`lrsa plan`" in second.message
+    given = _given(**{"data.micro_batch_size": "8", "model.gradient_checkpointing": "false"})
+    assert "does NOT fit" in announce(*given, _trainer("cuda"))
+    (record,) = _said(caplog)
+    assert record.levelno == logging.WARNING
+    assert "`lrsa plan`" in record.message
 
 
-def test_a_plan_that_fails_ends_no_run(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, at_start.__name__)
+def test_a_plan_that_fails_ends_no_run(monkeypatch):
     monkeypatch.setattr(at_start, "device_at_hand", lambda device: H100)
     keys = json.dumps({"model_type": "gpt2"})
-    announce(*_given(**{"model.from_config": keys, "model.attention": "Vanilla"}), _trainer("cuda"))
-    assert "the plan does not cover 'gpt2'" in caplog.text
+    plan = announce(*_given(**{"model.from_config": keys, "model.attention": "Vanilla"}), _trainer("cuda"))
+    assert "the plan does not cover 'gpt2'" in plan
     monkeypatch.setattr(at_start, "predict", lambda *_: 1 / 0)
-    announce(*_given(), _trainer("cuda"))
-    assert "plan: none, because of ZeroDivisionError" in caplog.text
+    assert announce(*_given(), _trainer("cuda")).startswith("none, because of ZeroDivisionError")
 
 
 def test_callbacks_of_a_plan_are_read_and_not_made(capsys):

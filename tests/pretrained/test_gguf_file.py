@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.pretrained import gguf_file
 from lrsa_lightning.pretrained.starting_model import StartingModel
-from tests.gguf_files import make_llama, write_gguf
+from tests.pretrained.gguf_files import make_llama, write_gguf
 
 needs_gguf = pytest.mark.skipif(gguf_file.find_spec("gguf") is None, reason="needs the package gguf")
 NAME = "tiny.Q8_0.gguf"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrsa_lightning.metrics import smooth
-from lrsa_lightning.plots import limits, literal
+from lrsa_lightning.plots import literal, scale_losses
 from lrsa_lightning.report.arms import columns_of
 from lrsa_lightning.report.comparison import AVERAGE, Comparison, budget_name
 from lrsa_lightning.report.figures import DPI, add_legend, colours_of, new_axes
@@ -37,12 +37,12 @@ def draw_bytes(runs: Sequence[Run], comparison: Comparison, path: Path) -> Path 
     colours = colours_of([run.label for run in runs])
     lines = []
     for label, found in places.items():
-        lines += axes.plot(*zip(*found.values(), strict=True), "o-", color=colours[label], label=literal(label))
+        lines += axes.plot(*zip(*found.values(), strict=True), "o-", color=colours[label], clip_on=False)
+        lines[-1].set_label(literal(label))
     budgets = {budget: place for found in places.values() for budget, place in found.items()}
-    top = max(score for found in places.values() for _, score in found.values())
     for budget, (size, _) in budgets.items():
-        axes.annotate(literal(budget_name(budget)), (size, top), (0, 8), textcoords="offset points", ha="center")
-    axes.set(xlim=(0, None), xlabel="cache after the prompt, MiB", ylabel="score, 0..100")
+        axes.annotate(literal(budget_name(budget)), (size, 100), (0, 6), textcoords="offset points", ha="center")
+    axes.set(xlim=(0, None), ylim=(0, 100), xlabel="cache after the prompt, MiB", ylabel="score, 0..100")
     add_legend(figure, lines, "run")
     figure.savefig(path, dpi=DPI)
     return path
@@ -59,7 +59,8 @@ def draw_times(runs: Sequence[Run], path: Path) -> Path | None:
             lines += axes.plot(minutes, smooth(losses, _SMOOTHING), color=colours[run.label], label=literal(run.label))
     if not lines:
         return None
-    axes.set(xlabel="minutes of training, without evaluations", ylabel="loss per label tokens", ylim=limits(lines, 0.2))
+    scale_losses(axes, (loss for line in lines for loss in line.get_ydata()))
+    axes.set(xlabel="minutes of training, without evaluations", ylabel="loss per label tokens")
     add_legend(figure, lines, f"smoothed ({_SMOOTHING})")
     figure.savefig(path, dpi=DPI)
     return path

@@ -60,4 +60,4 @@ def test_the_score_axis_is_0_to_100_and_no_error_bar_leaves_it(drawn, scores):
 def test_every_run_has_a_colour_of_its_own():
     for count in (3, 10, 25):
         labels = [str(i) for i in range(count)]
-        assert len(set(figures._colours(labels).values())) == count
+        assert len(set(figures.colours_of(labels).values())) == count

@@ -28,7 +28,7 @@ class TokenizedSample:
 
 
 class NothingToLearn(InputError):
-    """A tokenizer has no tokens for a sample's answer, or for the text before it."""
+    """A tokenizer has no tokens for a sample's answer or the text before it, or its chat template not for its turns."""
 
 
 class SampleEncoder:
@@ -60,8 +60,9 @@ class SampleEncoder:
         """
         template, tokenize = self._template, self._tokenize
         answer = tokenize(template.answer_start + sample.answer + template.answer_end)
-        own = tokenize(sample.prompt + template.after)
-        before = tokenize(template.before) if template.before else []
+        opening, document = self._texts_before(sample)
+        own = tokenize(document + sample.question + template.after)
+        before = tokenize(opening) if opening else []
         if not own or not answer or answer == self._no_answer:
             raise NothingToLearn(
                 f"{sample.id}: the tokenizer has no tokens for the {'answer' if own else 'text'} of this row: use one "
@@ -72,14 +73,37 @@ class SampleEncoder:
         if budget >= 0:
             sections = self._extender.sections(sample, budget, tokenize) if self._extender else []
             return TokenizedSample(before + sections + own + answer, len(answer))
-        if self._too_long == "shorten" and (shorter := self._shorten(sample, len(own) + budget)) is not None:
-            return TokenizedSample(before + shorter + answer, len(answer), shortened=True)
+        length = len(before) + len(own) + budget
+        if self._too_long == "shorten" and (shorter := self._shorten(sample, opening, document, length)) is not None:
+            return TokenizedSample(shorter + answer, len(answer), shortened=True)
         return None
 
-    def _shorten(self, sample: Sample, length: int) -> list[int] | None:
-        """The prompt in ``length`` tokens: the document's start and end, in equal parts, and the complete question."""
-        document, question = self._tokenize(sample.document), self._tokenize(sample.question + self._template.after)
-        room = length - len(question)
+    def _texts_before(self, sample: Sample) -> tuple[str, str]:
+        """The text before the last user's turn, with a chat's earlier turns, and the document in that turn.
+
+        Raises:
+            NothingToLearn: the chat template does not take the turns.
+        """
+        if self._template.tokenizer is None:
+            return self._template.before, sample.document
+        try:
+            return self._template.before_last(sample.turns), sample.own_document
+        except InputError as error:
+            raise NothingToLearn(f"{sample.id}: {error}") from error
+
+    def _shorten(self, sample: Sample, opening: str, document: str, length: int) -> list[int] | None:
+        """All before the answer in ``length`` tokens: start and end of the longest text, in equal parts, and the rest.
+
+        The longest text is the document, or one of a chat's earlier turns that holds it.
+        """
+        end = sample.question + self._template.after
+        contents = [content.strip() for role, content in sample.turns if role != "assistant"]
+        longest = max(contents, key=len, default="") if document != sample.document else ""
+        if len(longest) > len(document):
+            opening, _, rest = opening.partition(longest)
+            document, end = longest, rest + document + end
+        first, middle, last = (self._tokenize(text) if text else [] for text in (opening, document, end))
+        room = length - len(first) - len(last)
         if room <= 0:
             return None
-        return document[: room - room // 2] + document[len(document) - room // 2 :] + question
+        return first + middle[: room - room // 2] + middle[len(middle) - room // 2 :] + last

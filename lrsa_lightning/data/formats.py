@@ -4,8 +4,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from lrsa_lightning.data.sample import texts_of
+
 Row: TypeAlias = Mapping[str, Any]
-Texts: TypeAlias = tuple[str, str, str]
+# Document, question, answer and, of a chat, its earlier turns.
+Texts: TypeAlias = tuple[str, str, str] | tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 _TURN = re.compile(r"<(user|assistant)(?:[ _]?\d+)?>\s*[:：]?\s*", re.IGNORECASE)
@@ -17,7 +20,7 @@ class Format(NamedTuple):
     Attributes:
         columns: columns that tell the format.
         expected: a row, for error messages.
-        parse: row -> document, question and answer; raises KeyError, TypeError or AttributeError for another row.
+        parse: row -> the texts of its sample; raises KeyError, TypeError or AttributeError for another row.
     """
 
     columns: tuple[str, ...]
@@ -54,13 +57,13 @@ def _refgpt(row: Row) -> Texts:
     """wenbopan/RefGPT-Fact-v2-8x. The dialogue is one text, and belongs to the document up to its last question."""
     _, *pieces = _TURN.split(row["dialogue"])
     turns = [(role.lower(), text.strip()) for role, text in zip(pieces[::2], pieces[1::2], strict=True)]
-    document, question, answer = _last_exchange(turns)
-    reference = (row.get("reference") or "").strip()
-    return (reference + "\n\n" if reference else "") + document, question, answer
+    if turns and (reference := (row.get("reference") or "").strip()):
+        turns[0] = turns[0][0], f"{reference}\n\n{turns[0][1]}"
+    return _last_exchange(turns)
 
 
 def _last_exchange(turns: Sequence[tuple[str, str]]) -> Texts:
-    """Document, question and answer of a chat; the answer is the assistant's last turn.
+    """Document, question, answer and earlier turns of a chat; the answer is the assistant's last turn.
 
     In LongAlign, the last user's turn holds a long document, and the question as its last paragraph. Earlier turns
     come before it, in order, as part of the document.
@@ -76,8 +79,7 @@ def _last_exchange(turns: Sequence[tuple[str, str]]) -> Texts:
         raise ValueError(f"expected text as the content of each turn, not {other[0]}: images and calls cannot be used")
     *earlier, (_, user), (_, answer) = turns
     text, parting, question = user.rpartition("\n\n")
-    document = "".join(content.strip() + "\n\n" for _, content in earlier) + text + parting
-    return document, question, answer
+    return texts_of(earlier) + text + parting, question, answer, tuple(earlier)
 
 
 FORMATS = {

@@ -19,7 +19,7 @@ from lrsa_lightning.errors import InputError
 log = logging.getLogger(__name__)
 
 # Part of each key. It changes when the same samples are prepared or stored differently.
-_FORMAT = 3
+_FORMAT = 4
 _NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1
 
 

@@ -11,6 +11,9 @@ Row: TypeAlias = Mapping[str, Any]
 Texts: TypeAlias = tuple[str, str, str] | tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_KNOWN = ("system", "user", "assistant")
+# Columns of data sets that compare two answers.
+PREFERENCES = ("chosen", "rejected")
 _TURN = re.compile(r"<(user|assistant)(?:[ _]?\d+)?>\s*[:：]?\s*", re.IGNORECASE)
 
 
@@ -69,12 +72,14 @@ def _last_exchange(turns: Sequence[tuple[str, str]]) -> Texts:
     come before it, in order, as part of the document.
 
     Raises:
-        TypeError: the last two turns are not a user's and an assistant's.
-        ValueError: a turn is not text.
+        ValueError: the last two turns are not a user's and an assistant's, a role is another one, or a turn is no text.
     """
     roles = [role for role, _ in turns]
-    if roles[-2:] != ["user", "assistant"] or set(roles) - {"system", "user", "assistant"}:
-        raise TypeError(roles)
+    if roles[-2:] != ["user", "assistant"]:
+        found = ", ".join(map(str, roles[-2:])) or "none"
+        raise ValueError(f"expected user, assistant as the roles of the last two of {len(roles)} turns, not {found}")
+    if other := [role for role in roles if role not in _KNOWN]:
+        raise ValueError(f"expected turns of the roles {', '.join(_KNOWN)}, not {other[0]}: tool calls cannot be used")
     if other := [type(content).__name__ for _, content in turns if not isinstance(content, str)]:
         raise ValueError(f"expected text as the content of each turn, not {other[0]}: images and calls cannot be used")
     *earlier, (_, user), (_, answer) = turns

@@ -109,7 +109,10 @@ def checked_counts(prepared: PreparedSamples, what: str, seq_len: int) -> Prepar
             *(changed, counts["read"], seq_len, counts["left out"], counts["shortened"]),
         )
     if malformed := counts.get("malformed"):
-        log.warning("%d of %d samples left out: the tokenizer has no tokens for them", malformed, counts["read"])
+        log.warning(
+            "%d of %d samples left out: the tokenizer has no tokens for them, or its chat template no place",
+            *(malformed, counts["read"]),
+        )
     if len(prepared) == 0:
         raise InputError(
             f"no sample fits data.seq_len {seq_len}: raise it, set data.too_long to shorten, or give "

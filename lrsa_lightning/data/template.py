@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from lrsa_lightning.errors import InputError
 
 TemplateName: TypeAlias = Literal["base", "chatml"]
+Piece: TypeAlias = tuple[str, bool]  # a text, and whether its tokens are labels
 _USER, _ASSISTANT, _NEXT = "\x02user\x03", "\x02assistant\x03", "\x02next\x03"
 
 
@@ -47,6 +48,23 @@ class Template:
                 if role != "assistant" and content.strip() not in text:  # of an answer a template may drop the thoughts
                     raise ValueError(f"it leaves out the text of a turn of role {role}")
         return text
+
+    def with_answers(self, text: str, turns: Sequence[tuple[str, str]]) -> list[Piece]:
+        """The text of `before_last` in pieces: each answer with what ends it, and what is between them.
+
+        Raises:
+            InputError: the chat template changes an answer.
+        """
+        pieces, start, at = [], 0, 0
+        with _applying():
+            for role, content in turns:
+                begin = text.index(content.strip(), at)
+                at = begin + len(content.strip())
+                if role == "assistant":
+                    at += len(self.answer_end) if text.startswith(self.answer_end, at) else 0
+                    pieces += [(text[start:begin], False), (text[begin:at], True)]
+                    start = at
+        return [*pieces, (text[start:], False)]
 
 
 def make_template(name: TemplateName, tokenizer) -> Template:

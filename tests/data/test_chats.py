@@ -5,10 +5,14 @@ import copy
 import pytest
 
 from lrsa_lightning.data.augment import Extender
+from lrsa_lightning.data.dataset import LongContextDataset
 from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder
+from lrsa_lightning.data.prepared import prepare
 from lrsa_lightning.data.sample import Sample
+from lrsa_lightning.data.sampler import MicroBatch
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.data.template import make_template
+from lrsa_lightning.loss import IGNORE_INDEX
 from tests.conftest import write_jsonl
 
 DOCUMENT = "\n\n".join(f"House {i} is painted in colour {i * 3 % 7}." for i in range(9))
@@ -72,6 +76,52 @@ def test_sections_come_into_the_last_turn(tokenizer, tmp_path):
     assert len(encoded.ids) > 900
     assert text.startswith(start + "Document 1:\n")
     assert text.endswith(end)
+
+
+def learned(tokenizer, row) -> list[str]:
+    return [tokenizer.decode(row.ids[start:stop]) for start, stop in row.spans]
+
+
+@pytest.mark.parametrize("options", [{}, {"seq_len": 170, "too_long": "shorten"}], ids=str)
+def test_each_answer_is_learned_by_choice(tokenizer, tmp_path, options):
+    """The first answer's word is in the system prompt, too."""
+    row = ROWS["longalign"] | {
+        "messages": [{"role": "system", "content": "Not Three."}, *ROWS["longalign"]["messages"][1:]]
+    }
+    sample = sample_of(tmp_path, row)
+    every, last = (encoder(tokenizer, learn=learn, **options)(sample) for learn in ("all", "last"))
+    assert learned(tokenizer, every) == ["Three.<|im_end|>", "Six.<|im_end|>"]
+    assert learned(tokenizer, last) == ["Six.<|im_end|>"]
+    assert tokenizer.decode(every.ids) == tokenizer.decode(last.ids)
+    assert every.shortened == bool(options)
+
+
+@pytest.mark.parametrize("weighting", ["token", "sample"])
+def test_labels_of_a_row_are_those_of_its_answers(tokenizer, tmp_path, weighting):
+    """Through the prepared files; two samples are packed into a row."""
+    samples = [sample_of(tmp_path, ROWS["longalign"]), sample_of(tmp_path, ROWS["refgpt"])]
+    prepared = prepare(tmp_path / "prepared", samples, encoder(tokenizer, learn="all"))
+    rows = [encoder(tokenizer, learn="all")(sample) for sample in samples]
+    sizes = [[stop - start for start, stop in row.spans] for row in rows]
+    assert prepared.num_labels == [*map(sum, sizes)]
+    dataset = LongContextDataset(prepared, prepared.num_labels, 1000, 0, weighting, rows=[[0, 1]])
+    batch = dataset[MicroBatch([0], 1, sum(prepared.num_labels))]
+    labels, weights = batch["labels"][0], batch["weights"][0]
+    at = labels != IGNORE_INDEX
+    assert tokenizer.decode(labels[at]) == "Three.<|im_end|>Six.<|im_end|>" * 2
+    shifted = batch["input_ids"][0][1:][at[:-1]]  # all labels but each sample's last id are the next inputs
+    assert tokenizer.decode(shifted).count("Three.<|im_end|>") == 2
+    assert (weights != 0).equal(at)
+    expected = 2 if weighting == "sample" else sum(prepared.num_labels)
+    assert weights.sum().item() == pytest.approx(expected)
+
+
+def test_an_answer_that_the_template_changes_names_the_row(tokenizer, tmp_path):
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | replace('Three', '3')")
+    encoder(odd)(sample_of(tmp_path, ROWS["longalign"]))
+    with pytest.raises(NothingToLearn, match=r"a\.jsonl:1: .*chat template cannot be used"):
+        encoder(odd, learn="all")(sample_of(tmp_path, ROWS["longalign"]))
 
 
 @pytest.mark.parametrize("seq_len", [150, 200])

@@ -1,14 +1,17 @@
 # make demo, make test, make test-slow, make test-npu, make lint: each creates .venv and installs what it needs.
+# make test-serve creates .venv-serve, with vLLM for CPUs.
 # make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the small CPU build).
 PYTHON ?= python3
 VENV ?= .venv
+SERVE_VENV ?= .venv-serve
+SERVE_SECONDS ?= 900
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 # Two processes, each with whole files of tests, in order: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-npu lint clean
+.PHONY: demo test test-slow test-npu test-serve lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -23,6 +26,12 @@ test-slow: $(INSTALLED)
 # torch is missing.
 test-npu: $(INSTALLED)
 	$(BIN)/python -m tests.npu.standin.lane -m pytest tests/npu
+
+# In vLLM for CPUs; says so and succeeds where it cannot be installed within SERVE_SECONDS.
+test-serve:
+	@sh scripts/serve_venv.sh $(PYTHON) $(SERVE_VENV) $(SERVE_SECONDS) $(TORCH_INDEX); status=$$?; \
+	if [ $$status -eq 77 ]; then exit 0; elif [ $$status -ne 0 ]; then exit $$status; fi; \
+	$(SERVE_VENV)/bin/python -m pytest tests/serving/vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -39,4 +48,4 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(SERVE_VENV) build dist *.egg-info

@@ -1,27 +1,25 @@
-"""The loss curve, with gradient norm, learning rate and tokens, as a picture in the run directory and the loggers."""
+"""The loss curve as a picture in the run directory and the loggers, while training runs."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.callbacks.curves import draw_curves
 from lrsa_lightning.callbacks.metrics_file import metrics_files
 from lrsa_lightning.callbacks.pictures import log_picture
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.files.disk import BestEffort
-from lrsa_lightning.metrics import METRICS, Row, points, read_rows, smooth
-from lrsa_lightning.plots import limits, literal
+from lrsa_lightning.metrics import METRICS, read_rows
 from lrsa_lightning.ranges import DecayRate, PositiveInt, checked
 from lrsa_lightning.step_log import write_steps
 
 # Largest fraction of the training time that drawing may take. The first picture is assumed to take a second.
 _TIME_FRACTION = 0.02
-_OWN, _REFERENCE = "tab:blue", "tab:orange"
 
 
 class LossCurve(Callback):
-    """Draws loss, gradient norm, learning rate and tokens from the metrics file, while training runs.
+    """Draws losses, RULER, gradient norm, learning rate and tokens from the metrics file, while training runs.
 
     A second run can be drawn as a reference: LRSA and Vanilla in one picture, as in the paper's figure 2.
     """
@@ -108,74 +106,6 @@ class LossCurve(Callback):
                     log_picture(logger, "loss_curve", folder / self.filename, trainer.global_step - 1)
         self._longest = monotonic() - started
         self._drawing_seconds += self._longest
-
-
-def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) -> bool:
-    """Draws the metrics of a run, the first one, and of a reference where there is one.
-
-    Returns:
-        False where no run has a training loss: nothing was drawn.
-    """
-    from matplotlib.figure import Figure
-
-    if not any("train/loss" in row for rows in runs.values() for row in rows):
-        return False
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    axes = figure.subplot_mosaic(
-        [["loss", "norm"], ["loss", "rate"], ["loss", "tokens"]], width_ratios=[2.2, 1], sharex=True
-    )
-    # The run itself is drawn last, above the reference.
-    for (name, rows), colour in reversed([*zip(runs.items(), (_OWN, _REFERENCE), strict=False)]):
-        _draw_losses(axes["loss"], rows, smoothing, literal(name), colour)
-        for panel, key in (("norm", "train/grad_norm"), ("rate", "train/lr"), ("tokens", "train/tokens")):
-            axes[panel].plot(*points(rows, key), color=colour, linewidth=1)
-    smoothed = axes["loss"].get_legend_handles_labels()[0]  # raw losses have no label
-    axes["loss"].set(xlabel="optimizer step", ylabel="training loss", ylim=limits(smoothed, 0.1))
-    axes["loss"].set_title(f"raw, and smoothed ({smoothing:g})", fontsize=9, loc="left")
-    axes["loss"].legend(frameon=False, fontsize=9)
-    _style(axes)
-    _save(figure, path)
-    return True
-
-
-def _style(axes: dict) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    axes["norm"].set(title="gradient norm, before clipping", yscale="log")
-    axes["rate"].set(title="learning rate")
-    axes["tokens"].set(title="tokens seen", xlabel="optimizer step")
-    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes["norm"].yaxis.set_major_formatter("{x:g}")
-    axes["norm"].yaxis.set_minor_formatter(NullFormatter())
-    axes["tokens"].yaxis.set_major_formatter(EngFormatter(sep=""))
-    for name, panel in axes.items():
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        if name != "loss":
-            panel.title.set_size(9)
-            panel.tick_params(labelsize=8)
-
-
-def _save(figure, path: Path) -> None:
-    """Writes beside the picture, then replaces it: a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(beside, dpi=120, format="png")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour: str) -> None:
-    steps, losses = points(rows, "train/loss")
-    by_token = points(rows, "train/answer_loss")
-    weighs_samples = by_token[1] not in ([], losses)
-    axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-    label = f"{name}: per {'sample' if weighs_samples else 'label tokens'}"
-    axes.plot(steps, smooth(losses, smoothing), color=colour, label=label)
-    if weighs_samples:
-        smoothed = smooth(by_token[1], smoothing)
-        axes.plot(by_token[0], smoothed, color=colour, linestyle="--", label=f"{name}: per label tokens")
 
 
 def _metrics_path(reference: str) -> Path:

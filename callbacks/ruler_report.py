@@ -42,7 +42,7 @@ def report_check(
     path, picture = records_path(trainer, steps), None
     with effort.attempt():
         write_records(path, records)
-        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"))
+        picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"), f"step {steps}")
     # Lightning counts logged steps from 0: the scores after step n stand beside the loss of step n.
     step = max(0, steps - 1)
     for logger in trainer.loggers:

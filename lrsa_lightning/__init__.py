@@ -1,6 +1,7 @@
 """Fine-tune Qwen2.5 on long contexts with a swappable attention: Vanilla or LRSA."""
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lrsa_lightning.import_hook import after_import
@@ -22,8 +23,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'attention')}"), name)
 
 
-def _register() -> None:
-    import_module(f"{__name__}.attention.registration").register()
+def _registration() -> ModuleType:
+    return import_module(f"{__name__}.attention.registration")
 
 
-after_import("transformers.modeling_utils", _register)
+after_import("transformers.modeling_utils", lambda: _registration().register())
+after_import(
+    "transformers.generation.continuous_batching.continuous_api", lambda: _registration().refuse_continuous_batching()
+)

@@ -1,6 +1,7 @@
 """Settings of an attention mode in a transformers configuration, whose config.json keeps them.
 
-They are plain values under one key. `attention.saved_mode` makes the mode of them.
+They are plain values under one key. `attention.saved_mode` makes the mode of them. A config.json with settings names
+its architectures with a mark: an engine that would not follow the settings then refuses the folder.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 KEY = "lrsa"
+MARK = "Lrsa"
 
 
 def saved_settings(config) -> Any:
@@ -26,6 +28,22 @@ def save_settings(config, settings: dict[str, Any] | None) -> None:
         vars(part).pop(KEY, None)
     if settings is not None:
         setattr(text, KEY, settings)
+
+
+@contextmanager
+def marked(config) -> Iterator[None]:
+    """Gives the architectures of a configuration the mark if it names settings, for a `with` block; none otherwise.
+
+    transformers finds a model's class by ``model_type``, and does not miss an architecture that it does not know.
+    """
+    earlier = config.architectures
+    mark = MARK if saved_settings(config) is not None else ""
+    if earlier is not None:
+        config.architectures = [mark + name.removeprefix(MARK) for name in earlier]
+    try:
+        yield
+    finally:
+        config.architectures = earlier
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def files(arguments, train_file) -> None:
 
 
 def test_the_table_has_each_command():
-    assert set(re.findall(r"^\| `lrsa (\w+)` \|", PAGE, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `lrsa ([\w-]+)` \|", PAGE, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_commands_run_in_their_order(files, capsys, monkeypatch):

@@ -125,7 +125,7 @@ def test_the_operations_of_each_step_are_those_of_its_ratio(elastic, tokenizer):
         assert row["throughput/tflops_per_device_dense"] == pytest.approx(expected.dense / seconds / 1e12, rel=1e-3)
 
 
-def test_an_export_names_one_ratio_and_those_of_training(elastic):
+def test_an_export_names_one_ratio_and_those_of_training(elastic, capsys):
     serving = {"model.attention.serving_ratio": "0.5", "trainer.max_steps": "1"}
     main(command({**elastic, **serving, "trainer.callbacks": checkpoints(1)}))
     saved = yaml.safe_load(Path("runs/x/config.yaml").read_text())["model"]["attention"]["init_args"]
@@ -136,6 +136,17 @@ def test_an_export_names_one_ratio_and_those_of_training(elastic):
     card = Path("folder/README.md").read_text()
     assert "| retention_ratio | 0.5 |" in card
     assert "| trained_ratios | [1.0, 0.5, 0.25] |" in card
+    main(["export", "runs/x", "--output", "dense", "--serving_ratio", "1"])
+    named = json.loads(Path("dense/config.json").read_text())["lrsa"]
+    assert (named["retention_ratio"], named["trained_ratios"], named["lag_size"]) == (1.0, RATIOS, 16)
+    said = refusal(capsys, ["export", "runs/x", "--output", "other", "--serving_ratio", "0.3"])
+    assert "serving_ratio 0.3: the run trained the ratios 1.0, 0.5, 0.25" in said
+    assert not Path("other").exists()
+
+
+def test_a_run_with_one_ratio_exports_no_other(two_steps, capsys):
+    said = refusal(capsys, ["export", "runs/x", "--output", "other", "--serving_ratio", "0.25"])
+    assert "serving_ratio 0.25: the run was not elastic" in said
 
 
 def test_a_misspelt_key_is_named(elastic, capsys):

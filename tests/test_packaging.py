@@ -21,7 +21,8 @@ PROBE = (
     "assert pathlib.Path(r.__file__).with_name('page.html').exists();"
     "from importlib import metadata; import lrsa_lightning.model_folder as m; home = pathlib.Path(m.__file__).parent;"
     "assert all((home / name).exists() for name in ('card.md.jinja', 'custom_generate/generate.py'));"
-    "assert 'lrsa' in metadata.entry_points(group='lm_eval.models').names;"
+    "groups = ('lm_eval.models', 'vllm.general_plugins');"
+    "assert all('lrsa' in metadata.entry_points(group=group).names for group in groups);"
     "print(c.LossCurve.__module__, c.__file__, *(p.relative_to(d.CONFIG_DIR) for p in d.CONFIG_DIR.rglob('*.yaml')))"
 )
 

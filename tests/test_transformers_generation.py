@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, pipeline
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache, pipeline
+from transformers.generation.continuous_batching import continuous_api
 
 from lrsa_lightning import LRSA, LagKVCache, Vanilla
 from lrsa_lightning.errors import InputError
@@ -146,9 +147,27 @@ def test_caches_that_cannot_follow_the_rule_are_refused(model, kind):
         model.generate(IDS[:1], max_new_tokens=20, do_sample=False, pad_token_id=0, **arguments(model))
 
 
-def test_continuous_batching_is_refused(model):
-    with pytest.raises(ValueError, match=r"(?i)lrsa.* is not supported"):
-        model.generate_batch([IDS[0].tolist()], generation_config=model.generation_config)
+@pytest.mark.parametrize("way", ["generate_batch", "init_continuous_batching"])
+@pytest.mark.parametrize("has_flash", [False, True])
+def test_continuous_batching_is_refused(model, monkeypatch, way, has_flash):
+    """Where flash attention is installed, transformers would switch to it: full attention."""
+    for version in (2, 3):
+        name = f"is_flash_attn_{version}_available"
+        monkeypatch.setattr(continuous_api, name, lambda **_: has_flash, raising=False)
+    before = model.config._attn_implementation
+    with pytest.raises(InputError, match="continuous batching keeps all tokens, so LRSA is not supported there"):
+        getattr(model, way)(*[[IDS[0].tolist()]] * (way == "generate_batch"))
+    assert model.config._attn_implementation == before
+
+
+def test_continuous_batching_runs_full_attention_by_choice():
+    model = make_model()
+    expected = model.generate(IDS[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)[0, IDS.shape[1] :].tolist()
+    MODE.install(model)
+    Vanilla().install(model)
+    sizes = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1)
+    (answer,) = model.generate_batch([IDS[0].tolist()], generation_config=sizes).values()
+    assert answer.generated_tokens == expected
 
 
 @pytest.mark.parametrize("way", ["another model's cache", "another process's configuration", "after Vanilla"])

@@ -37,6 +37,8 @@ from lrsa_lightning.saved_settings import save_settings
 
 # What decides which tokens are kept; how it is computed is for the machine that runs the model.
 SETTINGS = ("lag_size", "retention_ratio", "sink_size", "v_weight", "skip_layers", "scorer", "seed")
+# What says, of a list of ratios, which step has which of them. Serving has no use for it.
+ELASTIC_SETTINGS = ("retention_weights", "retention_schedule", "serving_ratio")
 # What config.json names besides, of a model from an elastic run.
 TRAINED_RATIOS = "trained_ratios"
 
@@ -105,14 +107,15 @@ class LRSA(ElasticMode):
         self.chunks_per_fill = chunks_per_fill
         self.seed = seed
         self.retention_weights = retention.weights if is_elastic else None
-        self.retention_schedule = retention_schedule if is_elastic else None
+        self.retention_schedule = retention_schedule
         self.serving_ratio = retention.ratios[retention.serving] if is_elastic else None
         self._rules = rules_of(retention.ratios, lag_size, sink_size, make_scorer(scorer, v_weight, seed), scorer)
         self._trained_ratios = retention.ratios if is_elastic else ()
         self._reach: int | None = None
 
     def __repr__(self) -> str:
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and value is not None}
+        hidden = ELASTIC_SETTINGS if self._in_use is None else ()
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in hidden}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
 
     def settings(self) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 transformers has no public hook for what a model must check and prepare as it is built. So `register` extends the one
 public method through which transformers passes each choice of an attention, in ``from_pretrained``, ``from_config`` and
-``set_attn_implementation``: `PreTrainedModel.get_correct_attn_implementation`.
+``set_attn_implementation``: `PreTrainedModel.get_correct_attn_implementation`. It extends two more in the same way: all
+config.json are written by `PreTrainedConfig.save_pretrained`, and all continuous batches begin with
+`ContinuousMixin.init_continuous_batching`.
 """
 
 import sys
@@ -16,7 +18,7 @@ from lrsa_lightning.attention.lrsa import LRSA
 from lrsa_lightning.attention.rows import find_rows
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.saved_settings import KEY, save_settings, saved_settings, say_other
+from lrsa_lightning.saved_settings import KEY, marked, save_settings, saved_settings, say_other
 
 
 class NamedMode:
@@ -58,6 +60,41 @@ def register() -> None:
         return check(self, _chosen(self, requested_attention, is_init_check), is_init_check)
 
     PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation
+    _mark_saved_configurations()
+
+
+def _mark_saved_configurations() -> None:
+    from transformers.configuration_utils import PreTrainedConfig
+
+    save = PreTrainedConfig.save_pretrained
+
+    @wraps(save)
+    def save_pretrained(self, *arguments, **options):
+        with marked(self):
+            return save(self, *arguments, **options)
+
+    PreTrainedConfig.save_pretrained = save_pretrained
+
+
+def refuse_continuous_batching() -> None:
+    """Lets transformers' continuous batching refuse LRSA: it has a paged cache of its own, and keeps all tokens there.
+
+    Some versions would switch the model to flash attention, which is full attention, where its kernels are installed.
+    """
+    from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
+
+    begin = ContinuousMixin.init_continuous_batching
+
+    @wraps(begin)
+    def init_continuous_batching(self, *arguments, **options):
+        if isinstance(installed_mode(text_decoder(self).config), LRSA):
+            raise InputError(
+                "transformers' continuous batching keeps all tokens, so LRSA is not supported there: serve the model "
+                "with `lrsa serve` (vLLM), take model.generate, or set_attn_implementation('sdpa') for full attention"
+            )
+        return begin(self, *arguments, **options)
+
+    ContinuousMixin.init_continuous_batching = init_continuous_batching
 
 
 def _chosen(model, requested: str | None, is_built_now: bool) -> str | None:

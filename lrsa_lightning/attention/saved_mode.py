@@ -31,3 +31,16 @@ def saved_mode(config) -> LRSA | None:
         return mode.trained_for(settings[TRAINED_RATIOS]) if TRAINED_RATIOS in settings else mode
     except (InputError, TypeError) as error:
         raise InputError(f"config.json: {KEY}: {error}") from error
+
+
+def serving(mode: AttentionMode | None, ratio: float) -> LRSA:
+    """The mode with another one of the ratios that an elastic run trained its model for.
+
+    Raises:
+        InputError: the run trained with one ratio, or not with this one.
+    """
+    known = (mode.settings() or {}).get(TRAINED_RATIOS, []) if isinstance(mode, LRSA) else []
+    if ratio not in known:
+        trained = f"the run trained the ratios {', '.join(map(str, known))}" if known else "the run was not elastic"
+        raise InputError(f"serving_ratio {ratio}: {trained}; give one of a list under retention_ratio, or leave it out")
+    return LRSA(**{name: getattr(mode, name) for name in SETTINGS} | {"retention_ratio": ratio}).trained_for(known)

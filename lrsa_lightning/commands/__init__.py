@@ -71,6 +71,7 @@ COMMANDS = {
     "ruler": _own("ruler", "write RULER samples: lrsa ruler --tokenizer Qwen/Qwen2.5-1.5B --output ruler"),
     "report": _own("report", "compare runs in tables, figures and a page: lrsa report runs/A runs/B"),
     "diagnose": _own("diagnose", "show what a rule keeps of texts: lrsa diagnose runs/NAME --data FILE"),
+    "mask": _own("mask", "draw what each query sees under a rule: lrsa mask --output mask.png"),
     "export": _own("export", "make a Hugging Face folder of a run: lrsa export runs/NAME --output exported"),
     "lm_eval": Command(
         "run lm-eval on an exported folder: lrsa lm_eval --model lrsa --model_args pretrained=FOLDER --tasks TASK",
@@ -81,6 +82,8 @@ COMMANDS = {
         "generate", 'answer a question about a document: lrsa generate runs/NAME "QUESTION" --document book.txt'
     ),
     "chat": _own("chat", "answer questions one after the other, on one cache: lrsa chat runs/NAME --document book.txt"),
+    "serve": _own("serve", "serve a model with vLLM, compressed: lrsa serve runs/NAME --port 8000"),
+    "bench-serve": _own("bench_serve", "compare vLLM with and without compression here: lrsa bench-serve FOLDER"),
     "doctor": _own("doctor", "show devices, versions, what a run would use and what is missing: lrsa doctor"),
     "completion": _own("completion", "print a script for a shell: lrsa completion bash"),
 }

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.command_line.script_parser import ScriptParser
+from lrsa_lightning.ranges import PositiveUnitInterval
 
 _DESCRIPTION = """Makes a Hugging Face folder of a run's last checkpoint, or of a given checkpoint.
 
 A checkpoint is a file, or a folder of ZeRO's ranks. The Hugging Face folder has safetensors, config.json, the tokenizer
 and the generation configuration, a model card and custom_generate/. config.json names the run's rule under "lrsa".
 `lrsa generate`, `lrsa chat` and `lrsa lm_eval` follow it, and so does transformers after `import lrsa_lightning`, or
-with custom_generate=FOLDER. Other engines run full attention.
+with custom_generate=FOLDER, and vLLM with lrsa-lightning installed. Engines that do not know it refuse the folder.
 Examples: lrsa export runs/NAME --output exported
           lrsa export runs/NAME/checkpoints/best.ckpt --output exported --dtype bfloat16
           lrsa export ADAPTER_FOLDER --output merged
@@ -31,6 +32,11 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier export in --output; nothing else is deleted"
     )
+    parser.add_argument(
+        "--serving_ratio",
+        type=PositiveUnitInterval,
+        help="of an elastic run: which of its ratios config.json names; default: the serving_ratio of the run",
+    )
     return parser
 
 
@@ -43,5 +49,6 @@ def run(args: list[str] | None = None) -> None:
     from lrsa_lightning.model_folder.export import export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    checkpoint = export(options.source, options.output, dtype, options.adapter, options.overwrite)
+    flags = {"adapter": options.adapter, "overwrite": options.overwrite, "serving_ratio": options.serving_ratio}
+    checkpoint = export(options.source, options.output, dtype, **flags)
     print(f"{checkpoint} -> {options.output}")

@@ -39,7 +39,8 @@ def run(args: list[str] | None = None) -> None:
     if options.sample >= len(prepared):
         parser.error(f"--sample is {options.sample}, but must be from 0 to {len(prepared) - 1}")
     tokenize = LongTokenizer(module.tokenizer)
-    draw_lengths([len(tokenize(s.prompt)) + len(tokenize(s.answer)) for s in samples], prepared, options.output)
+    own = [len(tokenize(sample.prompt)) + len(tokenize(sample.answer)) for sample in samples]
+    draw_lengths(own, prepared, module.seq_len, options.output)
     console = Console()
     console.print(summary(samples, prepared, module.seq_len), highlight=False)
     console.print(f"lengths         {options.output}\n\nsample {options.sample}:", highlight=False)

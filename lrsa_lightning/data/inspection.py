@@ -29,18 +29,37 @@ def summary(samples: Sequence[Sample], prepared: PreparedSamples, seq_len: int) 
     )
 
 
-def draw_lengths(own: Sequence[int], prepared: PreparedSamples, path: Path) -> None:
-    """Draws histograms of the samples' lengths in tokens, as read and as prepared, as PNG."""
+def draw_lengths(own: Sequence[int], prepared: PreparedSamples, seq_len: int, path: Path) -> None:
+    """Draws histograms of the samples' lengths in tokens, as read and as prepared, as PNG.
+
+    Args:
+        own: lengths as read.
+        prepared: the samples of training.
+        seq_len: tokens of a training row, where a line is drawn.
+        path: of the PNG.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    bins = {"bins": 60, "range": (0, max([*own, *prepared.num_ids]))}
-    axes.hist(own, **bins, alpha=0.6, label=f"as read ({len(own)})")
-    axes.hist(prepared.num_ids, **bins, alpha=0.6, label=f"prepared ({len(prepared)})")
-    axes.set(xlabel="tokens", ylabel="samples", yscale="log")
-    axes.legend()
+    bins = _edges(max([*own, *prepared.num_ids]), seq_len)
+    axes.hist(own, bins, alpha=0.6, label=f"as read: {len(own)} samples")
+    axes.hist(prepared.num_ids, bins, alpha=0.6, label=f"prepared for training: {len(prepared)} samples")
+    axes.axvline(seq_len, color="black", linestyle="--", linewidth=1, label=f"data.seq_len: {seq_len} tokens")
+    axes.set(xlabel="tokens of a sample", ylabel="samples", yscale="log")
+    axes.set_title("Lengths of the samples", fontsize=10, loc="left")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def _edges(longest: int, seq_len: int) -> list[float]:
+    """About 60 bins, one of which ends after the longest sample that fits: its last token is a label only."""
+    fitting = seq_len + 2
+    parts = max(1, round(60 * fitting / max(longest, fitting)))
+    return [fitting * i / parts for i in range(-(-(longest + 1) * parts // fitting) + 1)]
 
 
 def dimmed(row: TokenizedSample, tokenizer, most: int = 1500) -> Text:

@@ -7,12 +7,11 @@ import numpy as np
 
 from lrsa_lightning.diagnosis.findings import Findings
 from lrsa_lightning.diagnosis.marks import CLASSES
-from lrsa_lightning.plots import literal
+from lrsa_lightning.plots import SHARE_COLOURS, empty_cells, literal, write_values
 
 _DPI = 120
-# Both are told apart without red and green. The first has its middle at what a random choice would keep.
-_AROUND, _SHARE = "PuOr_r", "cividis"
-_NOTHING = "0.88"
+# Its middle is what a random choice would keep.
+_AROUND = "PuOr_r"
 _MOST_VALUES = 12  # columns with values in their cells
 _ROW_INCHES, _HEIGHTS = 0.17, (3.2, 12.0)
 
@@ -57,7 +56,7 @@ def draw_held(findings: Findings, path: Path, title: str) -> None:
     figure, axes = _panels(findings, 1, [2, 2, 1.5, 1.5], f"Full attention on visible keys: {title}")
     held = [findings.held_AH, findings.held_by_depth_AX]
     low = np.floor(10 * min([0.9, *(np.nanmin(z) for z in held if not np.isnan(z).all())])) / 10
-    look = {"cmap": _SHARE, "layers": findings.layers, "rows_of_layer": 1}
+    look = {"cmap": SHARE_COLOURS, "layers": findings.layers, "rows_of_layer": 1}
     names = [str(head) for head in range(held[0].shape[1])]
     _heat_map(axes[0], held[0], "query head", names, vmin=low, vmax=1, **look)
     image = _heat_map(axes[1], held[1], "place of the query", ["0", "100%"], vmin=low, vmax=1, **look)
@@ -87,20 +86,18 @@ def _heat_map(axes, cells, xlabel: str, names: Sequence[str], *, layers: Sequenc
 
     The names are those of all columns, or of the two ends of the axis.
     """
-    axes.set_facecolor(_NOTHING)
     image = axes.imshow(np.ma.masked_invalid(cells), aspect="auto", interpolation="nearest", **look)
     axes.set_xlabel(xlabel, fontsize=9)
     _name_columns(axes, names, cells.shape[1])
     every = -(-len(layers) // 40)
     middles = [rows_of_layer * row + (rows_of_layer - 1) / 2 for row in range(len(layers))]
     axes.set_yticks(middles[::every], [str(layer) for layer in layers][::every], fontsize=8)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    empty_cells(axes)
     if rows_of_layer > 1:
         for row in range(1, len(layers)):
             axes.axhline(rows_of_layer * row - 0.5, color="white", linewidth=0.8)
     if cells.shape[1] <= _MOST_VALUES and len(cells) <= 100:
-        _write_values(axes, image, cells)
+        write_values(axes, image, cells, lambda row, column: f"{100 * cells[row, column]:.0f}")
     return image
 
 
@@ -112,14 +109,6 @@ def _name_columns(axes, names: Sequence[str], columns: int) -> None:
     else:
         is_long = max(map(len, names)) > 3
         axes.set_xticks(range(columns), names, fontsize=8, rotation=30 if is_long else 0)
-
-
-def _write_values(axes, image, cells) -> None:
-    for (row, column), value in np.ndenumerate(cells):
-        if not np.isnan(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
 
 
 def _names(classes: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from lrsa_lightning.attention import AttentionMode
-from lrsa_lightning.attention.saved_mode import save_mode
+from lrsa_lightning.attention.saved_mode import save_mode, serving
 from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
@@ -31,6 +31,7 @@ def export(
     dtype: torch.dtype | None = None,
     adapter: bool = False,
     overwrite: bool = False,
+    serving_ratio: float | None = None,
 ) -> Path:
     """Writes safetensors, config.json, tokenizer, generation configuration, code and model card, atomically.
 
@@ -44,13 +45,14 @@ def export(
         dtype: of the weights; the checkpoint's own if None, which is float32 for ZeRO and mixed precision.
         adapter: write the run's LoRA adapter as peft does, instead of a complete model with the adapter merged into it.
         overwrite: replace an earlier export in ``output``, if there is one; nothing else is deleted.
+        serving_ratio: of an elastic run, the one of its ratios that config.json names; the run's own when None.
 
     Returns:
         The exported checkpoint.
 
     Raises:
-        InputError: there is no complete checkpoint, the configuration of its run is missing, or the output folder is
-            not empty, not to be replaced, needed for the export, or cannot be written.
+        InputError: there is no complete checkpoint, the configuration of its run is missing, the run has no such ratio,
+            or the output folder is not empty, not to be replaced, needed for the export, or cannot be written.
     """
     output = Path(os.path.abspath(output))
     check_place(output, overwrite)
@@ -59,9 +61,10 @@ def export(
     if base is not None and output.resolve() in (Path(base).resolve(), checkpoint.resolve()):
         raise InputError(f"{output} is what the export is made of ({base}): give a new --output")
     tokenizer = load_tokenizer(trained.tokenizer_name, "the run's data.tokenizer")
+    mode = _mode_of(trained) if serving_ratio is None else serving(_mode_of(trained), serving_ratio)
     model = trained.load_adapter(dtype) if adapter else trained.load(dtype)
     take_generation_config(model, base)
-    mode, warnings = _mode_of(trained), misreadings(model.config.get_text_config(decoder=True))
+    warnings = misreadings(model.config.get_text_config(decoder=True))
     save_mode(model.config, mode)
     for warning in warnings:
         log.warning("%s", warning)

@@ -61,7 +61,7 @@ def write_report(runs: Sequence[Run], folder: Path, baseline: str | None = None)
         (folder / "table_arms.md").write_text(markdown, encoding="utf-8")
     figures = _draw_figures(runs, comparison, questions, folder)
     places = {run.label: folder / f"depths_{run.file_stem}.png" for run in runs}
-    maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label])]
+    maps = [(run.label, places[run.label]) for run in runs if draw_depths(run.records, places[run.label], run.label)]
     (folder / _PAGE).write_text(_page(runs, comparison, found, figures, maps), encoding="utf-8")
     tables = [folder / name for name in _TABLES if (folder / name).exists()]
     return Report(markdown, found, [*tables, *(path for _, path in (*figures, *maps)), folder / _PAGE])

@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 
 from lrsa_lightning.metrics import smooth
-from lrsa_lightning.plots import limits, literal
+from lrsa_lightning.plots import literal, scale_losses
 from lrsa_lightning.report.comparison import AVERAGE, Comparison, budget_name
 from lrsa_lightning.report.runs import Run
 
@@ -35,7 +35,8 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
             axes.plot(*run.losses, color=colours[run.label], alpha=0.15, linewidth=0.8, zorder=1)
             lines += axes.plot(run.losses[0], smooth(run.losses[1], weight), color=colours[run.label], zorder=2)
             lines[-1].set_label(literal(run.label))
-    axes.set(xlabel="optimizer step", ylabel="loss per label tokens", ylim=limits(lines, 0.2))
+    scale_losses(axes, (y for line in axes.get_lines() for y in line.get_ydata()))
+    axes.set(xlabel="optimizer step", ylabel="loss per label tokens")
     axes.set_title("Training loss", fontsize=10, loc="left")
     _legend(figure, lines, f"smoothed ({weight:.3g}) over raw")
     figure.savefig(path, dpi=_DPI)
@@ -58,10 +59,10 @@ def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[
         scored = means.iloc[number].dropna()
         # Side by side: the error bars of equal scores stay visible.
         at = means.columns.get_indexer(scored.index) + 0.02 * (number - (len(means) - 1) / 2)
-        spread = {"yerr": errors.iloc[number][scored.index], "elinewidth": 0.8, "capsize": 2.5}
-        axes.errorbar(at, scored, color=colours[label], **spread, **styles[budget])
+        spread = {"yerr": _within_scores(scored, errors.iloc[number][scored.index]), "elinewidth": 0.8, "capsize": 2.5}
+        axes.errorbar(at, scored, color=colours[label], clip_on=False, **spread, **styles[budget])
     axes.set_xticks(range(means.shape[1]), means.columns)
-    axes.set(xlabel="length, tokens", ylabel="score, 0..100", ylim=_score_limits(means, errors))
+    axes.set(xlabel="length, tokens", ylabel="score, 0..100", ylim=(0, 100))
     axes.set_title(fill(title, 85), fontsize=10, loc="left")
     axes.set_xlim(-0.4, means.shape[1] - 0.6)
     runs = [Line2D([], [], color=colours[label], linewidth=4, label=literal(label)) for label in comparison.labels]
@@ -71,12 +72,9 @@ def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[
     figure.savefig(path, dpi=_DPI)
 
 
-def _score_limits(means, errors) -> tuple[float, float]:
-    """Limits of the scores' axis: all error bars with a margin, hardly beyond 0..100, at least 20 wide."""
-    least, most = float((means - errors).min(axis=None)), float((means + errors).max(axis=None))
-    middle, half = (least + most) / 2, max(10, 0.58 * (most - least))
-    low, high = max(-3, middle - half), min(103, middle + half)
-    return min(low, max(-3, high - 20)), max(high, min(103, low + 20))
+def _within_scores(scored, errors):
+    """Lengths of the error bars below and above scores, none beyond 0..100."""
+    return [errors.clip(upper=scored), errors.clip(upper=100 - scored)]
 
 
 def _axes():

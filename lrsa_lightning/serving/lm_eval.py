@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lrsa_lightning.attention import LRSA
+from lrsa_lightning.attention.lrsa import ELASTIC_SETTINGS, SETTINGS
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.saved_settings import save_settings
 
-_SETTINGS = tuple(inspect.signature(LRSA).parameters)
+_SETTINGS = tuple(name for name in inspect.signature(LRSA).parameters if name not in ELASTIC_SETTINGS)
 # lm-eval hands keys that it does not know on to transformers, which takes some of them without a word.
 _KEYS = {*inspect.signature(HFLM).parameters, "device_map"} - {"self", "kwargs"}
 
@@ -94,7 +95,7 @@ def _mode_of(config, given: dict) -> LRSA:
             "config.json names no rule under 'lrsa': give one in --model_args (lag_size=1024,retention_ratio=0.5), or "
             "take --model hf for full attention"
         )
-    settings = {} if saved is None else {name: getattr(saved, name) for name in _SETTINGS}
+    settings = {} if saved is None else {name: getattr(saved, name) for name in SETTINGS}
     mode = LRSA(**{**settings, **given})
     mode.check(config)
     return mode

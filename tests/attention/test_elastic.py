@@ -1,6 +1,7 @@
 """The attention of a step under an elastic mode: that of a fixed mode with the step's ratio, in every execution."""
 
 import copy
+import inspect
 from math import inf
 
 import pytest
@@ -77,6 +78,17 @@ def test_the_largest_ratio_is_full_attention():
     got = hidden_of(mode, model)
     with Vanilla().installed(model):
         torch.testing.assert_close(got, hidden_of(Vanilla(), model), rtol=0, atol=1e-12)
+
+
+def test_a_step_with_the_largest_ratio_ranks_nothing(monkeypatch):
+    model, mode, scored = make_model(), LRSA(**ELASTIC), []
+    mode.install(model)
+    score = LagRule.score
+    monkeypatch.setattr(LagRule, "score", lambda rule, *args: scored.append(rule.kept) or score(rule, *args))
+    for step in range(STEPS):
+        mode.begin_step(step, inf, 0)
+        hidden_of(mode, model)
+    assert {*scored} == {8, 4}
 
 
 def test_outside_of_steps_it_is_the_serving_ratio():
@@ -188,6 +200,14 @@ def test_config_json_names_one_ratio_and_those_of_training():
     config.lrsa = {**config.lrsa, "trained_ratios": [0.5, 0.5]}
     with pytest.raises(InputError, match=r"config\.json: lrsa: LRSA: trained_ratios \[0.5, 0.5\] holds a ratio twice"):
         saved_mode(config)
+
+
+@pytest.mark.parametrize("arguments", [SIZES, ELASTIC, {**ELASTIC, "retention_schedule": "curriculum"}])
+def test_its_attributes_make_the_same_mode(arguments):
+    mode = LRSA(**arguments)
+    again = LRSA(**{name: getattr(mode, name) for name in inspect.signature(LRSA).parameters})
+    assert repr(again) == repr(mode)
+    assert again.settings() == mode.settings()
 
 
 def test_its_text_says_the_schedule():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrsa_lightning.callbacks import LossCurve, loss_curve
-from lrsa_lightning.callbacks.loss_curve import draw_curves
+from lrsa_lightning.callbacks.curves import draw_curves
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.errors import InputError
@@ -17,6 +17,9 @@ from tests.conftest import longalign_row, write_jsonl
 from tests.runs import callback, checkpoints, command, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+
+BUDGETS = ["r1", "r0.5", "r0.25"]
 
 
 def train_rows(run: str = "x") -> list[dict]:
@@ -108,24 +111,54 @@ def test_a_reference_without_losses_fails_before_training(arguments, capsys, tmp
     assert not Path("runs/x/metrics.jsonl").exists()
 
 
-def test_the_picture_shows_every_curve(tmp_path, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that are saved."""
     from matplotlib.figure import Figure
 
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), Path(path).touch()))
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (saved.append(self), Path(path).touch()))
+    return saved
+
+
+def test_the_picture_shows_every_curve(tmp_path, figures):
     own = [
         {"step": i, "train/loss": 3.0 - i, "train/answer_loss": 2.0 - i, "train/lr": 0.1, "train/grad_norm": 1.0 + i,
          "train/tokens": 10.0 * i} for i in range(3)
     ]  # fmt: skip
-    reference = [{"step": i, "train/loss": 4.0} for i in range(2)]
+    reference = [{"step": i, "train/loss": 4.0} for i in range(2)] + [{"step": 1, "val/loss": 5.0}]
     assert draw_curves({"own": own, "other": reference}, tmp_path / "a.png", 0.5)
     loss, norm, rate, tokens = figures[0].axes
     labels = [line.get_label() for line in loss.get_lines() if not line.get_label().startswith("_")]
-    assert labels == ["other: per label tokens", "own: per sample", "own: per label tokens"]
+    assert labels == ["other: per label tokens", "other: validation", "own: per sample", "own: per label tokens"]
     assert [list(panel.get_lines()[-1].get_ydata()) for panel in (norm, rate, tokens)] == [
         [1.0, 2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 10.0, 20.0]
     ]  # fmt: skip
     assert not draw_curves({"own": []}, tmp_path / "b.png", 0.5)
+
+
+def test_the_raw_curve_is_never_cut_off(tmp_path, figures):
+    draw_curves({"own": [{"step": i, "train/loss": loss} for i, loss in enumerate([4.0, 12.0, 3.0, 3.0])]},
+                tmp_path / "a.png", 0.9)  # fmt: skip
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 3 < 12 < high
+
+
+def test_rulers_means_at_the_greatest_length_are_in_the_picture(tmp_path, figures):
+    """Scores exist at both ends; in between, only references are rated."""
+    rows = [{"step": i, "train/loss": 1.0} for i in range(3)]
+    for i in range(3):
+        rows.append(
+            {"step": i} | {f"ruler_exact_match/subset_mean/{n}/{b}": 10.0 * i for n in (512, 4096) for b in BUDGETS}
+        )
+    draw_curves({"own": rows, "other": rows[:3]}, tmp_path / "a.png", 0.9)
+    ruler = figures[-1].axes[1]
+    assert (ruler.get_title(), ruler.get_ylim()) == ("RULER references matched, %, 4096 tokens", (0, 100))
+    assert [line.get_label() for line in ruler.get_lines()] == BUDGETS
+    assert list(ruler.get_lines()[0].get_ydata()) == [0, 10, 20]
+    rows += [{"step": i, "ruler/subset_mean/512/r1": 50.0} for i in range(3)]
+    draw_curves({"own": rows}, tmp_path / "a.png", 0.9)
+    assert figures[-1].axes[1].get_title() == "RULER score, 512 tokens"
 
 
 @pytest.mark.parametrize(

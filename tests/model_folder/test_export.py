@@ -243,7 +243,9 @@ def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, 
     trained = RunCheckpoint(RUN / "checkpoints" / "last.ckpt").attention
     assert saved_mode(config).rule() == trained.rule()
     assert ModelSource("exported").attention.registry_key() == saved_mode(config).registry_key()
-    assert json.loads(Path("exported/config.json").read_text())["lrsa"].items() >= rule.items()
+    keys = json.loads(Path("exported/config.json").read_text())
+    assert keys["lrsa"].items() >= rule.items()
+    assert keys["architectures"] == ["LrsaQwen2ForCausalLM"]
     (end,) = answer_ends(template, tokenizer)
     assert GenerationConfig.from_pretrained("exported").eos_token_id == end
     modes = {path.stat().st_mode & 0o777 for path in Path("exported").rglob("*") if path.is_file()}
@@ -257,7 +259,8 @@ def test_a_folder_of_full_attention_names_no_rule(arguments):
     callbacks = json.dumps([callback("Checkpoints")])
     main(command({**arguments, "model.attention": "Vanilla", "trainer.callbacks": callbacks}))
     export(RUN, Path("exported"))
-    assert saved_mode(AutoConfig.from_pretrained("exported")) is None
+    config = AutoConfig.from_pretrained("exported")
+    assert (saved_mode(config), config.architectures) == (None, ["Qwen2ForCausalLM"])
     assert isinstance(ModelSource("exported").attention, Vanilla)
     assert not Path("exported/custom_generate").exists()
 

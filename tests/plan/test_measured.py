@@ -71,6 +71,23 @@ def test_mixtures_that_auto_has_picked_on_a_card(monkeypatch, changed, mixture, 
     assert predict(run_of(**MASTER | changed, recompute="auto"), H100).peak / 2**30 == pytest.approx(gib, rel=rel)
 
 
+@pytest.mark.parametrize(
+    ("changed", "mixture", "gib", "ms"),
+    [
+        (LONG | VANILLA, ["full"] * 8 + ["attention"] * 19 + ["none"], 69.76, 11154),
+        (LONG, ["offload"] + ["full"] * 8 + ["attention"] * 19, 69.65, 7112),
+        (LONG | QUARTER, ["full"] * 9 + ["attention"] * 18 + ["none"], 69.46, 4888),
+        ({"seq_len": 262144} | QUARTER, ["full"] * 26 + ["attention", "none"], 68.55, 16175),
+    ],
+)
+def test_long_rows_were_measured_after_they_were_predicted(monkeypatch, changed, mixture, gib, ms):
+    """On an H200 with the free memory of an H100."""
+    monkeypatch.setattr(prediction, "fastest_policies", lambda *_: mixture)
+    predicted = predict(run_of(**MASTER | changed, recompute="auto"), H100)
+    assert predicted.peak / 2**30 == pytest.approx(gib, rel=0.01)
+    assert 1000 * predicted.times.step == pytest.approx(ms, rel=0.15)
+
+
 def test_the_forward_of_the_last_layer_has_the_gradients_of_the_step_before():
     """Under full recomputation it is the peak: the MLP's activations pass while nothing is freed yet."""
     run = run_of(**MASTER, recompute="full")

@@ -49,11 +49,14 @@ def essays_content() -> dict:
     return {"text": " ".join(f"Sentence <e{i}> is about the {_WORDS[i % len(_WORDS)]}." for i in range(400))}
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory) -> dict[str, Path]:
-    """The three sources."""
-    folder = tmp_path_factory.mktemp("recipe")
+def write_sources(folder: Path) -> dict[str, Path]:
+    """The three sources as files of a folder."""
     contents = {"squad": squad_content(), "hotpotqa": hotpotqa_content(), "essays": essays_content()}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return {name: folder / f"{name}.json" for name in contents}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> dict[str, Path]:
+    return write_sources(tmp_path_factory.mktemp("recipe"))

@@ -3,8 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from lrsa_lightning.plots import limits
 from lrsa_lightning.report import Run, compare, draw_losses, figures
+from lrsa_lightning.report.figures import draw_means
 from tests.report.conftest import records
 
 
@@ -28,25 +28,33 @@ def test_about_a_hundredth_of_the_longest_curve_is_averaged(tmp_path, monkeypatc
     assert draw_losses([run("none")], tmp_path / "none.png") is None
 
 
-def test_the_loss_axis_shows_the_smoothed_curves_and_no_outlier_of_the_raw_ones():
-    axes = Figure().subplots()
-    lines = axes.plot([0, 1, 2], [2.0, float("nan"), 3.0]) + axes.plot([0], [2.5])
-    assert limits(lines, 0.2) == (pytest.approx(1.8), pytest.approx(3.2))
-    assert limits(axes.plot([0, 1], [0.1, 2.1]), 0.2)[0] == 0
-    assert limits(axes.plot([0, 1], [1.0, 1.0]), 0.2) is None
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: saved.append(self))
+    return saved
 
 
-@pytest.mark.parametrize("scores", [[1.0, 1.0], [0.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.75, 0.8]])
-def test_the_score_axis_holds_every_error_bar_is_20_wide_and_hardly_leaves_0_to_100(scores):
-    own = [run("a", scores=records({"vt": scores})), run("b", scores=records({"vt": scores[:1]}))]
-    comparison = compare(own)
-    means, errors = comparison.means, comparison.errors.fillna(0)
-    low, high = figures._score_limits(means, errors)
-    for mean, error in zip(means.stack(), errors.stack(), strict=True):
-        assert low < max(mean - error, -2.9)
-        assert high > min(mean + error, 102.9)
-    assert high - low >= 20
-    assert (low >= -3, high <= 103) == (True, True)
+@pytest.mark.parametrize(("losses", "scale"), [([3.0, 9.0, 2.0, float("nan")], "linear"), ([11.0, 1.0, 0.5], "log")])
+def test_the_loss_axis_shows_every_raw_loss(drawn, losses, scale):
+    draw_losses([run("a", losses)], "x.png")
+    low, high = drawn[0].axes[0].get_ylim()
+    finite = [loss for loss in losses if loss == loss]
+    assert low < min(finite) < max(finite) < high
+    assert drawn[0].axes[0].get_yscale() == scale
+
+
+@pytest.mark.parametrize("scores", [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.9, 1.0, 1.0], [0.75, 0.8]])
+def test_the_score_axis_is_0_to_100_and_no_error_bar_leaves_it(drawn, scores):
+    comparison = compare([run("a", scores=records({"vt": scores}))])
+    draw_means(comparison, "x.png", "title", ["a"])
+    axes = drawn[0].axes[0]
+    assert axes.get_ylim() == (0, 100)
+    (bar,) = axes.containers
+    (segment,) = bar.lines[2][0].get_segments()
+    mean, error = comparison.means.iloc[0, 0], comparison.errors.iloc[0, 0]
+    assert list(segment[:, 1]) == pytest.approx([max(0, mean - error), min(100, mean + error)])
 
 
 def test_every_run_has_a_colour_of_its_own():

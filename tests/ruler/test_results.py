@@ -148,13 +148,16 @@ def test_heat_map_by_depth(tmp_path):
 def test_the_heat_map_shows_depth_downwards_on_a_scale_from_0_to_100(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: drawn.append(figure))
-    draw_depths([record(0, hits=[True, False]), record(1, hits=[False, False])], tmp_path / "x.png")
+    draw_depths([record(0, hits=[True, False]), record(1, hits=[False, False])], tmp_path / "x.png", "step 3")
     axes = drawn[0].axes[0]
     (image,) = axes.images
     assert image.get_clim() == (0, 100)
     assert [row[0] for row in image.get_array().filled(-1).tolist()] == [50.0, *[-1] * 8, 0.0]
     assert [label.get_text() for label in axes.get_yticklabels()][::9] == ["0-10%", "90-100%"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4096\nr1"]
+    # Two cells have a value and their number of needles; the others are empty.
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "50\n(2)", (0, 9): "0\n(2)"}
+    assert drawn[0].get_suptitle() == "Needles found by depth, %\nstep 3"
 
 
 def test_a_needle_at_the_very_end_counts_in_the_last_tenth():

@@ -166,6 +166,7 @@ def test_text_is_split_as_the_folders_tokenizer_does(folder, tokenizer):
     ("arguments", "said"),
     [
         ({"retention_ration": 0.5}, "does not know 'retention_ration' in --model_args: did you mean retention_ratio?"),
+        ({"serving_ratio": 0.5}, "does not know 'serving_ratio'"),
         ({"attn_implementation": "sdpa"}, "does not know 'attn_implementation'"),
         ({"retention_ratio": 1.5}, "retention_ratio"),
         ({"skip_layers": [7]}, r"skip_layers \[7\] do not exist"),

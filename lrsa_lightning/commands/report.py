@@ -6,8 +6,8 @@ from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt
 
-_DESCRIPTION = """Makes tables and figures of scores, losses and their cost (cache bytes, time), and an HTML page with them,
-from one or several runs.
+_DESCRIPTION = """Makes tables and figures of scores, losses and their cost (cache bytes, time), and an HTML page
+with them, from one or several runs.
 
 A run is a directory of `lrsa fit` or a folder of `lrsa eval`, called by its name or by LABEL=PATH. Runs whose
 configurations differ in the seed alone are an arm: table_arms has its mean, with errors over samples and over seeds.

@@ -111,11 +111,11 @@ class Watched(LRSA):
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self._rule = replace(self._rule, scorer=WatchedScorer(self._rule.scorer, self._rule.kept))
+        self._rules = tuple(replace(rule, scorer=WatchedScorer(rule.scorer, rule.kept)) for rule in self._rules)
 
     @property
     def smallest_gap(self) -> float:
-        return min(self._rule.scorer.gaps, default=float("inf"))
+        return min(self.rule().scorer.gaps, default=float("inf"))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -32,6 +32,7 @@ _PACKAGES = {
     "wandb": ("Weights & Biases", "pip install wandb"),
     "tensorboard": ("TensorBoardLogger", "pip install tensorboard"),
     "mlflow": ("MLFlowLogger", "pip install mlflow"),
+    "gguf": ("models in GGUF files", _OURS.format("gguf")),
     "lm_eval": ("the tasks of lm-eval", _OURS.format("eval")),
     "shtab": ("lrsa completion", "pip install shtab"),
 }

@@ -18,7 +18,7 @@ from lrsa_lightning.parser_errors import UNION, read_error
 DEBUG = "LRSA_DEBUG"
 # An error that one of these raises itself is about what the user gave it.
 _LIBRARY = re.compile(
-    r"(datasets|deepspeed|fsspec|httpcore2?|httpx2?|huggingface_hub|jinja2|jsonargparse|lightning|lightning_fabric"
+    r"(datasets|deepspeed|fsspec|gguf|httpcore2?|httpx2?|huggingface_hub|jinja2|jsonargparse|lightning|lightning_fabric"
     r"|omegaconf|peft|pyarrow|pydantic|pydantic_core|requests|safetensors|safetensors_rust|tokenizers|transformers"
     r"|urllib3|wandb|yaml)(\.|$)"
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.collectives import sum_over_ranks
-from lrsa_lightning.data.resume_progress import SavedProgress, ends_step
+from lrsa_lightning.data.resume_progress import SavedProgress, count_steps, ends_step
 from lrsa_lightning.distributed.strategies import SequenceParallelStrategy
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused import FusedLayers
@@ -293,6 +293,6 @@ class LongContextModule(lightning.LightningModule):
         # Lightning's gradient scaler leaves the gradients of a fused optimizer scaled when they are clipped.
         fused = self.device.type in ("cuda", "npu") and "mixed" not in str(self.trainer.precision)
         optimizer = self.optimizer.make(self.parameters(), self.lr, self.betas, self.weight_decay, fused)
-        factor = self.scheduler.factor(self.lr, self.warmup_steps, self.trainer.estimated_stepping_batches)
+        factor = self.scheduler.factor(self.lr, self.warmup_steps, count_steps(self.trainer))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -23,7 +23,7 @@ from tests.runs import EACH_STEP, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
 DOCUMENT = "\n\n".join(f"House {number} is green." for number in range(30))
 QUESTION = "Which colour has house 3?"
 LAST_LINE = (
@@ -173,7 +173,7 @@ def test_ctrl_c_elsewhere_ends_without_a_traceback(folder, monkeypatch, capsys):
     assert caught.value.code == 130
 
 
-@pytest.mark.parametrize("line", re.findall(r"^lrsa (?:generate|chat) .*$", README, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^lrsa (?:generate|chat) .*$", PAGE, re.MULTILINE))
 def test_the_commands_of_the_readme_run(line, two_steps, folder, monkeypatch, capsys):
     type_in(monkeypatch, "Who wrote it?\n")
     words = shlex.split(line.replace("configs/", f"{ROOT}/configs/"), comments=True)[1:]

@@ -62,17 +62,23 @@ def test_the_first_step_is_that_of_a_fixed_run(elastic, arguments):
     assert drawn(42, 1) != drawn(7, 1)
 
 
-@pytest.mark.parametrize("extra", [{}, CURRICULUM], ids=["random", "curriculum"])
+EPOCHS = {"trainer.max_steps": "-1", "trainer.max_epochs": "2"}  # of six steps
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, CURRICULUM, {**CURRICULUM, **EPOCHS}], ids=["random", "curriculum", "curriculum over epochs"]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one(elastic, extra):
-    main(command({**elastic, **extra, "trainer.callbacks": kept_curve(), "trainer.max_steps": "8"}))
+    main(command({**elastic, "trainer.callbacks": kept_curve(), "trainer.max_steps": "8", **extra}))
     whole, ratios = losses(), ratios_of()
-    state = torch.load("runs/x/checkpoints/step=8.ckpt", weights_only=True)["state_dict"]
-    for stop in (3, 5):
-        Path("runs/x/checkpoints/step=8.ckpt").unlink()
+    last = Path(f"runs/x/checkpoints/step={len(ratios)}.ckpt")
+    state = torch.load(last, weights_only=True)["state_dict"]
+    for stop in (3, 7):
+        last.unlink()
         main(["fit", "--config=runs/x/config.yaml", f"--ckpt_path=runs/x/checkpoints/step={stop}.ckpt"])
         assert losses() == whole
         assert ratios_of() == ratios
-        again = torch.load("runs/x/checkpoints/step=8.ckpt", weights_only=True)["state_dict"]
+        again = torch.load(last, weights_only=True)["state_dict"]
         assert all(torch.equal(state[name], again[name]) for name in state)
 
 
@@ -85,8 +91,7 @@ def test_recomputation_changes_nothing(elastic):
 def test_a_curriculum_divides_steps_and_epochs(elastic):
     main(command({**elastic, **CURRICULUM, "model.attention.retention_weights": "[2, 1, 3]"}))
     assert ratios_of() == [1.0, 1.0, 0.5, 0.25, 0.25, 0.25]
-    epochs = {"trainer.max_steps": "-1", "trainer.max_epochs": "2", "run_name": "epochs"}  # of six steps
-    main(command({**elastic, **CURRICULUM, **epochs}))
+    main(command({**elastic, **CURRICULUM, **EPOCHS, "run_name": "epochs"}))
     assert ratios_of("epochs") == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
 
 

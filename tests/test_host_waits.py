@@ -58,7 +58,7 @@ class Watch(Callback):
     _device: Device | None = None
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == 4 and batch_idx % trainer.accumulate_grad_batches == 0:
+        if trainer.global_step == 10 and batch_idx % trainer.accumulate_grad_batches == 0:
             self._device = Device()
             self._device.put(*pl_module.parameters())
             Watch.reads = self._device.reads
@@ -70,7 +70,7 @@ class Watch(Callback):
             self._device.put(*(z for z in batch.values() if isinstance(z, torch.Tensor)))
 
     def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == 7 and self._device is not None:
+        if trainer.global_step == 13 and self._device is not None:
             self._device.__exit__(None, None, None)
             self._patch.undo()
             self._device = None
@@ -94,19 +94,19 @@ class Reads(Watch):
 
 @pytest.fixture
 def fit(arguments, monkeypatch):
-    """Runs 8 steps whose metrics are read after the fourth and the last, as on CUDA; two micro-batches a step."""
+    """Runs 14 steps. Metrics are read after the tenth and the last, as on CUDA; two micro-batches a step."""
     make = OptimizerSettings.make
     monkeypatch.setattr(OptimizerSettings, "make", lambda *args, **_: make(*args[:5], fused=True))
     monkeypatch.setattr(non_finite_loss, "skips_on_device", lambda *_: True)
     # What a forward reads by itself is for tests/attention.
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
-    arguments["data.mixture"] = json.dumps({"train.jsonl": 2})  # no end of an epoch within the run
+    arguments["data.mixture"] = json.dumps({"train.jsonl": 4})  # no end of an epoch within the run
 
     def run(watch: str, policy: str = "stop", **options: str) -> list[str]:
         settings = {"NonFiniteLoss": {"policy": policy}, "Checkpoints": {"monitor": "train/loss", "mode": "min"}}
         named = [callback(name, **settings.get(name, {})) for name in CALLBACKS]
         entries = json.dumps([*named, {"class_path": f"tests.test_host_waits.{watch}"}])
-        steps = {"trainer.max_steps": "8", "trainer.log_every_n_steps": "4", "trainer.gradient_clip_val": "1.0"}
+        steps = {"trainer.max_steps": "14", "trainer.log_every_n_steps": "7", "trainer.gradient_clip_val": "1.0"}
         main(command({**arguments, **steps, "trainer.callbacks": entries, **options}))
         return getattr(Watch, "reads", [])
 
@@ -119,7 +119,7 @@ def test_no_step_between_two_readings_reads_the_device(fit, arguments, mode, wei
         del arguments[key]
     reads = fit("Watch", policy, **{"model.attention": mode, "data.loss_weighting": weighting})
     assert not reads, f"{len(reads)} reads:\n{reads[0]}"
-    assert [row["step"] for row in metrics()] == [*range(8)]
+    assert [row["step"] for row in metrics()] == [*range(14)]
 
 
 def test_a_read_is_noticed(fit):
@@ -133,10 +133,10 @@ class ErrorAtAWait(Callback):
     """
 
     def on_train_batch_start(self, trainer, *_) -> None:
-        torch.cuda.set_sync_debug_mode("error" if 4 <= trainer.global_step < 7 else "default")
+        torch.cuda.set_sync_debug_mode("error" if 10 <= trainer.global_step < 13 else "default")
 
     def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == 7:
+        if trainer.global_step == 13:
             torch.cuda.set_sync_debug_mode("default")
 
 
@@ -149,4 +149,4 @@ def test_no_step_between_two_readings_waits_for_a_gpu(fit, precision, policy):
         fit("ErrorAtAWait", policy, **device, **{"model.attention.backend": "fill"})
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [row["step"] for row in metrics()] == [*range(8)]
+    assert [row["step"] for row in metrics()] == [*range(14)]

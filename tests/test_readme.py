@@ -1,4 +1,4 @@
-"""What the README tells a user to type works."""
+"""What the README and the pages without a test of their own give a user to type works; all links lead somewhere."""
 
 import re
 import shlex
@@ -13,9 +13,18 @@ from tests.conftest import make_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PARSED = ("README", "training", "data", "ruler", "answers")
 COMMANDS = [
     re.sub(r"\s+", " ", command.split("#")[0]).strip()
-    for command in re.findall(r"^lrsa (?:.*\\\n)*.*$", README, re.MULTILINE)
+    for page, text in PAGES.items()
+    if page.stem in PARSED
+    for command in re.findall(r"^lrsa (?:.*\\\n)*.*$", text, re.MULTILINE)
+]
+LINKS = [
+    (page, link)
+    for page, text in PAGES.items()
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 ]
 
 
@@ -29,12 +38,15 @@ def test_commands_parse(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["lrsa"])
     name, *options = shlex.split(line.replace("\\ ", ""))[1:]
-    if name not in ("fit", "validate", "plan"):
+    if name in ("inspect", "prepare"):
+        parser = getattr(import_module(f"lrsa_lightning.commands.{name}"), "make_parser", None)
+        name, options = "fit", parser().parse_known_args(options)[1] if parser else options
+    elif name not in ("fit", "validate", "plan"):
         module = import_module(f"lrsa_lightning.commands.{name}")
         if hasattr(module, "make_parser"):
             module.make_parser().parse_args(options)
         return
-    if "NAME" in line:
+    if "NAME" in line or "my.yaml" in line:
         return
     with pytest.raises(SystemExit) as caught:
         main([name, *options, "--print_config"])
@@ -48,3 +60,17 @@ def test_the_ten_lines_run(tmp_path, tokenizer, capsys):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     exec(code.replace("Qwen/Qwen2.5-0.5B", str(tmp_path)), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_is_one_screen_after_the_other():
+    assert len(README.splitlines()) <= 90
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda part: getattr(part, "stem", part))
+def test_links_lead_to_a_file_and_a_heading(page, link):
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    assert target.exists(), f"{page.name}: {link}"
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lrsa_lightning.attention import LRSA
 from lrsa_lightning.cli import main
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.recipe.folder import Recipe
@@ -77,6 +78,17 @@ def test_an_arm_changes_its_attention_alone(name):
     else:
         sizes = arm["model"]["attention"]["init_args"]
         assert (sizes["lag_size"], sizes["sink_size"]) == (COMMON["data"]["seq_len"] // 32, 16)
+
+
+@pytest.mark.parametrize("name", ["lrsa", "lrsa_r25", "elastic", "curriculum", "window"])
+def test_an_arm_is_the_mode_of_its_file_at_another_lag(name):
+    file = name if name in ("lrsa", "lrsa_r25", "window") else f"lrsa_{name}"
+    named = yaml.safe_load((CONFIG_DIR / f"attention/{file}.yaml").read_text())["init_args"]
+    own = arm_of(f"smollm2_{name}.yaml")["model"]["attention"]["init_args"]
+    modes = [LRSA(**sizes) for sizes in (own, named | {"lag_size": own["lag_size"]})]
+    keys = ("lag_size", "sink_size", "scorer", "retention_ratio", "retention_schedule", "serving_ratio")
+    first, second = ([getattr(mode, key) for key in keys] for mode in modes)
+    assert first == second
 
 
 def test_the_numbers_of_the_page():

@@ -76,10 +76,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
 
 
 @pytest.mark.parametrize("stops", [[3, 9], [6, 12], [5, 6, 7]], ids=["mid-epoch", "epoch boundary", "both"])
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_every_resume_goes_on_with_the_next_unseen_sample(arguments, stops, workers):
+@pytest.mark.parametrize(("workers", "limit"), [("0", "max_steps"), ("1", "max_steps"), ("1", "max_epochs")])
+def test_every_resume_goes_on_with_the_next_unseen_sample(arguments, stops, workers, limit):
     """An epoch has six steps; a resume from a step that a resumed run reached must be as exact as the first one."""
     arguments |= {"trainer.callbacks": kept_curve(), "trainer.max_steps": "14", "data.num_workers": workers}
+    arguments |= {"trainer.max_steps": "-1", "trainer.max_epochs": "3"} if limit == "max_epochs" else {}
     main(command(arguments))
     whole = losses()
     for stop in stops:

@@ -5,10 +5,10 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.input_boundary import report_input_errors
 from lrsa_lightning.ranges import AtLeastTwo, PositiveFiniteFloat, PositiveInt, PositiveUnitInterval
-from lrsa_lightning.script_parser import ScriptParser
 
 _DESCRIPTION = """Compares vLLM's full attention with the folder's rule, in the same memory for keys and values.
 

@@ -12,17 +12,23 @@ from lrsa_lightning.callbacks.metrics_file import metrics_files
 log = logging.getLogger(__name__)
 
 
-def leave_out_wandb(trainer: Namespace) -> None:
+def without_missing_wandb(trainer: Namespace) -> None:
     """Removes our W&B logger, which the base configuration names, where wandb is not installed.
 
     Args:
         trainer: the trainer's part of a parsed configuration.
     """
+    if find_spec("wandb") is None and leave_out_wandb(trainer):
+        log.warning("wandb is not installed: this run does not log to Weights & Biases (pip install wandb)")
+
+
+def leave_out_wandb(trainer: Namespace) -> bool:
+    """Removes W&B's loggers, ours and Lightning's. Returns whether there were some. Argument as above."""
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     kept = [logger for logger in given if getattr(logger, "class_path", "").rpartition(".")[2] != WandbLogger.__name__]
-    if len(kept) < len(given) and find_spec("wandb") is None:
-        log.warning("wandb is not installed: this run does not log to Weights & Biases (pip install wandb)")
+    if len(kept) < len(given):
         trainer.logger = kept or False
+    return len(kept) < len(given)
 
 
 def add_metrics_file(trainer: Trainer) -> None:

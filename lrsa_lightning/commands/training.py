@@ -23,7 +23,8 @@ from lrsa_lightning.callbacks.run_begins import FirstStep
 from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.command_line.parser import PARSER_MODE, Parser
 from lrsa_lightning.commands import COMMANDS
-from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb
+from lrsa_lightning.commands.changed_callbacks import change_callbacks
+from lrsa_lightning.commands.loggers import add_metrics_file, leave_out_wandb, without_missing_wandb
 from lrsa_lightning.commands.run_summary import RunSummary
 from lrsa_lightning.configs import CONFIG_DIR
 from lrsa_lightning.data import LongContextDataModule
@@ -106,6 +107,16 @@ class LRSACLI(LightningCLI):
             default=False,
             help="Resume although attention, model, data, sequence length or seed differ from those of the run.",
         )
+        parser.add_argument(
+            "--callbacks",
+            type=dict[str, dict[str, Any] | None],
+            default={},
+            help="Changes callbacks of trainer.callbacks by name, without the list: --callbacks.ruler null leaves "
+            'RulerEval out, --callbacks.Checkpoints {"every_n_steps": 100} sets arguments.',
+        )
+        parser.add_argument(
+            "--wandb", type=bool, default=True, help="false leaves Weights & Biases out; metrics.jsonl remains."
+        )
         # Plain types: the parser's own type of one key is not known in a configuration under another key.
         parser.link_arguments("data.seq_len", "model.seq_len", compute_fn=int)
         parser.link_arguments("model.name_or_path", "data.model_name_or_path")
@@ -117,11 +128,14 @@ class LRSACLI(LightningCLI):
         return {name: commands[name] for name in ("fit", "validate")}
 
     def parse_arguments(self, parser, args) -> None:
-        """Raises an InputError if random, NumPy and torch do not all accept the seed."""
+        """Changes callbacks by name; raises an InputError if random, NumPy and torch do not all accept the seed."""
         super().parse_arguments(parser, args)
-        seed = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).seed_everything
-        if not 0 <= seed < 2**32:
+        config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+        if not 0 <= (seed := config.seed_everything) < 2**32:
             raise InputError(f"seed_everything is {seed}, but must be a whole number from 0 to {2**32 - 1}")
+        change_callbacks(config)
+        if not config.wandb:
+            leave_out_wandb(config.trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Overrides Lightning's, which lets a checkpoint's hyperparameters override the command line."""
@@ -140,7 +154,7 @@ class LRSACLI(LightningCLI):
         # The saved configuration omits what fill_in adds: it follows from the directory or belongs to one process.
         self._given = self.save_config_kwargs["requested"] = config.clone()
         directory.fill_in(config)
-        leave_out_wandb(config.trainer)
+        without_missing_wandb(config.trainer)
         if not self.subcommand:
             return
         self._find_checkpoint(config, directory, requires, warns=self.subcommand != "fit")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.corpus import Corpus, demo_file, names_of
 from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting, pack_rows
-from lrsa_lightning.data.encoder import SampleEncoder, TooLong
+from lrsa_lightning.data.encoder import Learn, SampleEncoder, TooLong
 from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
 from lrsa_lightning.data.prepared import PreparedSamples, checked_counts, content_key, prepare, wait_for
 from lrsa_lightning.data.prepared_folder import alone, find_complete
@@ -53,6 +53,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         extend: bool = True,
         delimiter: str = "Document",
         too_long: TooLong = "drop",
+        learn: Learn = "last",
         bad_rows: Literal["error", "skip"] = "error",
         loss_weighting: LossWeighting = "token",
         packing: bool = False,
@@ -79,6 +80,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             extend: fill up short samples with sections from other samples.
             delimiter: the word that opens such a section.
             too_long: drop leaves out samples longer than seq_len; shorten cuts the middle of their document.
+            learn: the last answer of a chat, or all of its answers, for which template chatml keeps the roles.
             bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error, or is skipped
                 and counted.
             loss_weighting: whether each label token or each sample has the same weight.
@@ -100,6 +102,11 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with complete samples, data.extend with sections of others: set data.extend "
                 "to false, or leave packing out"
             )
+        if learn == "all" and template == "base":
+            raise InputError(
+                "data.learn all needs data.template chatml: under base the earlier answers of a chat are text of the "
+                "user's turn"
+            )
         self.train_files = names_of("data.train_files", train_files)
         self.val_files = names_of("data.val_files", val_files)
         self.source = source
@@ -113,6 +120,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         self.extend = extend
         self.delimiter = delimiter
         self.too_long = too_long
+        self.learn = learn
         self.corpus = Corpus(self.train_files, self.val_files, source, fields or {}, mixture or {}, bad_rows, seed)
         self.loss_weighting = loss_weighting
         self.packing = packing
@@ -181,7 +189,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             samples = train if what == "train" else self.corpus.samples("val")
             template = make_template(self.template, self.tokenizer)
             extender = Extender(train, self.delimiter, self.seed) if self.extend else None
-            encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long)
+            encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long, self.learn)
             skip = self.corpus.bad_rows == "skip"
             prepared = prepare(folder, samples, encode, self.prepare_workers, f"{what} samples", skip)
             return checked_counts(prepared, what, self.seq_len)
@@ -215,6 +223,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             extend=self.extend,
             delimiter=self.delimiter,
             too_long=self.too_long,
+            learn=self.learn,
             seed=self.seed,
         )
 

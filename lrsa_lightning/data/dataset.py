@@ -93,12 +93,13 @@ class LongContextDataset(Dataset):
         for sample in samples:
             ids = torch.as_tensor(sample.ids, dtype=torch.int64)
             end = start + len(ids) - 1
-            answer = slice(end - sample.num_labels, end)
             row["input_ids"][start:end] = ids[:-1]
-            row["labels"][answer] = ids[-sample.num_labels :]
+            weight = 1 / sum(stop - first for first, stop in sample.spans) if self._by_sample else 1.0
+            for first, stop in sample.spans:  # a position's label is the next id
+                row["labels"][start + first - 1 : start + stop - 1] = ids[first:stop]
+                row["weights"][start + first - 1 : start + stop - 1] = weight
             # Padding continues the positions of the last sample: it is no sample of its own.
             row["position_ids"][start:] = torch.arange(self._seq_len - start)
-            row["weights"][answer] = 1 / sample.num_labels if self._by_sample else 1.0
             start = end
         return row | {"lengths": torch.tensor(start)}
 

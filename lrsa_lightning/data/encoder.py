@@ -1,15 +1,17 @@
 """Samples as token ids of at most a row, extended up to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from lrsa_lightning.data.augment import Extender
 from lrsa_lightning.data.sample import Sample
-from lrsa_lightning.data.template import Template
+from lrsa_lightning.data.template import Piece, Template
 from lrsa_lightning.data.tokenization import LongTokenizer
 from lrsa_lightning.errors import InputError
 
 TooLong: TypeAlias = Literal["drop", "shorten"]
+Learn: TypeAlias = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,36 @@ class TokenizedSample:
         ids: token ids; the last ``num_labels`` of them are labels.
         num_labels: tokens of the answer and of its end token.
         shortened: whether the middle of the document is missing.
+        learned: start and stop of each earlier answer whose ids are labels too, one after the other.
     """
 
     ids: list[int]
     num_labels: int
     shortened: bool = False
+    learned: Sequence[int] = ()
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and stop of the ids of each answer that are labels, the last one's included."""
+        earlier = [*zip(self.learned[::2], self.learned[1::2], strict=True)]
+        return [*earlier, (len(self.ids) - self.num_labels, len(self.ids))]
 
 
 class NothingToLearn(InputError):
-    """A tokenizer has no tokens for a sample's answer, or for the text before it."""
+    """A tokenizer has no tokens for a sample's answer or the text before it, or its chat template not for its turns."""
 
 
 class SampleEncoder:
     """Turns samples into token ids of at most ``seq_len``, extended up to it."""
 
     def __init__(
-        self, tokenizer, template: Template, seq_len: int, extender: Extender | None, too_long: TooLong = "drop"
+        self,
+        tokenizer,
+        template: Template,
+        seq_len: int,
+        extender: Extender | None,
+        too_long: TooLong = "drop",
+        learn: Learn = "last",
     ):
         """
         Args:
@@ -44,12 +60,14 @@ class SampleEncoder:
             seq_len: tokens of a training row.
             extender: fills up short samples; None leaves them short.
             too_long: drop leaves out samples longer than a row; shorten cuts the middle of their document.
+            learn: the last answer of a chat, or all of them.
         """
         self._tokenize = LongTokenizer(tokenizer)
         self._template = template
         self._seq_len = seq_len
         self._extender = extender
         self._too_long = too_long
+        self._learns_all = learn == "all"
         self._no_answer = self._tokenize(template.answer_start + template.answer_end)
 
     def __call__(self, sample: Sample) -> TokenizedSample | None:
@@ -60,8 +78,9 @@ class SampleEncoder:
         """
         template, tokenize = self._template, self._tokenize
         answer = tokenize(template.answer_start + sample.answer + template.answer_end)
-        own = tokenize(sample.prompt + template.after)
-        before = tokenize(template.before) if template.before else []
+        opening, document = self._texts_before(sample)
+        own = tokenize(document + sample.question + template.after)
+        before, learned = self._joined(self._ids(opening))
         if not own or not answer or answer == self._no_answer:
             raise NothingToLearn(
                 f"{sample.id}: the tokenizer has no tokens for the {'answer' if own else 'text'} of this row: use one "
@@ -71,15 +90,64 @@ class SampleEncoder:
         budget = self._seq_len + 1 - len(before) - len(own) - len(answer)
         if budget >= 0:
             sections = self._extender.sections(sample, budget, tokenize) if self._extender else []
-            return TokenizedSample(before + sections + own + answer, len(answer))
-        if self._too_long == "shorten" and (shorter := self._shorten(sample, len(own) + budget)) is not None:
-            return TokenizedSample(before + shorter + answer, len(answer), shortened=True)
-        return None
+            return TokenizedSample(before + sections + own + answer, len(answer), learned=learned)
+        if self._too_long == "drop":
+            return None
+        shorter = self._shorten(sample, opening, document, len(before) + len(own) + budget)
+        if shorter is None:
+            return None
+        ids, learned = self._joined(shorter)
+        return TokenizedSample(ids + answer, len(answer), shortened=True, learned=learned)
 
-    def _shorten(self, sample: Sample, length: int) -> list[int] | None:
-        """The prompt in ``length`` tokens: the document's start and end, in equal parts, and the complete question."""
-        document, question = self._tokenize(sample.document), self._tokenize(sample.question + self._template.after)
-        room = length - len(question)
+    def _texts_before(self, sample: Sample) -> tuple[list[Piece], str]:
+        """The text before the last user's turn, with a chat's earlier turns, and the document in that turn.
+
+        Raises:
+            NothingToLearn: the chat template does not take the turns.
+        """
+        template = self._template
+        if template.tokenizer is None:
+            return [(template.before, False)], sample.document
+        try:
+            opening = template.before_last(sample.turns)
+            learns = self._learns_all and sample.turns
+            return template.with_answers(opening, sample.turns) if learns else [(opening, False)], sample.own_document
+        except InputError as error:
+            raise NothingToLearn(f"{sample.id}: {error}") from error
+
+    def _shorten(
+        self, sample: Sample, opening: list[Piece], document: str, length: int
+    ) -> list[tuple[list[int], bool]] | None:
+        """All before the answer in ``length`` tokens: start and end of the longest text, in equal parts, and the rest.
+
+        The longest text is the document, or one of a chat's earlier turns that holds it.
+        """
+        pieces = [*opening, (document, False), (sample.question + self._template.after, False)]
+        contents = [content.strip() for role, content in sample.turns if role != "assistant"]
+        longest, at = max(contents, key=len, default="") if document != sample.document else "", len(opening)
+        if len(longest) > len(document):
+            at = next(index for index, (text, is_label) in enumerate(opening) if longest in text and not is_label)
+            first, _, last = pieces[at][0].partition(longest)
+            pieces[at : at + 1] = [(first, False), (longest, False), (last, False)]
+            at += 1
+        ids = self._ids(pieces)
+        middle = ids[at][0]
+        room = length - sum(len(piece) for piece, _ in ids) + len(middle)
         if room <= 0:
             return None
-        return document[: room - room // 2] + document[len(document) - room // 2 :] + question
+        ids[at] = middle[: room - room // 2] + middle[len(middle) - room // 2 :], False
+        return ids
+
+    def _ids(self, pieces: list[Piece]) -> list[tuple[list[int], bool]]:
+        return [(self._tokenize(text) if text else [], is_label) for text, is_label in pieces]
+
+    @staticmethod
+    def _joined(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
+        """The ids of pieces, and where labels start and stop among them."""
+        joined: list[int] = []
+        learned: list[int] = []
+        for ids, is_label in pieces:
+            if is_label and ids:
+                learned += [len(joined), len(joined) + len(ids)]
+            joined += ids
+        return joined, learned

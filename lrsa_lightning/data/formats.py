@@ -4,10 +4,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from lrsa_lightning.data.sample import texts_of
+
 Row: TypeAlias = Mapping[str, Any]
-Texts: TypeAlias = tuple[str, str, str]
+# Document, question, answer and, of a chat, its earlier turns.
+Texts: TypeAlias = tuple[str, str, str] | tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_KNOWN = ("system", "user", "assistant")
+# Columns of data sets that compare two answers.
+PREFERENCES = ("chosen", "rejected")
 _TURN = re.compile(r"<(user|assistant)(?:[ _]?\d+)?>\s*[:：]?\s*", re.IGNORECASE)
 
 
@@ -17,7 +23,7 @@ class Format(NamedTuple):
     Attributes:
         columns: columns that tell the format.
         expected: a row, for error messages.
-        parse: row -> document, question and answer; raises KeyError, TypeError or AttributeError for another row.
+        parse: row -> the texts of its sample; raises KeyError, TypeError or AttributeError for another row.
     """
 
     columns: tuple[str, ...]
@@ -54,30 +60,31 @@ def _refgpt(row: Row) -> Texts:
     """wenbopan/RefGPT-Fact-v2-8x. The dialogue is one text, and belongs to the document up to its last question."""
     _, *pieces = _TURN.split(row["dialogue"])
     turns = [(role.lower(), text.strip()) for role, text in zip(pieces[::2], pieces[1::2], strict=True)]
-    document, question, answer = _last_exchange(turns)
-    reference = (row.get("reference") or "").strip()
-    return (reference + "\n\n" if reference else "") + document, question, answer
+    if turns and (reference := (row.get("reference") or "").strip()):
+        turns[0] = turns[0][0], f"{reference}\n\n{turns[0][1]}"
+    return _last_exchange(turns)
 
 
 def _last_exchange(turns: Sequence[tuple[str, str]]) -> Texts:
-    """Document, question and answer of a chat; the answer is the assistant's last turn.
+    """Document, question, answer and earlier turns of a chat; the answer is the assistant's last turn.
 
     In LongAlign, the last user's turn holds a long document, and the question as its last paragraph. Earlier turns
     come before it, in order, as part of the document.
 
     Raises:
-        TypeError: the last two turns are not a user's and an assistant's.
-        ValueError: a turn is not text.
+        ValueError: the last two turns are not a user's and an assistant's, a role is another one, or a turn is no text.
     """
     roles = [role for role, _ in turns]
-    if roles[-2:] != ["user", "assistant"] or set(roles) - {"system", "user", "assistant"}:
-        raise TypeError(roles)
+    if roles[-2:] != ["user", "assistant"]:
+        found = ", ".join(map(str, roles[-2:])) or "none"
+        raise ValueError(f"expected user, assistant as the roles of the last two of {len(roles)} turns, not {found}")
+    if other := [role for role in roles if role not in _KNOWN]:
+        raise ValueError(f"expected turns of the roles {', '.join(_KNOWN)}, not {other[0]}: tool calls cannot be used")
     if other := [type(content).__name__ for _, content in turns if not isinstance(content, str)]:
         raise ValueError(f"expected text as the content of each turn, not {other[0]}: images and calls cannot be used")
     *earlier, (_, user), (_, answer) = turns
     text, parting, question = user.rpartition("\n\n")
-    document = "".join(content.strip() + "\n\n" for _, content in earlier) + text + parting
-    return document, question, answer
+    return texts_of(earlier) + text + parting, question, answer, tuple(earlier)
 
 
 FORMATS = {

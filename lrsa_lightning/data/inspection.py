@@ -64,8 +64,11 @@ def _edges(longest: int, seq_len: int) -> list[float]:
 
 def dimmed(row: TokenizedSample, tokenizer, most: int = 1500) -> Text:
     """A sample's text. All but the label tokens is dimmed, and shown up to ``most`` characters from each end."""
-    read = tokenizer.decode(row.ids[: len(row.ids) - row.num_labels])
-    if len(read) > 2 * most:
-        read = f"{read[:most]}\n[... {len(read) - 2 * most} characters ...]\n{read[-most:]}"
-    labels = tokenizer.decode(row.ids[len(row.ids) - row.num_labels :])
-    return Text.assemble((read, "dim"), (labels, "bold green"))
+    text, end = Text(), 0
+    for start, stop in row.spans:
+        read = tokenizer.decode(row.ids[end:start])
+        if len(read) > 2 * most:
+            read = f"{read[:most]}\n[... {len(read) - 2 * most} characters ...]\n{read[-most:]}"
+        text.append(read, "dim").append(tokenizer.decode(row.ids[start:stop]), "bold green")
+        end = stop
+    return text

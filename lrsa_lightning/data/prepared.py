@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from lrsa_lightning.errors import InputError
 log = logging.getLogger(__name__)
 
 # Part of each key. It changes when the same samples are prepared or stored differently.
-_FORMAT = 3
-_NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1
+_FORMAT = 4
+_NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1; labels of the last answer alone
 
 
 def content_key(contents: Sequence[str], tokenizer, **settings) -> str:
@@ -58,14 +59,15 @@ class PreparedSamples(Sequence[TokenizedSample]):
         self.content: str = written["content"]
         numbers = self._rows.with_format(None)
         self.num_ids: list[int] = numbers["num_ids"][:]
-        self.num_labels: list[int] = numbers[_NUM_LABELS][:]
+        earlier = (sum(spans[1::2]) - sum(spans[::2]) for spans in numbers["learned"][:])
+        self.num_labels: list[int] = [*map(add, numbers[_NUM_LABELS][:], earlier)]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> TokenizedSample:
         row = self._rows[index]
-        return TokenizedSample(row["ids"], int(row[_NUM_LABELS]))
+        return TokenizedSample(row["ids"], int(row[_NUM_LABELS]), learned=row["learned"].tolist())
 
 
 def prepare(
@@ -109,7 +111,10 @@ def checked_counts(prepared: PreparedSamples, what: str, seq_len: int) -> Prepar
             *(changed, counts["read"], seq_len, counts["left out"], counts["shortened"]),
         )
     if malformed := counts.get("malformed"):
-        log.warning("%d of %d samples left out: the tokenizer has no tokens for them", malformed, counts["read"])
+        log.warning(
+            "%d of %d samples left out: the tokenizer has no tokens for them, or its chat template no place",
+            *(malformed, counts["read"]),
+        )
     if len(prepared) == 0:
         raise InputError(
             f"no sample fits data.seq_len {seq_len}: raise it, set data.too_long to shorten, or give "
@@ -133,7 +138,8 @@ def _write(
     from rich.progress import track
 
     number = datasets.Value("int32")
-    features = datasets.Features({"ids": datasets.Sequence(number), "num_ids": number, _NUM_LABELS: number})
+    numbers = datasets.Sequence(number)
+    features = datasets.Features({"ids": numbers, "num_ids": number, _NUM_LABELS: number, "learned": numbers})
     counts, content = Counter({"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}), hashlib.sha256()
     with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
         rows = encoded(samples, encode, num_workers)
@@ -149,7 +155,9 @@ def _write(
                 counts["kept"] += 1
                 counts["shortened"] += row.shortened
                 content.update(f"{len(row.ids)} {row.num_labels} ".encode() + np.asarray(row.ids, "<i4").tobytes())
-                writer.write({"ids": row.ids, "num_ids": len(row.ids), _NUM_LABELS: row.num_labels})
+                content.update(np.asarray(row.learned, "<i4").tobytes())
+                labels = {_NUM_LABELS: row.num_labels, "learned": [*row.learned]}
+                writer.write({"ids": row.ids, "num_ids": len(row.ids), **labels})
         writer.finalize()
     report = {"counts": counts, "content": content.hexdigest()}
     (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")

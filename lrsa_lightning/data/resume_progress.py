@@ -20,6 +20,19 @@ def is_after_micro_batch(trainer: Trainer) -> bool:
     return progress.completed < progress.processed
 
 
+def count_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the run; infinity where only a time or a signal ends it.
+
+    Where epochs limit the run, Lightning makes the loader to count them. It does so before it has read where a resumed
+    run stands. It must make the loader again, or the epoch would begin again.
+    """
+    loop = trainer.fit_loop
+    has_loader, steps = loop._combined_loader is not None, trainer.estimated_stepping_batches
+    if trainer.ckpt_path is not None and not has_loader:
+        loop._combined_loader = loop._data_fetcher = None
+    return steps
+
+
 def leave_signals_alone(trainer: Trainer) -> None:
     """Turns off Lightning's exchange about signals, for which all devices wait at each micro-batch."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

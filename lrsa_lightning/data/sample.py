@@ -1,8 +1,14 @@
 """A sample of any data set: one question about one long text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+
+
+def texts_of(turns: Sequence[tuple[str, str]]) -> str:
+    """The contents of turns, in order, as paragraphs of a document."""
+    return "".join(content.strip() + "\n\n" for _, content in turns)
 
 
 @dataclass(frozen=True)
@@ -11,20 +17,28 @@ class Sample:
 
     Attributes:
         id: unique within the training set: name of its file and number of its row.
-        document: the text, with the blank line that separates it from the question; may be empty.
+        document: the text, with the blank line that separates it from the question; may be empty. It begins with the
+            texts of a chat's earlier turns.
         question: the user's question, the end of the prompt.
         answer: the text of the label tokens.
+        turns: role and content of a chat's earlier turns: system, user or assistant.
     """
 
     id: str
     document: str
     question: str
     answer: str
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def prompt(self) -> str:
-        """The user's turn: document, then question."""
+        """Document, then question: the user's turn where roles are not kept."""
         return self.document + self.question
+
+    @property
+    def own_document(self) -> str:
+        """What the last user's turn has of the document."""
+        return self.document[len(texts_of(self.turns)) :]
 
     @cached_property
     def language(self) -> str:

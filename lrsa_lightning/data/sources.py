@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from lrsa_lightning.data.files import rows_of
-from lrsa_lightning.data.formats import FORMATS, Format, Row
+from lrsa_lightning.data.formats import FORMATS, PREFERENCES, Format, Row
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.errors import InputError
 
@@ -62,6 +62,11 @@ def _layout(row: Row, source: SourceName, fields: Mapping[str, str]) -> _Layout:
     if form is not None:
         return form, {} if missing else fields
     _check_columns(row, fields)
+    if set(PREFERENCES) <= set(row):
+        raise ValueError(
+            "the row compares two answers (chosen, rejected), which only preference training uses: give rows with one "
+            "answer, such as the chosen one in the column answer beside document and question"
+        )
     known = "; ".join(form.expected for form in FORMATS.values())
     raise ValueError(
         f"no known format has the columns {', '.join(map(repr, columns))}. Expected one of: {known}. For columns of "
@@ -81,7 +86,7 @@ def _sample(layout: _Layout, row: Row, sample_id: str) -> Sample:
         texts = form.parse({part: row[column] for part, column in fields.items()} if fields else row)
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"expected {form.expected}") from None
-    for name, text in zip(("document", "question", "answer"), texts, strict=True):
+    for name, text in zip(("document", "question", "answer"), texts[:3], strict=True):
         _check_text(name, text, form.expected)
     return Sample(sample_id, *texts)
 

@@ -1,13 +1,14 @@
 """The text that a model reads for a user's turn, in training and in RULER, and between two turns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from lrsa_lightning.errors import InputError
 
 TemplateName: TypeAlias = Literal["base", "chatml"]
+Piece: TypeAlias = tuple[str, bool]  # a text, and whether its tokens are labels
 _USER, _ASSISTANT, _NEXT = "\x02user\x03", "\x02assistant\x03", "\x02next\x03"
 
 
@@ -20,12 +21,50 @@ class Template:
         after: text between it and the answer.
         answer_start: text that begins the answer.
         answer_end: text that ends the answer; its tokens are labels too.
+        tokenizer: whose chat template gives earlier turns their roles; None where they are text of the user's turn.
     """
 
     before: str
     after: str
     answer_start: str
     answer_end: str
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+
+    def before_last(self, turns: Sequence[tuple[str, str]]) -> str:
+        """The text before a user's turn that comes after others.
+
+        Args:
+            turns: role and content of the earlier ones.
+
+        Raises:
+            InputError: the chat template does not take these roles in this order, or leaves a text out.
+        """
+        if self.tokenizer is None or not turns:
+            return self.before
+        chat = [{"role": role, "content": content} for role, content in [*turns, ("user", _USER)]]
+        with _applying():
+            text, _ = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).split(_USER)
+            for role, content in turns:
+                if role != "assistant" and content.strip() not in text:  # of an answer a template may drop the thoughts
+                    raise ValueError(f"it leaves out the text of a turn of role {role}")
+        return text
+
+    def with_answers(self, text: str, turns: Sequence[tuple[str, str]]) -> list[Piece]:
+        """The text of `before_last` in pieces: each answer with what ends it, and what is between them.
+
+        Raises:
+            InputError: the chat template changes an answer.
+        """
+        pieces, start, at = [], 0, 0
+        with _applying():
+            for role, content in turns:
+                begin = text.index(content.strip(), at)
+                at = begin + len(content.strip())
+                if role == "assistant":
+                    at += len(self.answer_end) if text.startswith(self.answer_end, at) else 0
+                    pieces += [(text[start:begin], False), (text[begin:at], True)]
+                    start = at
+        return [*pieces, (text[start:], False)]
 
 
 def make_template(name: TemplateName, tokenizer) -> Template:
@@ -33,7 +72,7 @@ def make_template(name: TemplateName, tokenizer) -> Template:
 
     Args:
         name: `base`: the text alone, one space before the answer (RULER's answer prefixes begin with one too), then
-            the end token. `chatml`: the tokenizer's own chat template.
+            the end token. `chatml`: the tokenizer's own chat template, in which the turns of a chat keep their roles.
         tokenizer: a transformers tokenizer.
 
     Raises:
@@ -50,7 +89,7 @@ def make_template(name: TemplateName, tokenizer) -> Template:
     with _applying():
         before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
         _, end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
-    return Template(before, after, "", end.rstrip("\n"))
+    return Template(before, after, "", end.rstrip("\n"), tokenizer)
 
 
 def answer_ends(template: TemplateName, tokenizer) -> list[int]:

@@ -1,6 +1,8 @@
 """Reads files with one JSON object per line; an error names its line."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,14 @@ from lrsa_lightning.errors import InputError
 
 
 def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with their line numbers, from 1.
+    """The objects of a file, which may end in .gz, with their line numbers, from 1.
 
     With ``cut_short`` it skips a last line without its end, which a kill can leave.
 
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")  # str.splitlines would also split at U+2028
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    lines = _content(path).split(b"\n")  # str.splitlines would also split at U+2028
     if cut_short:
         lines.pop()
     while lines and not lines[-1].strip():
@@ -33,3 +32,11 @@ def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: expected a JSON object, not {type(row).__name__}")
         yield number, row
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -115,6 +115,8 @@ def _figures(run: Run, prediction: Prediction, degrees: Mapping[str, Sequence[in
     table.add_row("micro-batch", f"{run.rows} x {run.seq_len} tokens, {_seconds(times.micro_batch)}")
     speed = f"{times.tokens / times.step:,.0f} tokens/s"
     table.add_row("step", f"{run.micro_batches} micro-batches, {_seconds(times.step)}, {speed}")
+    if len(run.phases()) > 1:
+        table.add_row("attention", "differs between steps: times are means, memory is that of the steps that need most")
     if run.ruler is not None:
         table.add_row("RULER check", f"{_seconds(times.ruler)} with generation")
     if times.run is not None:

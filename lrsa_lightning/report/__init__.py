@@ -3,6 +3,7 @@
 from lrsa_lightning.report.artefacts import Report, write_report
 from lrsa_lightning.report.comparison import compare, other_samples
 from lrsa_lightning.report.figures import draw_losses
+from lrsa_lightning.report.kept import keep
 from lrsa_lightning.report.runs import Run, read_runs
 from lrsa_lightning.report.tables import to_csv, to_markdown
 
@@ -11,6 +12,7 @@ __all__ = [
     "Run",
     "compare",
     "draw_losses",
+    "keep",
     "other_samples",
     "read_runs",
     "to_csv",

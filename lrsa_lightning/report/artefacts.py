@@ -13,6 +13,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.report.arm_tables import arms_frame, arms_markdown
 from lrsa_lightning.report.arms import arms_of, find_arm
 from lrsa_lightning.report.comparison import Comparison, compare
+from lrsa_lightning.report.cost_figures import draw_bytes, draw_times
 from lrsa_lightning.report.figures import draw_losses, draw_means
 from lrsa_lightning.report.notes import QA_TASKS, notes
 from lrsa_lightning.report.runs import Run
@@ -20,7 +21,7 @@ from lrsa_lightning.report.tables import measured_table, run_table, task_table, 
 from lrsa_lightning.ruler.heat_map import draw_depths
 
 _TABLES = ("table1.md", "table1.csv", "table_arms.md", "table_arms.csv", "table_tasks.csv")
-_FIGURES = ("fig2_loss.png", "fig3_qa.png", "fig4_mean.png")
+_FIGURES = ("fig2_loss.png", "fig3_qa.png", "fig4_mean.png", "fig5_bytes.png", "fig6_time.png")
 _PAGE = "report.html"
 _Picture = tuple[str, Path]  # caption and PNG
 
@@ -110,7 +111,7 @@ def _write_tables(runs: Sequence[Run], comparison: Comparison | None, folder: Pa
 def _draw_figures(
     runs: Sequence[Run], comparison: Comparison | None, questions: Comparison | None, folder: Path
 ) -> list[_Picture]:
-    loss, qa, mean = (folder / name for name in _FIGURES)
+    loss, qa, mean, size, time = (folder / name for name in _FIGURES)
     labels, figures = [run.label for run in runs], []
     if draw_losses(runs, loss):
         figures.append(("Training loss, smoothed over raw (the paper's Figure 2)", loss))
@@ -120,6 +121,10 @@ def _draw_figures(
     if comparison is not None:
         draw_means(comparison, mean, title := comparison.caption, labels)
         figures.append((f"{title} by length and cache budget, with standard errors (the paper's Figure 4)", mean))
+        if draw_bytes(runs, comparison, size):
+            figures.append((f"{title} against the size of the cache, over all lengths", size))
+    if draw_times(runs, time):
+        figures.append(("Training loss against training time", time))
     return figures
 
 

@@ -10,7 +10,7 @@ from lrsa_lightning.plots import literal, scale_losses
 from lrsa_lightning.report.comparison import AVERAGE, Comparison, budget_name
 from lrsa_lightning.report.runs import Run
 
-_SIZE, _DPI = (9, 4.8), 120
+_SIZE, DPI = (9, 4.8), 120
 _LINES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
 _MARKERS = "os^Dvp"
 
@@ -28,8 +28,8 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
     if longest == 0:
         return None
     weight = max(0.9, 1 - 100 / longest) if smoothing is None else smoothing
-    figure, axes = _axes()
-    colours, lines = _colours([run.label for run in runs]), []
+    figure, axes = new_axes()
+    colours, lines = colours_of([run.label for run in runs]), []
     for run in runs:
         if run.losses[0]:
             axes.plot(*run.losses, color=colours[run.label], alpha=0.15, linewidth=0.8, zorder=1)
@@ -38,8 +38,8 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
     scale_losses(axes, (y for line in axes.get_lines() for y in line.get_ydata()))
     axes.set(xlabel="optimizer step", ylabel="loss per label tokens")
     axes.set_title("Training loss", fontsize=10, loc="left")
-    _legend(figure, lines, f"smoothed ({weight:.3g}) over raw")
-    figure.savefig(path, dpi=_DPI)
+    add_legend(figure, lines, f"smoothed ({weight:.3g}) over raw")
+    figure.savefig(path, dpi=DPI)
     return path
 
 
@@ -50,9 +50,9 @@ def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[
     """
     from matplotlib.lines import Line2D
 
-    figure, axes = _axes()
+    figure, axes = new_axes()
     means, errors = (frame.drop(columns=AVERAGE) for frame in (comparison.means, comparison.errors.fillna(0)))
-    colours, budgets = _colours(labels), dict.fromkeys(budget for _, budget in means.index)
+    colours, budgets = colours_of(labels), dict.fromkeys(budget for _, budget in means.index)
     looks = cycle({"linestyle": line, "marker": mark} for line, mark in zip(_LINES, _MARKERS, strict=True))
     styles = {budget: {"markersize": 5, **look} for budget, look in zip(budgets, looks, strict=False)}
     for number, (label, budget) in enumerate(means.index):
@@ -68,8 +68,8 @@ def draw_means(comparison: Comparison, path: Path, title: str, labels: Sequence[
     runs = [Line2D([], [], color=colours[label], linewidth=4, label=literal(label)) for label in comparison.labels]
     space = Line2D([], [], linestyle="", label=" ")
     kept = [Line2D([], [], color="grey", label=literal(budget_name(b)), **style) for b, style in styles.items()]
-    _legend(figure, [*runs, space, *kept], "run and cache budget")
-    figure.savefig(path, dpi=_DPI)
+    add_legend(figure, [*runs, space, *kept], "run and cache budget")
+    figure.savefig(path, dpi=DPI)
 
 
 def _within_scores(scored, errors):
@@ -77,7 +77,7 @@ def _within_scores(scored, errors):
     return [errors.clip(upper=scored), errors.clip(upper=100 - scored)]
 
 
-def _axes():
+def new_axes():
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=_SIZE, layout="constrained")).subplots()
@@ -86,11 +86,11 @@ def _axes():
     return figure, axes
 
 
-def _legend(figure, handles: list, title: str) -> None:
+def add_legend(figure, handles: list, title: str) -> None:
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title=title, alignment="left")
 
 
-def _colours(labels: Sequence[str]) -> dict[str, tuple]:
+def colours_of(labels: Sequence[str]) -> dict[str, tuple]:
     """A colour for each run: ten that are easy to distinguish, or one for each of more runs."""
     from matplotlib import colormaps
 

@@ -16,8 +16,9 @@ from lrsa_lightning.ruler.records import CellName, Record, read_records
 from lrsa_lightning.ruler.results import CellScore, cell_scores
 from lrsa_lightning.run.config import CACHE_SIZES, RunConfig
 
-_RESULTS, _SETTINGS = "results.jsonl", "settings.json"
-_CHECK = re.compile(r"step-(\d+)\.jsonl")
+RESULTS, SETTINGS = "results.jsonl", "settings.json"
+SECONDS = "throughput/seconds/"
+_CHECK = re.compile(r"step-(\d+)\.jsonl(\.gz)?")
 # With depths_ and .png, file systems take a name of this length in any alphabet.
 _LONGEST_STEM = 60
 # Steps at the start that are slower: kernels are compiled, caches filled.
@@ -64,6 +65,7 @@ class Run:
         step: optimizer step of the records; None for an evaluation folder and where there are no records.
         records: of RULER.
         losses: steps and training losses.
+        seconds: of training, without evaluations, up to the end of each step; empty without the callback Throughput.
         tokens: number of training tokens; None where none were logged.
         config: the newest configuration; empty where there is none.
         settings: of an evaluation folder; empty for a run directory.
@@ -75,6 +77,7 @@ class Run:
     step: int | None = None
     records: list[Record] = field(default_factory=list)
     losses: tuple[list[int], list[float]] = field(default_factory=lambda: ([], []))
+    seconds: dict[int, float] = field(default_factory=dict)
     tokens: int | None = None
     config: RunConfig = field(default_factory=RunConfig)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -136,22 +139,33 @@ def printable(name: str) -> str:
 def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of `lrsa eval`")
-    config, results, metrics = RunConfig.of_directory(path), path / _RESULTS, path / METRICS
-    step, records = (None, read_records(results)) if results.exists() else _last_check(path, step)
+    config, metrics = RunConfig.of_directory(path), path / METRICS
+    results = next((file for name in (RESULTS, f"{RESULTS}.gz") if (file := path / name).exists()), None)
+    step, records = _last_check(path, step) if results is None else (None, read_records(results))
     rows = read_rows(metrics) if metrics.exists() else []
     losses, (_, tokens) = points(rows, "train/loss"), points(rows, "train/tokens")
     if not records and not losses[0]:
         raise InputError(
-            f"{path} holds neither RULER records ({_RESULTS}, ruler/step-<n>.jsonl) nor train/loss in {METRICS}: give "
+            f"{path} holds neither RULER records ({RESULTS}, ruler/step-<n>.jsonl) nor train/loss in {METRICS}: give "
             "a run directory of `lrsa fit` or a folder of `lrsa eval`"
         )
     seen = int(tokens[-1]) if tokens and isfinite(tokens[-1]) else None
-    return Run(label, path, step, records, losses, seen, config, _read_settings(path / _SETTINGS), Measured.of(rows))
+    settings, seconds = _read_settings(path / SETTINGS), _seconds(rows)
+    return Run(label, path, step, records, losses, seconds, seen, config, settings, Measured.of(rows))
+
+
+def _seconds(rows: Sequence[Row]) -> dict[int, float]:
+    total, seconds = 0.0, {}
+    for row in rows:
+        parts = [value for key, value in row.items() if key.startswith(SECONDS) and key != f"{SECONDS}evaluation"]
+        if parts and None not in parts:
+            seconds[row["step"]] = total = total + sum(parts)
+    return seconds
 
 
 def _last_check(path: Path, step: int | None) -> tuple[int | None, list[Record]]:
     """Step and records of the given check, else of the last one with scores, else of the last one with any record."""
-    files = {int(match[1]): file for file in path.glob("ruler/*.jsonl") if (match := _CHECK.fullmatch(file.name))}
+    files = {int(match[1]): file for file in path.glob("ruler/*") if (match := _CHECK.fullmatch(file.name))}
     without_scores = None, []
     for number in sorted(files if step is None else files.keys() & {step}, reverse=True):
         records = read_records(files[number])

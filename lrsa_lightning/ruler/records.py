@@ -1,9 +1,10 @@
 """The records of an evaluation, one for each sample, and their file, which users copy, cut and edit."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ class Record:
     def line(self) -> str:
         """As a line of a results file."""
         return json.dumps(asdict(self)) + "\n"
+
+
+def without_texts(record: Record) -> Record:
+    """The record with hashes of its expected strings, and without its prediction."""
+    hashed = [hashlib.sha256(output.encode("utf-8")).hexdigest()[:12] for output in record.outputs]
+    return replace(record, outputs=hashed, prediction=None)
 
 
 def by_cell(records: Iterable[Record]) -> dict[CellName, list[Record]]:

@@ -17,7 +17,7 @@ from lrsa_lightning.model_folder.place import MANIFEST
 from lrsa_lightning.pretrained import load_config
 from lrsa_lightning.saved_settings import KEY, MARK
 from lrsa_lightning.serving.vllm.plugin import ARCHITECTURES
-from lrsa_lightning.serving.vllm.settings import block_sizes, fitting_block_size
+from lrsa_lightning.serving.vllm.settings import at_ratio, block_sizes, check_shape, fitting_block_size
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class ServedModel:
         if f"{MARK}{self.stock_architecture}" not in ARCHITECTURES:
             known = ", ".join(name.removeprefix(MARK) for name in ARCHITECTURES)
             raise InputError(f"vLLM runs LRSA in {known}, and {self.name} is a {self.stock_architecture}")
-        changed = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
-        mode = LRSA(**{**self.mode.settings(), **changed})
+        mode = self.mode if retention_ratio is None else at_ratio(self.mode, retention_ratio)
         mode.check(self.config)
+        check_shape(self.config)
         if mode.rule().drops_tokens:
             fitting_block_size(mode.rule(), *block_sizes(device_type))
 

@@ -75,6 +75,14 @@ def test_flex_equals_naive_in_output_and_gradients(kernel, shape, sizes, scorer)
     assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, mode), qkv))
 
 
+def test_steps_of_an_elastic_mode_equal_naive_under_their_ratios():
+    qkv = random_qkv(*GROUPED)
+    mode = LRSA(**LONG_CHUNKS, retention_ratio=[1.0, 0.5, 0.25])
+    for of_step, _ in mode.phases():
+        outcome = with_gradients(of_step.execution.attend_sequence(*qkv, of_step.rule()), qkv)
+        assert_close(outcome, with_gradients(naive.lrsa_attention(*qkv, of_step), qkv))
+
+
 def test_float32_stays_float32():
     qkv = random_qkv(*UNGROUPED, torch.float32)
     mode, scale = LRSA(**SHORT_CHUNKS), UNGROUPED[-1] ** -0.5  # the scale of a model: both share a compiled kernel

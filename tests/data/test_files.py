@@ -23,6 +23,10 @@ def turns(user, answer):
     return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
 
 
+def chat(*roles):
+    return {"messages": [{"role": role, "content": "Text."} for role in roles]}
+
+
 def write_bytes(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     return str(path)
@@ -76,6 +80,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
         (turns([{"type": "text", "text": "Which?"}], "That."), "text as the content of each turn, not list"),
         (turns("Text.\n\nWhich?", "\ud83d"), "the answer has half a character"),
         (turns("A\udc00 text.\n\nWhich?", "That."), "the document has half a character"),
+        (chat("user", "assistant", "assistant"), "the last two of 3 turns, not assistant, assistant"),
+        (chat("tool", "user", "assistant"), "roles system, user, assistant, not tool"),
+        ({"messages": []}, "the last two of 0 turns, not none"),
+        ({"prompt": "Which?", "chosen": "That.", "rejected": "This."}, "compares two answers .* one answer"),
         ({"messages": {"role": "user"}}, "expected"),
         ({"messages": [["user", "Which?"]]}, "expected"),
         ({"messages": [{"role": ["user"], "content": "Which?"}] * 2}, "expected"),

@@ -78,3 +78,6 @@ def test_the_command_plans_it(capsys):
         main([*command(given | {"model.attention.retention_ratio": ratio, "device": "h100"}, "plan"), "--json"])
         steps.append(json.loads(capsys.readouterr().out)["seconds"]["step"])
     assert min(steps[1:]) < steps[0] < max(steps[1:])
+    for ratio, says in (("[1.0, 0.5]", True), ("0.5", False)):
+        main(command(given | {"model.attention.retention_ratio": ratio, "device": "h100"}, "plan"))
+        assert ("differs between steps: times are means" in capsys.readouterr().out) == says

@@ -66,4 +66,4 @@ def test_error_bars_are_clipped_at_both_ends():
 def test_every_run_has_a_colour_of_its_own():
     for count in (3, 10, 25):
         labels = [str(i) for i in range(count)]
-        assert len(set(figures._colours(labels).values())) == count
+        assert len(set(figures.colours_of(labels).values())) == count

@@ -22,6 +22,19 @@ def test_runs_and_evaluation_folders_are_mixed_and_named(make_run):
     assert [mean.score for mean in (*first.scored.values(), *second.scored.values())] == [50, 50]
 
 
+def test_elastic_runs_are_told_apart(make_run):
+    labels = []
+    for schedule, weights in (("random", None), ("curriculum", [1, 2])):
+        given = {"retention_ratio": [1.0, 0.5], "retention_schedule": schedule, "retention_weights": weights}
+        attention = {"class_path": "lrsa_lightning.attention.LRSA", "init_args": given}
+        folder = make_run(schedule, {3: SCORED}, [2.0], {"model": {"attention": attention}})
+        labels.append(read_runs([str(folder)])[0].config.attention)
+    assert labels == [
+        "LRSA(retention_ratio=[1.0, 0.5], retention_schedule=random)",
+        "LRSA(retention_ratio=[1.0, 0.5], retention_weights=[1, 2], retention_schedule=curriculum)",
+    ]
+
+
 def test_a_folder_with_an_equals_sign_needs_no_label(make_run):
     (run,) = read_runs([str(make_run("lr=1", SCORED))])
     assert run.label == "lr=1"

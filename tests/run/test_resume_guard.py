@@ -10,10 +10,12 @@ from lrsa_lightning.module import LongContextModule
 from lrsa_lightning.run.config import is_guarded
 
 GUARDED = {
-    LongContextModule: "attention name_or_path from_config rope_parameters lora quantization seq_len optimizer",
+    LongContextModule: "attention name_or_path from_config rope_parameters lora quantization gguf_file seq_len "
+    "optimizer",
     LongContextDataModule: "train_files source fields mixture tokenizer template seq_len global_batch_size extend "
     "delimiter too_long bad_rows loss_weighting packing",
-    LRSA: "lag_size retention_ratio sink_size v_weight skip_layers scorer seed",
+    LRSA: "lag_size retention_ratio sink_size v_weight skip_layers scorer seed retention_weights retention_schedule "
+    "serving_ratio",
     Vanilla: "implementation",
 }
 FREE = {

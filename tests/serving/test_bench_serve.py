@@ -40,8 +40,8 @@ def test_engines_have_the_same_memory_and_length(folder):
 
 
 def test_the_memory_is_that_of_complete_requests(folder):
-    """2 layers, keys and values, 2 KV heads of 8 numbers."""
-    assert request_bytes(ServedModel(folder), Load(300, 20, 5), 4) == 320 * 2 * 2 * 2 * 8 * 4
+    """3 blocks of 128 tokens and one more; 2 layers, keys and values, 2 KV heads of 8 numbers."""
+    assert request_bytes(ServedModel(folder), Load(300, 20, 5), 4) == 4 * 128 * 2 * 2 * 2 * 8 * 4
 
 
 def test_prompts_share_no_prefix_from_part_to_part():

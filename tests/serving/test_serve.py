@@ -92,6 +92,14 @@ def test_the_retention_ratio_goes_where_the_plug_in_reads_it(has_vllm, folder):
     assert (flag, json.loads(value)) == ("--additional-config", {"lrsa": {"retention_ratio": 0.25}})
 
 
+def test_a_folder_of_several_ratios_is_served_at_any(has_vllm):
+    model = make_model()
+    LRSA(lag_size=128, sink_size=4, retention_ratio=[0.25, 0.5], serving_ratio=0.5).install(model)
+    model.save_pretrained("elastic")
+    assert became("elastic") == [*START["vllm"], "elastic"]
+    assert json.loads(became("elastic", "--retention_ratio", "0.25")[-1]) == {"lrsa": {"retention_ratio": 0.25}}
+
+
 def test_a_folder_that_transformers_alone_has_saved_runs_its_rule(has_vllm, folder):
     path = Path(folder) / "config.json"
     path.write_text(path.read_text().replace("LrsaQwen2", "Qwen2"))
@@ -156,6 +164,10 @@ def test_other_models_and_adapters_are_refused(has_vllm, capsys):
     LRSA(lag_size=128).install(model)
     model.save_pretrained("mistral")
     assert "vLLM runs LRSA in Qwen2ForCausalLM" in refused(capsys, "mistral")
+    wide = make_model(head_dim=16)
+    LRSA(lag_size=128).install(wide)
+    wide.save_pretrained("wide")
+    assert "vLLM's qwen2 has no head_dim of its own" in refused(capsys, "wide")
     Path("adapter").mkdir()
     Path("adapter/adapter_config.json").write_text("{}")
     Path("adapter/adapter_model.safetensors").touch()

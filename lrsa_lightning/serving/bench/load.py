@@ -10,6 +10,7 @@ from lrsa_lightning.ruler.batch_sizes import cache_bytes
 from lrsa_lightning.serving.served_model import ServedModel
 
 _DENSE = "dense"
+_BLOCK = 128  # tokens of vLLM's largest usual block
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class Benchmark:
 
 
 def request_bytes(model: ServedModel, load: Load, element: int) -> int:
-    """Bytes of the keys and values of a complete request under full attention.
+    """Bytes of the blocks of a complete request under full attention, and of one more: vLLM keeps one for itself.
 
     Args:
         model: whose they are.
         load: has the length of a request.
         element: bytes of a number.
     """
-    return cache_bytes(Vanilla(), load.tokens, model.config, element)
+    blocks = -(-load.tokens // _BLOCK) + 1
+    return cache_bytes(Vanilla(), blocks * _BLOCK, model.config, element)

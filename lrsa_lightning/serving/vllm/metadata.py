@@ -80,8 +80,9 @@ class LagBuilder:
         return LagMetadata(tuple(calls))
 
     def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata):
-        """Compresses nothing: there are no requests."""
-        metadata = super().build(0, self._compacted(common_attn_metadata))
+        """Compresses nothing: there are no requests. The graph must serve lengths up to the model's longest."""
+        longest = common_attn_metadata.max_seq_len
+        metadata = super().build(0, self._compacted(common_attn_metadata).replace(max_seq_len=longest))
         return LagMetadata((Attending(metadata),))
 
     def _rounds(self, common: CommonAttentionMetadata) -> list[Round]:
@@ -105,7 +106,7 @@ class LagBuilder:
         return common.replace(
             block_table_tensor=compact_RW,
             seq_lens=held_R,
-            seq_lens_cpu_upper_bound=held_cpu,
+            seq_lens_cpu_upper_bound=held_cpu.to(ends_cpu.dtype),
             max_seq_len=int(held_cpu.max()),
             _num_computed_tokens_cache=None,
         )

@@ -7,10 +7,11 @@ import logging
 from math import gcd
 from typing import Any
 
-from lrsa_lightning.attention.lrsa import LRSA
+from lrsa_lightning.attention.lrsa import LRSA, SETTINGS
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.saved_settings import KEY
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def served_mode(vllm_config: Any) -> LRSA:
             f"--additional-config: {KEY} is {changes!r}; only retention_ratio can differ from what the model was "
             f'trained with, such as {{"{KEY}": {{"retention_ratio": 0.25}}}}'
         )
-    return LRSA(**{**mode.settings(), **changes})
+    return at_ratio(mode, changes["retention_ratio"]) if changes else mode
 
 
 def check(vllm_config: Any, version: str, device_type: str) -> None:
@@ -62,6 +63,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
     if not version.startswith(TESTED):
         raise InputError(f"LRSA: vLLM {version} is untested, and its classes change; install {TESTED[0]}*")
     mode.check(vllm_config.model_config.hf_config)
+    check_shape(vllm_config.model_config.hf_config)
     if not mode.rule().drops_tokens:
         return  # full attention, by vLLM's own layers
     for option, reason in _inexact(vllm_config).items():
@@ -72,7 +74,7 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
         cache.block_size, cache.user_specified_block_size = fitting_block_size(mode.rule(), unit, usual), True
     check_block_size(mode.rule(), cache.block_size, unit)
     if cache.enable_prefix_caching:
-        log.info("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
+        log.warning("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
         cache.enable_prefix_caching = False
 
 
@@ -105,6 +107,25 @@ def _inexact(vllm_config: Any) -> dict[str, str]:
         "--kv-sharing-fast-prefill": (bool(cache.kv_sharing_fast_prefill), "it skips queries of a prompt"),
     }
     return {option: reason for option, (is_on, reason) in reasons.items() if is_on}
+
+
+def check_shape(config: Any) -> None:
+    """Refuses a model whose heads vLLM's class of it would misread.
+
+    Raises:
+        InputError: vLLM's tokens would be wrong.
+    """
+    if misreadings(config.get_text_config(decoder=True)):
+        raise InputError("LRSA: vLLM's qwen2 has no head_dim of its own, and takes a wrong one from this config.json")
+
+
+def at_ratio(mode: LRSA, retention_ratio: float) -> LRSA:
+    """The mode that a folder names, with another retention ratio.
+
+    Raises:
+        InputError: the ratio is out of range.
+    """
+    return LRSA(**{name: getattr(mode, name) for name in SETTINGS} | {"retention_ratio": retention_ratio})
 
 
 def block_sizes(device_type: str) -> tuple[int, int]:

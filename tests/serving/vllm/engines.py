@@ -1,6 +1,5 @@
 """Tiny models served by vLLM in this process, and what they must answer."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,11 @@ def prepare_process() -> None:
     os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **quiet})
 
 
+def own_process() -> dict[str, str]:
+    """The environment of a program that starts vLLM's usual processes."""
+    return {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+
+
 def tiny_model(model_type: str = "qwen2"):
     """A model of two layers whose attention matters."""
     heads = {"head_dim": 32} if model_type == "qwen3" else {}
@@ -35,14 +39,9 @@ def tiny_model(model_type: str = "qwen2"):
 
 
 def write_folder(folder: Path, model, mode: LRSA | None) -> Path:
-    """The folder as an export leaves it."""
+    """The folder as an export leaves it: its architecture has the mark of a rule."""
     save_mode(model.config, mode)
     model.save_pretrained(folder)
-    if mode:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        config["architectures"] = [f"Lrsa{name}" for name in config["architectures"]]
-        path.write_text(json.dumps(config))
     save_mode(model.config, None)
     return folder
 

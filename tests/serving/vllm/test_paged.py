@@ -17,8 +17,8 @@ RULES = [
     (40, 0, "window", 32),
     (1, 32, "lagkv", 32),
 ]
-# Tokens of each request in each step: prompts in pieces of all lengths, a pause, decoding over boundaries.
-STEPS = [[200, 17, 0], [64, 64, 300], [3, 250, 1], [0, 1, 1], [127, 1, 60], *([[1, 1, 1]] * 70)]
+# Tokens of each request in each step: prompts in pieces of all lengths, a pause at a boundary, decoding over others.
+STEPS = [[200, 17, 0], [64, 64, 300], [8, 250, 1], [0, 1, 1], [127, 1, 60], *([[1, 1, 1]] * 70)]
 
 
 def states_of(num_tokens: int, device: str, seed: int):

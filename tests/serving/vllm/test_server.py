@@ -1,7 +1,6 @@
 """vLLM's server on loopback, as `lrsa serve` starts it, under requests that come at once."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 
 from lrsa_lightning import LRSA, generate
 from tests.conftest import make_model
+from tests.serving.vllm.engines import own_process
 
 pytest.importorskip("vllm")
 MODE = LRSA(lag_size=64, sink_size=16, retention_ratio=0.5)
@@ -58,7 +58,7 @@ def server(folder, tmp_path_factory):
             [*line, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"],
             stdout=written,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"},
+            env={**own_process(), "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"},
         )
     try:
         until = time.monotonic() + START_S

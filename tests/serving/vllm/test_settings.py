@@ -70,6 +70,13 @@ def test_an_architecture_that_is_not_exact_is_refused():
         check(config, "0.32.0", "cpu")
 
 
+def test_heads_that_vllm_misreads_are_refused():
+    config = vllm_config(LRSA())
+    config.model_config.hf_config.head_dim = 64
+    with pytest.raises(InputError, match="has no head_dim"):
+        check(config, "0.32.0", "cpu")
+
+
 @pytest.mark.parametrize(("device", "ratio", "block_size"), [("cpu", 0.5, 128), ("cpu", 0.375, 96), ("cuda", 0.5, 16)])
 def test_the_rule_decides_on_the_blocks(device, ratio, block_size):
     config = vllm_config(LRSA(lag_size=768, retention_ratio=ratio))

@@ -17,7 +17,7 @@ from lrsa_lightning.report.cost_figures import draw_bytes, draw_times
 from lrsa_lightning.report.figures import draw_losses, draw_means
 from lrsa_lightning.report.notes import QA_TASKS, notes
 from lrsa_lightning.report.runs import Run
-from lrsa_lightning.report.tables import run_table, task_table, text_table, to_csv, to_markdown
+from lrsa_lightning.report.tables import measured_table, run_table, task_table, text_table, to_csv, to_markdown
 from lrsa_lightning.ruler.heat_map import draw_depths
 
 _TABLES = ("table1.md", "table1.csv", "table_arms.md", "table_arms.csv", "table_tasks.csv")
@@ -155,5 +155,6 @@ def _page(
         maps=maps,
         further=further,
         runs=run_table(runs),
+        measured=measured_table(runs),
         tasks=task_table(runs),
     )

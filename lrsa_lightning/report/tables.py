@@ -80,6 +80,17 @@ def _run_row(run: Run, means: Sequence[CellScore]) -> dict[str, str]:
         "Lengths": lengths_text(sorted({mean.length for mean in means})),
         "Budgets": ", ".join(map(budget_name, dict.fromkeys(mean.budget for mean in means))),
         "Samples per score": range_text(mean.count for mean in means) if means else "",
+    }
+
+
+def measured_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Speed, memory and losses of the runs that were trained."""
+    return pd.DataFrame([_measured_row(run) for run in runs if run.losses[0]])
+
+
+def _measured_row(run: Run) -> dict[str, str]:
+    return {
+        "Run": run.label,
         "Tokens/s": _rounded(run.measured.tokens_per_second, ",.0f"),
         "Memory, GiB": _rounded(run.measured.peak_memory_gib, ".1f"),
         "Training loss": _rounded(run.measured.train_loss, ".4f"),

@@ -1,5 +1,6 @@
 """What can be checked of the report's pictures without looking at them."""
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -55,6 +56,11 @@ def test_the_score_axis_is_0_to_100_and_no_error_bar_leaves_it(drawn, scores):
     (segment,) = bar.lines[2][0].get_segments()
     mean, error = comparison.means.iloc[0, 0], comparison.errors.iloc[0, 0]
     assert list(segment[:, 1]) == pytest.approx([max(0, mean - error), min(100, mean + error)])
+
+
+def test_error_bars_are_clipped_at_both_ends():
+    below, above = figures._within_scores(pd.Series([95.0, 4.0, 50.0]), pd.Series([10.0, 10.0, 10.0]))
+    assert (below.tolist(), above.tolist()) == ([10, 4, 10], [5, 10, 10])
 
 
 def test_every_run_has_a_colour_of_its_own():

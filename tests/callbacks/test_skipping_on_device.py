@@ -24,6 +24,7 @@ def fit(arguments, monkeypatch):
     """Exit status of a run of 8 steps with a fused optimizer; an epoch has six steps of two micro-batches."""
     make = OptimizerSettings.make
     monkeypatch.setattr(OptimizerSettings, "make", lambda *args, **_: make(*args[:5], fused=True))
+    monkeypatch.setattr("lrsa_lightning.step_log.EARLY_STEPS", (1,))
 
     def run(*callbacks: dict, on_device: bool, name: str, every: int = 100, **options: str) -> int:
         monkeypatch.setattr(non_finite_loss, "skips_on_device", lambda *_: on_device)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.version import __version__
 from tests.conftest import QUIET, longalign_row, write_jsonl
 from tests.lora_runs import lora_run, save_base
+from tests.ruler.conftest import hotpotqa_content, squad_content
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -36,9 +38,14 @@ FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if "sweeps" not in file.
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_every_yaml_parses_and_instantiates(file, arguments, tokenizer, tmp_path):
+    contents = {"essays": {"text": "A text."}, "squad": squad_content(), "hotpotqa": hotpotqa_content()}
+    for name, source in re.findall(r"^ +(essays|squad|hotpotqa): (\S+)", file.read_text(), re.MULTILINE):
+        Path(source).parent.mkdir(parents=True, exist_ok=True)
+        Path(source).write_text(json.dumps(contents[name]))
     for key in [key for key in arguments if key.startswith(("trainer.", "model.attention"))]:
         del arguments[key]
-    arguments |= {"trainer.accelerator": "cpu", "model.name_or_path": "null", "data.source": "longalign"}
+    arguments |= {"trainer.accelerator": "cpu", "data.source": "longalign"}
+    arguments |= dict.fromkeys(("model.name_or_path", "model.gguf_file"), "null")
     if file.parent.name == "attention":
         arguments["model.attention"] = str(file)
     if file.parent.name == "lora":

@@ -56,7 +56,7 @@ def draw_lengths(own: Sequence[int], prepared: PreparedSamples, seq_len: int, pa
 
 
 def _edges(longest: int, seq_len: int) -> list[float]:
-    """About 60 bins, one of which ends after the longest sample that fits: its last token is a label only."""
+    """About 60 bins. One ends after the longest sample that fits: its last token is a label only."""
     fitting = seq_len + 2
     parts = max(1, round(60 * fitting / max(longest, fitting)))
     return [fitting * i / parts for i in range(-(-(longest + 1) * parts // fitting) + 1)]

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def choose(
     texts: Iterable[MarkedText | None], name: str, source: TextSource, mode: LRSA, most: int
 ) -> list[MarkedText]:
-    """The first texts of which the rule drops something.
+    """The first texts that are long enough for the rule to drop something.
 
     Args:
         texts: of the source; None for one that is too long.

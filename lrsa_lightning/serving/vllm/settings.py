@@ -134,7 +134,7 @@ def block_sizes(device_type: str) -> tuple[int, int]:
 
 
 def fitting_block_size(rule: LagRule, unit: int, usual: int) -> int:
-    """The largest block up to the usual size of which a chunk and its kept tokens are multiples.
+    """The largest block, up to the usual size, that divides a chunk and its kept tokens.
 
     Raises:
         InputError: there is none.

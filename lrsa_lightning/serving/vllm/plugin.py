@@ -1,8 +1,11 @@
 """What vLLM calls at the start of each of its processes (entry point group `vllm.general_plugins`).
 
-An exported folder names an architecture that only this plug-in registers: without it, vLLM refuses the folder. Dense
-models are not touched.
+An exported folder names an architecture that only this plug-in registers: without it, vLLM refuses the folder. With it,
+vLLM also refuses a folder that has a rule but a stock name, as transformers alone saves it. Dense models stay as they
+are.
 """
+
+from lrsa_lightning.saved_settings import MARK
 
 ARCHITECTURES = ("LrsaQwen2ForCausalLM", "LrsaQwen3ForCausalLM", "LrsaLlamaForCausalLM")
 
@@ -24,6 +27,16 @@ def register() -> None:
 
             check(vllm_config, vllm.__version__, current_platform.device_type)
 
+    class DenseConfig(VerifyAndUpdateConfig):
+        """Refuses full attention for a folder that names a rule."""
+
+        @staticmethod
+        def verify_and_update_config(vllm_config) -> None:
+            from lrsa_lightning.serving.vllm.settings import check_dense
+
+            check_dense(vllm_config)
+
     for name in ARCHITECTURES:
         ModelRegistry.register_model(name, f"lrsa_lightning.serving.vllm.layers:{name}")
         MODELS_CONFIG_MAP[name] = LrsaConfig
+        MODELS_CONFIG_MAP.setdefault(name.removeprefix(MARK), DenseConfig)

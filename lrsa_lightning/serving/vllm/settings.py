@@ -3,6 +3,7 @@
 The checks run in the front end, before a weight is loaded. vLLM itself is not imported here.
 """
 
+import json
 import logging
 from math import gcd
 from typing import Any
@@ -12,7 +13,7 @@ from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.model_folder.engines import misreadings
-from lrsa_lightning.saved_settings import KEY
+from lrsa_lightning.saved_settings import KEY, MARK
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,22 @@ def check(vllm_config: Any, version: str, device_type: str) -> None:
     if cache.enable_prefix_caching:
         log.warning("LRSA: prefix caching is off: a compressed block depends on the tokens that follow it")
         cache.enable_prefix_caching = False
+
+
+def check_dense(vllm_config: Any) -> None:
+    """Refuses full attention, by a stock architecture, for a model whose config.json names a rule that drops tokens.
+
+    Raises:
+        InputError: names both ways out.
+    """
+    config = vllm_config.model_config.hf_config
+    mode, stock = saved_mode(config), vllm_config.model_config.architecture
+    if mode is not None and mode.rule().drops_tokens:
+        compressed, dense = ({"architectures": [f"{MARK}{stock}"]}, {KEY: None})
+        raise InputError(
+            f"LRSA: config.json names a rule under {KEY!r}, but the architecture {stock}, which runs full attention: "
+            f"give --hf-overrides '{json.dumps(compressed)}', or '{json.dumps(dense)}' for full attention"
+        )
 
 
 def _inexact(vllm_config: Any) -> dict[str, str]:

@@ -144,6 +144,9 @@ REFUSED = {
         "kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"},
     },
     "only retention_ratio can differ": {"additional_config": {"lrsa": {"sink_size": 4}}},
+    "config.json names a rule under 'lrsa', but the architecture Qwen2ForCausalLM": {
+        "hf_overrides": {"architectures": ["Qwen2ForCausalLM"]},
+    },
     "keeps 38 of 128": {"additional_config": {"lrsa": {"retention_ratio": 0.3}}},
 }
 

@@ -34,16 +34,21 @@ def save_settings(config, settings: dict[str, Any] | None) -> None:
 def marked(config) -> Iterator[None]:
     """Gives the architectures of a configuration the mark if it names settings, for a `with` block; none otherwise.
 
-    transformers finds a model's class by ``model_type``, and does not miss an architecture that it does not know.
+    transformers finds a model's class by ``model_type``, and does not miss an architecture that it does not know. TRL
+    then reads ``auto_map``, which must be there.
     """
-    earlier = config.architectures
+    earlier, has_map = config.architectures, hasattr(config, "auto_map")
     mark = MARK if saved_settings(config) is not None else ""
     if earlier is not None:
         config.architectures = [mark + name.removeprefix(MARK) for name in earlier]
+    if mark and not has_map:
+        config.auto_map = {}
     try:
         yield
     finally:
         config.architectures = earlier
+        if mark and not has_map:
+            del config.auto_map
 
 
 @contextmanager

@@ -141,6 +141,15 @@ def test_the_bytes_are_those_held_and_those_of_all_tokens():
     assert dense.cache_bytes == dense.dense_bytes == answer.dense_bytes
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_answer_and_the_conversation_goes_on():
     stop = CtrlC()
     conversation = Conversation(make_model(), MODES[1], GREEDY, stopping_criteria=[stop])

@@ -13,7 +13,7 @@ GUARDED = {
     LongContextModule: "attention name_or_path from_config rope_parameters lora quantization gguf_file seq_len "
     "optimizer",
     LongContextDataModule: "train_files source fields mixture tokenizer template seq_len global_batch_size extend "
-    "delimiter too_long bad_rows loss_weighting packing",
+    "delimiter too_long learn bad_rows loss_weighting packing",
     LRSA: "lag_size retention_ratio sink_size v_weight skip_layers scorer seed retention_weights retention_schedule "
     "serving_ratio",
     Vanilla: "implementation",

@@ -2,6 +2,7 @@
 
 import sys
 
+from lrsa_lightning.command_line.installed_configs import with_installed
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.errors import suggestion
 from lrsa_lightning.version import __version__
@@ -28,7 +29,7 @@ def main(args: list[str] | None = None) -> None:
     elif name == "--version":
         print(f"lrsa-lightning {__version__}")
     elif name in COMMANDS:
-        COMMANDS[name].load()(further)
+        COMMANDS[name].load()(with_installed(further))
     else:
         near = suggestion(name, COMMANDS) or f": give one of {', '.join(COMMANDS)}"
         print(f"lrsa: error: {name} is no subcommand{near}", file=sys.stderr)

@@ -56,6 +56,10 @@ def test_a_run_saves_the_list_as_it_runs_and_resumes_from_it(arguments, in_tmp_p
             "checkpoints: every_n_steps is 0, but must be",
         ),
         ({"callbacks.checkpoints": "3"}, "callbacks"),
+        (
+            {"trainer.callbacks": json.dumps([callback("LossCurve")] * 2), "callbacks.loss": "null"},
+            "callbacks.loss means several of",
+        ),
         ({"wandb": "perhaps"}, "wandb", "true or false"),
     ]
 )

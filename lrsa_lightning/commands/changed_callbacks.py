@@ -30,14 +30,15 @@ def change_callbacks(config: Namespace) -> None:
 def _named(name: str, entries: list[Namespace]) -> Namespace:
     """The entry whose class has this name, or a name that begins with it; capitals and underscores do not count."""
     wanted = _plain(name)
-    classes = {entry.class_path.rpartition(".")[2]: entry for entry in entries}
-    exact = [entry for known, entry in classes.items() if _plain(known) == wanted]
-    found = exact or [entry for known, entry in classes.items() if _plain(known).startswith(wanted)]
+    classes = [entry.class_path.rpartition(".")[2] for entry in entries]
+    known = [*zip(map(_plain, classes), entries, strict=True)]
+    exact = [entry for plain, entry in known if plain == wanted]
+    found = exact or [entry for plain, entry in known if plain.startswith(wanted)]
     if len(found) != 1:
         means = "means several of" if found else "is none of"
         raise InputError(
             f"callbacks.{name} {means} the callbacks of trainer.callbacks: {', '.join(classes) or 'the list is empty'}"
-            f"{suggestion(name, [*classes])}"
+            f"{suggestion(name, classes)}"
         )
     return found[0]
 

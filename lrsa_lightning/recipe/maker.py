@@ -34,7 +34,7 @@ class RowMaker:
     """Makes row i from (seed, i) and the sources.
 
     Attributes:
-        contents: of `squad`, `hotpotqa` and `essays`, as far as there are.
+        contents: by source: `squad`, `hotpotqa`, `essays`, or some of them.
         fitter: knows the length.
         seed: of all draws.
         question_share: of the rows; the others have needles. Without sources of questions there are only needles.

@@ -16,7 +16,7 @@ class Prepared:
 
 
 def test_lengths_have_a_line_at_seq_len_and_a_bin_ends_after_what_fits(monkeypatch):
-    """A row of 100 tokens takes samples of 101 ids, the last of which is a label only."""
+    """A row of 100 tokens takes samples of 101 ids. The last id is a label only."""
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self))
     draw_lengths([101, 102, 350], Prepared(), 100, "x.png")

@@ -96,7 +96,7 @@ def test_devices_are_found_by_their_drivers_names():
 
 
 def test_a_layer_that_keeps_its_window_is_planned_as_it_is():
-    """28 layers of Qwen2, of which the upper 14 keep a window: only the lower ones drop tokens."""
+    """28 layers of Qwen2. The upper 14 keep a window: only the lower ones drop tokens."""
     keys = {"use_sliding_window": True, "max_window_layers": 14, "sliding_window": 4096}
     window = run_of(config=load_config(None, {"model_type": "qwen2", **KEYS_1_5B, **keys}))
     shapes, plain = window.shapes(), run_of().shapes()

@@ -43,8 +43,8 @@ class LagAttention(Attention):
             attn_backend=compressed(stock.attn_backend),
         )
         self.layer_idx = extract_layer_index(stock.layer_name)
-        self._whole_rule = mode.rule(self.layer_idx)
-        self.rule = replace(self._whole_rule, first_kv_head=_first_kv_head(vllm_config))
+        self._rule_of_all_heads = mode.rule(self.layer_idx)
+        self.rule = replace(self._rule_of_all_heads, first_kv_head=_first_kv_head(vllm_config))
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> LagSpec:
         """See the base class."""
@@ -54,7 +54,7 @@ class LagAttention(Attention):
             head_size=self.head_size,
             head_size_v=self.head_size_v,
             dtype=self.kv_cache_torch_dtype,
-            rule=self._whole_rule,
+            rule=self._rule_of_all_heads,
             step_tokens=vllm_config.max_in_flight_tokens,
         )
 

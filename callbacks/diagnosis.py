@@ -20,7 +20,7 @@ from lrsa_lightning.step_log import write_steps
 
 
 class Diagnosis(Callback):
-    """Measures which tokens the rule keeps, and the share of full attention's mass that they hold.
+    """Measures which tokens the rule keeps, and the fraction of full attention's mass that they hold.
 
     It logs means as ``diagnosis/...`` and heat maps by layer and head, which also go to ``diagnosis/`` in the run
     directory: before the first step, every ``every_n_steps`` and after the last.

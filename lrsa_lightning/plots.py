@@ -5,8 +5,8 @@ from math import isfinite
 
 # Losses that fall by more than this are drawn on a logarithmic axis.
 _WIDE = 8
-# Of shares from nothing to all; it is read in greys, too.
-SHARE_COLOURS = "cividis"
+# Of fractions from 0 to 1; it is read in greys, too.
+FRACTION_COLOURS = "cividis"
 _NOTHING = "0.88"
 
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _DESCRIPTION = """Shows what a rule keeps of texts, by layer and head: heat maps, a table, and a JSON file in OUTPUT.
 
 Kept tokens are counted by place in the text, by place in the chunk and by class: document, question, needle (the
-sentences that hold the answer, in RULER's samples) and punctuation. The share of full attention's mass that is on
+sentences that hold the answer, in RULER's samples) and punctuation. The fraction of full attention's mass that is on
 visible keys is exact.
 Examples: lrsa diagnose runs/NAME --data ruler/4096/niah_multikey_1/validation.jsonl
           lrsa diagnose Qwen/Qwen2.5-1.5B --data held_out.jsonl --attention configs/attention/lrsa.yaml --extend true"""

@@ -28,9 +28,11 @@ def make_parser() -> Parser:
         "--num_val_rows", type=NonNegativeInt, default=default.num_val_rows, help="rows for data.val_files"
     )
     parser.add_argument("--template", type=TemplateName, default=default.template, help="data.template of the runs")
-    share_help = "of the rows; the others have facts"
-    parser.add_argument("--question_share", type=PositiveUnitInterval, default=default.question_share, help=share_help)
-    held_out_help = "share of each file that the evaluation keeps"
+    fraction_help = "of the rows; the others have facts"
+    parser.add_argument(
+        "--question_fraction", type=PositiveUnitInterval, default=default.question_fraction, help=fraction_help
+    )
+    held_out_help = "fraction of each file that the evaluation keeps"
     parser.add_argument("--held_out", type=PositiveUnitInterval, default=default.held_out, help=held_out_help)
     parser.add_argument("--seed", type=NonNegativeInt, default=default.seed, help="of all draws")
     parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="processes")

@@ -25,7 +25,7 @@ def diagnose(
     forward: Forward = "rule",
     done: Callable[[], object] = lambda: None,
 ) -> Findings:
-    """What the rule of a mode keeps of texts, and the share of full attention's mass that it shows.
+    """What the rule of a mode keeps of texts, and the fraction of full attention's mass that it shows.
 
     One text is in a forward, without a cache. A layer is measured as soon as it computes: no layer's queries and keys
     outlive it. The model keeps its installed mode.

@@ -7,7 +7,7 @@ import numpy as np
 
 from lrsa_lightning.diagnosis.findings import Findings
 from lrsa_lightning.diagnosis.marks import CLASSES
-from lrsa_lightning.plots import SHARE_COLOURS, empty_cells, literal, write_values
+from lrsa_lightning.plots import FRACTION_COLOURS, empty_cells, literal, write_values
 
 _DPI = 120
 # Its middle is what a random choice would keep.
@@ -44,7 +44,7 @@ def draw_kept(findings: Findings, path: Path, title: str, lag_size: int, kept_fr
 
 
 def draw_held(findings: Findings, path: Path, title: str) -> None:
-    """Draws the share of full attention's mass on visible keys by head and by place of the query.
+    """Draws the fraction of full attention's mass on visible keys by head and by place of the query.
 
     Beside it stands where the queries that predict the answer look, and how much of that is visible.
 
@@ -56,7 +56,7 @@ def draw_held(findings: Findings, path: Path, title: str) -> None:
     figure, axes = _panels(findings, 1, [2, 2, 1.5, 1.5], f"Full attention on visible keys: {title}")
     held = [findings.held_AH, findings.held_by_depth_AX]
     low = np.floor(10 * min([0.9, *(np.nanmin(z) for z in held if not np.isnan(z).all())])) / 10
-    look = {"cmap": SHARE_COLOURS, "layers": findings.layers, "rows_of_layer": 1}
+    look = {"cmap": FRACTION_COLOURS, "layers": findings.layers, "rows_of_layer": 1}
     names = [str(head) for head in range(held[0].shape[1])]
     _heat_map(axes[0], held[0], "query head", names, vmin=low, vmax=1, **look)
     image = _heat_map(axes[1], held[1], "place of the query", ["0", "100%"], vmin=low, vmax=1, **look)

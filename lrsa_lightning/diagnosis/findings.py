@@ -31,11 +31,11 @@ class Findings:
         kept_by_depth_AGX: fraction of tokens kept, by place in the text.
         kept_by_offset_AGX: by place in the chunk.
         kept_by_class_AGC: by class.
-        held_AH: share of the mass that is on visible keys.
+        held_AH: fraction of the mass that is on visible keys.
         held_by_depth_AX: the same by the query's place in the text, averaged over heads.
         held_of_answers_AH: the same for the queries that predict the answer.
-        answers_look_at_AC: share of these queries' mass on each class.
-        answers_see_AC: the part of that share that is visible, from 0 to 1.
+        answers_look_at_AC: fraction of these queries' mass on each class.
+        answers_see_AC: the part of that fraction that is visible, from 0 to 1.
     """
 
     layers: list[int]

@@ -30,8 +30,8 @@ class Recipe:
         num_rows: rows to train on.
         num_val_rows: rows to validate on, made of held-out articles.
         template: data.template.
-        question_share: of the rows; the others have needles.
-        held_out: share of the sources that is kept for the evaluation.
+        question_fraction: of the rows; the others have needles.
+        held_out: fraction of the sources that is kept for the evaluation.
         seed: of all draws.
     """
 
@@ -39,7 +39,7 @@ class Recipe:
     num_rows: int = 4800
     num_val_rows: int = 64
     template: TemplateName = "base"
-    question_share: float = 0.5
+    question_fraction: float = 0.5
     held_out: float = 0.5
     seed: int = 42
 
@@ -67,13 +67,13 @@ def make_folder(recipe: Recipe, files: Mapping[str, Path], tokenizer, folder: Pa
     parts = split({name: read_content(name, path) for name, path in files.items()}, recipe.held_out)
     for contents in (parts.train, parts.held_out):
         _check(contents)
-    fitter, share = Fitter.of(tokenizer, recipe.template, recipe.length), recipe.question_share
+    fitter, fraction = Fitter.of(tokenizer, recipe.template, recipe.length), recipe.question_fraction
     manifest: dict[str, Any] = {"recipe": wanted, "rows": {}}
     for name, contents, count in (
         (TRAIN, parts.train, recipe.num_rows),
         (VAL, parts.held_out, recipe.num_val_rows),
     ):
-        maker = RowMaker(contents, fitter, f"{recipe.seed}:{name}", share)
+        maker = RowMaker(contents, fitter, f"{recipe.seed}:{name}", fraction)
         manifest["rows"][name] = _write(folder / name, list(make_rows(maker, count, num_workers)))
     for name, content in parts.held_out.items():
         write_text(folder / f"{name}.json", json.dumps(content, ensure_ascii=False))

@@ -37,19 +37,19 @@ class RowMaker:
         contents: by source: `squad`, `hotpotqa`, `essays`, or some of them.
         fitter: knows the length.
         seed: of all draws.
-        question_share: of the rows; the others have needles. Without sources of questions there are only needles.
+        question_fraction: of the rows; the others have needles. Without sources of questions there are only needles.
     """
 
     contents: Mapping[str, Any]
     fitter: Fitter
     seed: str
-    question_share: float
+    question_fraction: float
 
     def __call__(self, index: int) -> Made:
         """Raises an InputError if nothing of the row's kind fits the length."""
-        share = self.question_share if self._questions else 0.0
-        number = int(index * share)
-        kind = "question" if int((index + 1) * share) > number else KINDS[(index - number) % len(KINDS)]
+        fraction = self.question_fraction if self._questions else 0.0
+        number = int(index * fraction)
+        kind = "question" if int((index + 1) * fraction) > number else KINDS[(index - number) % len(KINDS)]
         draw = self._question(number) if kind == "question" else self._needles(kind, index)
         try:
             return Made(*self._filled(draw, kind))

@@ -18,7 +18,7 @@ class Split:
     held_out: dict[str, Any]
 
 
-def split(contents: Mapping[str, Any], share: float) -> Split:
+def split(contents: Mapping[str, Any], fraction: float) -> Split:
     """Holds out articles of SQuAD, questions of HotpotQA and the first words of the essays.
 
     The order of the files alone decides. Held-out articles are spread evenly over a file, so that they are of all its
@@ -27,11 +27,11 @@ def split(contents: Mapping[str, Any], share: float) -> Split:
 
     Args:
         contents: of the files `squad`, `hotpotqa` and `essays`, as `read_content` gives them; each may be missing.
-        share: of the questions, and of the words of the essays, that are held out.
+        fraction: of the questions, and of the words of the essays, that are held out.
     """
     held_out, taken = {}, set()
     for name in _PARTS.keys() & contents.keys():
-        chosen = _evenly(_parts(name, contents[name]), share)
+        chosen = _evenly(_parts(name, contents[name]), fraction)
         held_out[name] = _with_parts(name, contents[name], chosen)
         taken.update(*(part.traits for part in chosen))
     train = {}
@@ -40,7 +40,7 @@ def split(contents: Mapping[str, Any], share: float) -> Split:
         train[name] = _with_parts(name, contents[name], free)
     if "essays" in contents:
         words = contents["essays"]["text"].split()
-        end = round(share * len(words))
+        end = round(fraction * len(words))
         held_out["essays"], train["essays"] = ({"text": " ".join(part)} for part in (words[:end], words[end:]))
     return Split(train, held_out)
 
@@ -86,12 +86,12 @@ def _with_parts(name: str, content: Any, parts: list[_Part]) -> Any:
     return {**content, "data": kept} if name == "squad" else kept
 
 
-def _evenly(parts: list[_Part], share: float) -> list[_Part]:
-    """Parts that have this share of the questions, wherever the list is cut."""
+def _evenly(parts: list[_Part], fraction: float) -> list[_Part]:
+    """Parts that have this fraction of the questions, wherever the list is cut."""
     chosen, seen, taken = [], 0, 0
     for part in parts:
         seen += part.num_questions
-        if taken < share * seen:
+        if taken < fraction * seen:
             chosen.append(part)
             taken += part.num_questions
     return chosen

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
 
-from lrsa_lightning.plots import SHARE_COLOURS, empty_cells, literal, write_values
+from lrsa_lightning.plots import FRACTION_COLOURS, empty_cells, literal, write_values
 from lrsa_lightning.ruler.records import Record
 
 _NUM_BINS = 10
@@ -45,7 +45,7 @@ def draw_depths(records: Iterable[Record], path: Path, of: str = "") -> Path | N
     axes, nan = figure.subplots(), float("nan")
     columns = [[100 * fmean(own) if own else nan for own in bins] for bins in hits.values()]
     cells = [list(row) for row in zip(*columns, strict=True)]
-    image = axes.imshow(cells, vmin=0, vmax=100, cmap=SHARE_COLOURS, aspect="auto")
+    image = axes.imshow(cells, vmin=0, vmax=100, cmap=FRACTION_COLOURS, aspect="auto")
     empty_cells(axes)
     numbers = [[len(bins[row]) for bins in hits.values()] for row in range(_NUM_BINS)]
     write_values(axes, image, cells, lambda row, column: f"{cells[row][column]:.0f}\n({numbers[row][column]})")

@@ -48,7 +48,7 @@ def test_a_base_model_under_a_rule_of_choice(base, samples, capsys):
     assert (found["num_texts"], found["layers"], found["classes"]) == (2, [0, 1], [*CLASSES])
     assert [len(layer) for layer in found["kept_by_class"]] == [2, 2]  # KV heads
     assert [len(layer) for layer in found["held"]] == [4, 4]  # query heads
-    assert all(0 < share < 1 for layer in found["held"] for share in layer)
+    assert all(0 < fraction < 1 for layer in found["held"] for fraction in layer)
     by_class = dict(zip(CLASSES, found["tokens"], strict=True))
     assert by_class["needle"] > 0
     assert by_class["answer"] == 0

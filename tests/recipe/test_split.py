@@ -41,12 +41,12 @@ def test_rows_to_validate_on_are_of_the_evaluations_side(folder):
     assert not validated & trained
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_held_out_questions_have_their_share_and_are_spread_over_the_file(share):
-    parts = split({"squad": squad_content(40)}, share)
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.75])
+def test_held_out_questions_have_their_fraction_and_are_spread_over_the_file(fraction):
+    parts = split({"squad": squad_content(40)}, fraction)
     articles = [int(article["title"].split("_")[1]) for article in parts.held_out["squad"]["data"]]
-    assert len(articles) == 40 * share
-    assert all(sum(first <= a < first + 8 for a in articles) == 8 * share for first in range(0, 40, 8))
+    assert len(articles) == 40 * fraction
+    assert all(sum(first <= a < first + 8 for a in articles) == 8 * fraction for first in range(0, 40, 8))
     assert len(parts.train["squad"]["data"]) == 40 - len(articles)
 
 
@@ -66,7 +66,7 @@ def test_the_sides_share_no_title_or_paragraph_of_either_file():
 
 
 def test_essays_are_held_out_from_their_start():
-    """RULER reads them from there: no prompt of up to the share's length is changed."""
+    """RULER reads them from there: no prompt of up to half of the text is changed."""
     content = essays_content()
     parts = split({"essays": content}, 0.3)
     assert content["text"] == f"{parts.held_out['essays']['text']} {parts.train['essays']['text']}"

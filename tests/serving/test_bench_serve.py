@@ -74,7 +74,7 @@ def test_others_cpu_is_what_this_process_and_its_children_did_not_use(monkeypatc
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with others.OthersCPU() as measured:
         pass
-    assert measured.share == pytest.approx((10 - 4) / (10 * 2))
+    assert measured.fraction == pytest.approx((10 - 4) / (10 * 2))
 
 
 def test_children_count_as_own():

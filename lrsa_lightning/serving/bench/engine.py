@@ -76,7 +76,7 @@ class MeasuredEngine:
         """One request, with nothing beside it: seconds to its first token, and milliseconds a token after it."""
         with OthersCPU() as others:
             first, ms = await self._ask(load.prompts(self._vocab_size, part)[0], load.new_tokens)
-        return {"first_token_s": first, "ms_a_token": ms, "others_cpu": others.share}
+        return {"first_token_s": first, "ms_a_token": ms, "others_cpu": others.fraction}
 
     async def together(self, load: Load, part: str) -> dict[str, float]:
         """All requests at once."""
@@ -95,7 +95,7 @@ class MeasuredEngine:
             "most_running": self._watch.most_running,
             "preemptions": self._watch.preemptions,
             "peak_cache_usage": self._watch.peak_usage,
-            "others_cpu": others.share,
+            "others_cpu": others.fraction,
         }
 
     @property

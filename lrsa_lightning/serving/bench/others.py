@@ -10,10 +10,10 @@ class OthersCPU:
     """Measures for a `with` block.
 
     Attributes:
-        share: of all cores, 0 to 1, that went to processes other than this one and its children.
+        fraction: of all cores, 0 to 1, that went to processes other than this one and its children.
     """
 
-    share = 0.0
+    fraction = 0.0
 
     def __enter__(self) -> "OthersCPU":
         self._start, self._busy, self._own = perf_counter(), _busy_s(), _own_s()
@@ -22,7 +22,7 @@ class OthersCPU:
     def __exit__(self, *_) -> None:
         available = (perf_counter() - self._start) * (os.cpu_count() or 1)
         others = (_busy_s() - self._busy) - (_own_s() - self._own)
-        self.share = min(1.0, max(0.0, others / available))
+        self.fraction = min(1.0, max(0.0, others / available))
 
 
 def _busy_s() -> float:

@@ -21,6 +21,7 @@ from lrsa_lightning.ranges import PositiveInt
 
 CONFIG = Path("configs") / "demo.yaml"
 SCORE = "ruler/niah_single_1/512/r"
+BUDGETS = ("1", "0.5", "0.25")
 
 
 def core_groups(jobs: int, cores: int) -> list[list[int]]:
@@ -35,8 +36,8 @@ def core_groups(jobs: int, cores: int) -> list[list[int]]:
     return [own[at * cores : (at + 1) * cores] for at in range(jobs)]
 
 
-def train(seed: int, runs_dir: Path, cores: Sequence[int], further: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Last scores by budget, such as ``0.5``, and seconds of a run of its own process. Its output is in a log file."""
+def train(seed: int, runs_dir: Path, cores: Sequence[int], further: Sequence[str]) -> str:
+    """The table's line of a run, which is a process of its own. Its output is in a log file."""
     name = f"seed-{seed}"
     command = [sys.executable, "-m", "lrsa_lightning", "fit", "--config", str(CONFIG), "--seed_everything", str(seed)]
     command += ["--runs_dir", str(runs_dir), "--run_name", name, *further]
@@ -46,15 +47,10 @@ def train(seed: int, runs_dir: Path, cores: Sequence[int], further: Sequence[str
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         os.sched_setaffinity(process.pid, cores)
         if process.wait():
-            raise InputError(f"seed {seed} failed: see {log.name}")
-    rows = [row for row in read_rows(runs_dir / name / METRICS) if f"{SCORE}1" in row]
-    scores = {key.removeprefix(SCORE): value for key, value in rows[-1].items() if key.startswith(SCORE)}
-    return scores, time.perf_counter() - started
-
-
-def line(seed: int, scores: dict[str, float], seconds: float) -> str:
-    values = [f"{scores[budget]:g}" for budget in ("1", "0.5", "0.25")]
-    return f"| {seed} | {' | '.join(values)} | {seconds / 60:.1f} |"
+            return f"| {seed} | failed: see {log.name} |"
+    minutes = (time.perf_counter() - started) / 60
+    last = [row for row in read_rows(runs_dir / name / METRICS) if f"{SCORE}1" in row][-1]
+    return f"| {seed} | " + " | ".join(f"{last[SCORE + budget]:g}" for budget in BUDGETS) + f" | {minutes:.1f} |"
 
 
 @report_input_errors
@@ -74,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     def one(seed: int) -> str:
         cores = free.get()
         try:
-            return line(seed, *train(seed, options.runs_dir, cores, further))
+            return train(seed, options.runs_dir, cores, further)
         finally:
             free.put(cores)
 

@@ -39,8 +39,9 @@ def core_groups(jobs: int, cores: int) -> list[list[int]]:
 def train(seed: int, runs_dir: Path, cores: Sequence[int], further: Sequence[str]) -> str:
     """The table's line of a run, which is a process of its own. Its output is in a log file."""
     name = f"seed-{seed}"
-    command = [sys.executable, "-m", "lrsa_lightning", "fit", "--config", str(CONFIG), "--seed_everything", str(seed)]
-    command += ["--runs_dir", str(runs_dir), "--run_name", name, *further]
+    command = [sys.executable, "-m", "lrsa_lightning", "fit", "--config", str(CONFIG), *further]
+    command += ["--runs_dir", str(runs_dir), "--run_name", name]
+    command += ["--seed_everything", str(seed)]  # after any further --config, which has a seed too
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
     started = time.perf_counter()
     with open(runs_dir / f"{name}.log", "w") as log:

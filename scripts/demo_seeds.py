@@ -36,21 +36,24 @@ def core_groups(jobs: int, cores: int) -> list[list[int]]:
     return [own[at * cores : (at + 1) * cores] for at in range(jobs)]
 
 
+def fit_command(seed: int, runs_dir: Path, further: Sequence[str]) -> list[str]:
+    """The command of a run. Its seed comes after any further --config, which has one too."""
+    command = [sys.executable, "-m", "lrsa_lightning", "fit", "--config", str(CONFIG), *further]
+    return [*command, "--runs_dir", str(runs_dir), "--run_name", f"seed-{seed}", "--seed_everything", str(seed)]
+
+
 def train(seed: int, runs_dir: Path, cores: Sequence[int], further: Sequence[str]) -> str:
     """The table's line of a run, which is a process of its own. Its output is in a log file."""
-    name = f"seed-{seed}"
-    command = [sys.executable, "-m", "lrsa_lightning", "fit", "--config", str(CONFIG), *further]
-    command += ["--runs_dir", str(runs_dir), "--run_name", name]
-    command += ["--seed_everything", str(seed)]  # after any further --config, which has a seed too
+    command = fit_command(seed, runs_dir, further)
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
     started = time.perf_counter()
-    with open(runs_dir / f"{name}.log", "w") as log:
+    with open(runs_dir / f"seed-{seed}.log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         os.sched_setaffinity(process.pid, cores)
         if process.wait():
             return f"| {seed} | failed: see {log.name} |"
     minutes = (time.perf_counter() - started) / 60
-    last = [row for row in read_rows(runs_dir / name / METRICS) if f"{SCORE}1" in row][-1]
+    last = [row for row in read_rows(runs_dir / f"seed-{seed}" / METRICS) if f"{SCORE}1" in row][-1]
     return f"| {seed} | " + " | ".join(f"{last[SCORE + budget]:g}" for budget in BUDGETS) + f" | {minutes:.1f} |"
 
 

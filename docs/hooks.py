@@ -1,4 +1,4 @@
-"""What makes the site of README.md and its neighbours, which lie outside of docs/: each is a page, and links are the site's.
+"""README.md and its neighbours outside of docs/ are pages of the site, and links to them are the site's.
 
 mkdocs calls these functions by their names.
 """
@@ -10,7 +10,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "CITATION.cff": "CITATION.cff",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

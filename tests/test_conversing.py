@@ -1,4 +1,4 @@
-"""`lrsa generate` and `lrsa chat`, from the command line to what is printed."""
+"""`lrsa generate` and `lrsa chat`, from the command line to what is printed; the commands of docs/answers.md run."""
 
 import io
 import json

@@ -15,28 +15,10 @@ from lrsa_lightning.version import __version__
 from tests.pages import PAGES, ROOT, blocks, calls, commands, inline_commands, prose
 from tests.test_structure import HEIGHT
 
-# The test that reads a page and runs its commands and its Python; what it cannot run is marked on the page.
-RUN_BY = {
-    "README.md": "test_pages_run.py",
-    "answers.md": "test_conversing.py",
-    "commands.md": "test_commands_docs.py",
-    "data.md": "test_pages_run.py",
-    "diagnose.md": "test_pages_run.py",
-    "elastic.md": "test_pages_run.py",
-    "export.md": "model_folder/test_page.py",
-    "lm_eval.md": "serving/test_lm_eval.py",
-    "lora.md": "lora/test_lora_docs.py",
-    "optimizers.md": "optimizer/test_optimizer_docs.py",
-    "plan.md": "test_pages_run.py",
-    "quickstart.md": "test_quickstart.py",
-    "reproduction.md": "test_reproduction.py",
-    "ruler.md": "test_pages_run.py",
-    "training.md": "test_pages_run.py",
-    "transformers.md": "test_transformers_docs.py",
-}
-IN_PYTHON = {"README.md": "test_readme.py", "elastic.md": "attention/test_elastic_page.py"}
 MARK = re.compile(r"\bNeeds (a|an|the|\d+|vLLM)\b")
 OURS = re.compile(r"pip install (-e )?[\"']?(\.|lrsa-lightning)(\[([\w,]+)\])?[\"']?$")
+# A page's tests name it in the first line of their docstring; what they cannot run is marked on the page.
+TESTS = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in (ROOT / "tests").rglob("test_*.py")}
 SOURCES = [*(ROOT / "lrsa_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LINES = sorted({(block.page, line) for block in BLOCKS for line in commands(block)})
@@ -55,9 +37,9 @@ def test_a_block_is_run_by_a_test_or_says_what_it_needs(block):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     if MARK.search(block.before) or all(line.removeprefix("make ") in targets for line in lines if lines):
         return
-    test = (IN_PYTHON if block.language == "python" else RUN_BY).get(block.page.name) or RUN_BY.get(block.page.name)
-    assert test, f"{block.page.name}, {block.heading}: run {lines} in a test, or write 'Needs ...' above the block"
-    assert block.page.name in (ROOT / "tests" / test).read_text(encoding="utf-8")
+    name = block.page.relative_to(ROOT).as_posix()
+    found = [path for path, docstring in TESTS.items() if re.search(rf"(^|\s){name}\b", docstring)]
+    assert found, f"{name}, {block.heading}: run {lines or 'it'} in a test, or write 'Needs ...' above the block"
     for line in lines:
         assert line.startswith("lrsa ") or OURS.match(line), f"{block.page.name}: {line} is not run, say what it needs"
 

@@ -1,10 +1,11 @@
 """The commands of the pages run as they stand, in their order, where the names that they use mean tiny files.
 
-README.md, training.md, data.md, elastic.md, ruler.md, plan.md, diagnose.md.
+README.md docs/training.md docs/data.md docs/elastic.md docs/plan.md docs/ruler.md docs/diagnose.md
 """
 
 import io
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -19,8 +20,7 @@ from tests.ruler.conftest import essay_sentences, hotpotqa_content, squad_conten
 from tests.runs import EACH_STEP, command
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-NAMES = ("README", "docs/training", "docs/data", "docs/elastic", "docs/plan", "docs/ruler", "docs/diagnose")
-PAGES = [f"{name}.md" for name in NAMES]
+PAGES = re.findall(r"\S+\.md", __doc__)
 HUB = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B")
 ROWS = ("my.jsonl", "long.jsonl", "held_out.jsonl")
 # Later options win: those that make a command small.
@@ -89,4 +89,4 @@ def test_the_commands_run(files, monkeypatch, capsys):
             monkeypatch.setattr(sys, "stdin", io.StringIO("Who?\n"))
             run(line)
     assert Path("report/report.html").exists()
-    assert json.loads(Path("diagnosis/chat/diagnosis.json").read_text())
+    assert json.loads(Path("diagnosis/chat/findings.json").read_text())["num_texts"] == 2

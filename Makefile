@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 # Two processes, each with whole files of tests, in order: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
+# Without setuptools' page on editable installs.
+QUIET_PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .PHONY: demo test test-slow test-npu test-serve lint docs clean
 
@@ -39,7 +41,7 @@ lint: $(INSTALLED)
 
 # The site, in site/; says so and succeeds where its packages cannot be installed.
 docs: $(INSTALLED)
-	@if $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"; \
+	@if $(QUIET_PIP) -e ".[docs]"; \
 	then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict; \
 	else echo "make docs: SKIPPED: the packages of the extra docs cannot be installed" >&2; fi
 
@@ -50,7 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.sh
 	@echo "Installing torch (a CUDA build is several GB; see README for the CPU build) ..."
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "Installing lrsa_lightning ..."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(QUIET_PIP) -e ".[dev]"
 	touch $@
 
 clean:

@@ -1,6 +1,8 @@
 """README.md and the pages of docs/: their blocks of code and their commands."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _SHELL = ("", "bash")
+_MARK = re.compile(r"\bNeeds (a|an|the|\d+|vLLM)\b")
 
 
 class Block(NamedTuple):
@@ -40,11 +43,32 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The command lines of a block of the shell: continued lines joined, without comments. None of another block."""
+    """The command lines of a block of the shell: continued lines joined, without comments. None of another block.
+
+    A line that begins with `lrsa:` is not among them: it is what a command says.
+    """
     if block.language not in _SHELL:
         return []
     lines = re.sub(r"\\\n\s*", " ", block.code).splitlines()
-    return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines) if line]
+    found = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
+    return [line for line in found if line and not line.startswith("lrsa: ")]
+
+
+def is_marked(block: Block) -> bool:
+    """Whether the paragraph above it says what hardware or network it needs."""
+    return _MARK.search(block.before) is not None
+
+
+@cache
+def _docstrings() -> dict[Path, str]:
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return {path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+
+
+def runners_of(page: Path) -> list[Path]:
+    """The files of tests whose docstring names a page: those that run its commands and its Python."""
+    name = re.compile(rf"(^|\s){re.escape(page.relative_to(ROOT).as_posix())}\b", re.MULTILINE)
+    return [path for path, docstring in _docstrings().items() if name.search(docstring)]
 
 
 def prose(page: Path) -> str:

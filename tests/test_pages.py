@@ -12,13 +12,10 @@ import yaml
 from lrsa_lightning.cli import main
 from lrsa_lightning.commands import COMMANDS
 from lrsa_lightning.version import __version__
-from tests.pages import PAGES, ROOT, blocks, calls, commands, inline_commands, prose
+from tests.pages import PAGES, ROOT, blocks, calls, commands, inline_commands, is_marked, prose, runners_of
 from tests.test_structure import HEIGHT
 
-MARK = re.compile(r"\bNeeds (a|an|the|\d+|vLLM)\b")
 OURS = re.compile(r"pip install (-e )?[\"']?(\.|lrsa-lightning)(\[([\w,]+)\])?[\"']?$")
-# A page's tests name it in the first line of their docstring; what they cannot run is marked on the page.
-TESTS = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in (ROOT / "tests").rglob("test_*.py")}
 SOURCES = [*(ROOT / "lrsa_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LINES = sorted({(block.page, line) for block in BLOCKS for line in commands(block)})
@@ -33,15 +30,16 @@ def name_of(part: object) -> str:
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if commands(b) or b.language == "python"], ids=name_of)
 def test_a_block_is_run_by_a_test_or_says_what_it_needs(block):
-    lines = commands(block)
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    if MARK.search(block.before) or all(line.removeprefix("make ") in targets for line in lines if lines):
+    lines, name = commands(block), block.page.relative_to(ROOT)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    if is_marked(block) or (lines and all(line.removeprefix("make ") in targets for line in lines)):
         return
-    name = block.page.relative_to(ROOT).as_posix()
-    found = [path for path, docstring in TESTS.items() if re.search(rf"(^|\s){name}\b", docstring)]
-    assert found, f"{name}, {block.heading}: run {lines or 'it'} in a test, or write 'Needs ...' above the block"
+    runs = runners_of(block.page) or block.language != "python"  # tests/test_pages_run.py runs what no other test does
+    assert runs, f"{name}, {block.heading}: run the Python in a test, or write 'Needs ...' above it"
     for line in lines:
-        assert line.startswith("lrsa ") or OURS.match(line), f"{block.page.name}: {line} is not run, say what it needs"
+        assert line.startswith("lrsa ") or OURS.match(line), (
+            f"{block.page.name}: {line} is not run, write 'Needs ...' above it"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

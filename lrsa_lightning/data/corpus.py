@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -70,6 +71,11 @@ class Corpus:
         if not samples:
             raise InputError("data.mixture leaves no sample of data.train_files: raise a weight")
         return samples
+
+    def firsts(self, what: Literal["train", "val"] = "val") -> Iterator[Sample]:
+        """The first sample of each file; for the validation, the train files come first."""
+        for file in self._files(what):
+            yield from islice(self._read(file), 1)
 
     def settings(self, what: Literal["train", "val"]) -> dict[str, Any]:
         """What the samples, and those they may be extended with, depend on besides the files' content."""

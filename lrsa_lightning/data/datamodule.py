@@ -17,12 +17,15 @@ from lrsa_lightning.data.prepared import PreparedSamples, checked_counts, conten
 from lrsa_lightning.data.prepared_folder import alone, find_complete
 from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName
-from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.data.template import TemplateChoice, TemplateName, TemplateOfEach
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples
 from lrsa_lightning.data.transfer import for_transfer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import AtLeastTwo, MixtureWeight, NonNegativeInt, PositiveInt, checked
+
+# Settings that the rows depend on besides the samples.
+_OF_ROWS = ("template", "seq_len", "extend", "delimiter", "too_long", "learn", "seed")
 
 
 class LongContextDataModule(lightning.LightningDataModule):
@@ -46,14 +49,14 @@ class LongContextDataModule(lightning.LightningDataModule):
         fields: dict[str, str] | None = None,
         mixture: dict[str, MixtureWeight] | None = None,
         tokenizer: str | None = None,
-        template: TemplateName = "base",
+        template: TemplateChoice = "auto",
         seq_len: AtLeastTwo = 32768,
         global_batch_size: PositiveInt = 16,
         micro_batch_size: PositiveInt = 1,
         extend: bool = True,
         delimiter: str = "Document",
         too_long: TooLong = "drop",
-        learn: Learn = "last",
+        learn: Learn = "all",
         bad_rows: Literal["error", "skip"] = "error",
         loss_weighting: LossWeighting = "token",
         packing: bool = False,
@@ -73,14 +76,15 @@ class LongContextDataModule(lightning.LightningDataModule):
                 their own format.
             mixture: how often each sample of a train file is in the data, by the file's name; 0.5 takes half of them.
             tokenizer: hub id or folder; the model's own when None.
-            template: base (text alone) or chatml (the tokenizer's chat template).
+            template: base (text alone) or chatml (the tokenizer's chat template); auto is chatml for chats where the
+                tokenizer has one, else base.
             seq_len: tokens of a training row.
             global_batch_size: samples of an optimizer step, over all devices; gradient accumulation follows from it.
             micro_batch_size: samples of one forward pass on one device.
             extend: fill up short samples with sections from other samples.
             delimiter: the word that opens such a section.
             too_long: drop leaves out samples longer than seq_len; shorten cuts the middle of their document.
-            learn: the last answer of a chat, or all of its answers, for which template chatml keeps the roles.
+            learn: all answers of a chat, or its last one; under template base always the last one.
             bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error, or is skipped
                 and counted.
             loss_weighting: whether each label token or each sample has the same weight.
@@ -102,30 +106,19 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with complete samples, data.extend with sections of others: set data.extend "
                 "to false, or leave packing out"
             )
-        if learn == "all" and template == "base":
-            raise InputError(
-                "data.learn all needs data.template chatml: under base the earlier answers of a chat are text of the "
-                "user's turn"
-            )
         self.train_files = names_of("data.train_files", train_files)
-        self.val_files = names_of("data.val_files", val_files)
+        self.val_files = names_of("data.val_files", val_files or ())
         self.source = source
         if source == "demo":
             self.train_files = [demo_file(self.train_files, cache_dir)]
         self.tokenizer_name = tokenizer or model_name_or_path
-        self.template = template
-        self.seq_len = seq_len
+        self.template, self.learn, self.too_long = template, learn, too_long
+        self.seq_len, self.extend, self.delimiter = seq_len, extend, delimiter
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.extend = extend
-        self.delimiter = delimiter
-        self.too_long = too_long
-        self.learn = learn
         self.corpus = Corpus(self.train_files, self.val_files, source, fields or {}, mixture or {}, bad_rows, seed)
-        self.loss_weighting = loss_weighting
-        self.packing = packing
-        self.num_workers = num_workers
-        self.prepare_workers = prepare_workers or os.cpu_count()
+        self.loss_weighting, self.packing = loss_weighting, packing
+        self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count()
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self.tokenizer = None
@@ -151,8 +144,8 @@ class LongContextDataModule(lightning.LightningDataModule):
 
             make_demo_data(self.cache_dir / "demo")
         self.tokenizer = self._load_tokenizer()
-        make_template(self.template, self.tokenizer)
         self.corpus.check()
+        self._templates.check(self.corpus.firsts())
         if self.trained_on is not None and not self.allow_changed_files:
             check_files(self.trained_on, self.corpus.train_content())
         for what in ("train", "val") if self.val_files else ("train",):
@@ -187,16 +180,18 @@ class LongContextDataModule(lightning.LightningDataModule):
                 return checked_counts(PreparedSamples(folder), what, self.seq_len)
             train = self.corpus.samples("train") if what == "train" or self.extend else []
             samples = train if what == "train" else self.corpus.samples("val")
-            template = make_template(self.template, self.tokenizer)
             extender = Extender(train, self.delimiter, self.seed) if self.extend else None
-            encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long, self.learn)
+            how = (self._templates, self.seq_len, extender, self.too_long, self.learn)
+            encode = SampleEncoder(self.tokenizer, *how).rows
+            self._templates.warn_of_lost_roles(samples)
             skip = self.corpus.bad_rows == "skip"
             prepared = prepare(folder, samples, encode, self.prepare_workers, f"{what} samples", skip)
             return checked_counts(prepared, what, self.seq_len)
 
     def state_dict(self) -> TrainedContent:
         """What the run is trained on, for a checkpoint."""
-        return {"train_files": self.corpus.train_content(), "samples": self._train.samples.content}
+        content = self.corpus.train_content()
+        return {"train_files": content, "samples": self._train.samples.content, "template": self.run_template}
 
     def load_state_dict(self, state_dict: TrainedContent) -> None:
         """Compares the data with what the run was trained on before the checkpoint.
@@ -208,6 +203,18 @@ class LongContextDataModule(lightning.LightningDataModule):
             check_files(state_dict, self.corpus.train_content())
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
 
+    @property
+    def run_template(self) -> TemplateName:
+        """The template for what a run's model is asked: `data.template`, or what auto means for its train files."""
+        if self.template != "auto":
+            return self.template
+        names = {self._templates.name_of(sample) for sample in self.corpus.firsts("train")}
+        return "chatml" if "chatml" in names else "base"
+
+    @property
+    def _templates(self) -> TemplateOfEach:
+        return TemplateOfEach(self.template, self.tokenizer)
+
     def _folder(self, what: str) -> Path:
         return self.cache_dir / "prepared" / f"{what}-{self._key(what)}"
 
@@ -218,13 +225,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             self.tokenizer,
             what=what,
             **self.corpus.settings(what),
-            template=self.template,
-            seq_len=self.seq_len,
-            extend=self.extend,
-            delimiter=self.delimiter,
-            too_long=self.too_long,
-            learn=self.learn,
-            seed=self.seed,
+            **{name: getattr(self, name) for name in _OF_ROWS},
         )
 
     def train_dataloader(self):

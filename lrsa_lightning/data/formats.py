@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from lrsa_lightning.data.sample import texts_of
+from lrsa_lightning.data.sample import Kind, texts_of
 
 Row: TypeAlias = Mapping[str, Any]
 # Document, question, answer and, of a chat, its earlier turns.
@@ -24,11 +24,13 @@ class Format(NamedTuple):
         columns: columns that tell the format.
         expected: a row, for error messages.
         parse: row -> the texts of its sample; raises KeyError, TypeError or AttributeError for another row.
+        kind: of its samples.
     """
 
     columns: tuple[str, ...]
     expected: str
     parse: Callable[[Row], Texts]
+    kind: Kind = "question"
 
 
 def _longalign(row: Row) -> Texts:
@@ -92,11 +94,13 @@ FORMATS = {
         ("messages",),
         '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}',
         _longalign,
+        "chat",
     ),
     "sharegpt": Format(
         ("conversations",),
         '{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
         _sharegpt,
+        "chat",
     ),
     "longalpaca": Format(("instruction", "output"), '{"instruction": ..., "output": ...}', _longalpaca),
     "anti_haystack": Format(
@@ -104,5 +108,7 @@ FORMATS = {
         '{"document": ..., "question": ..., "answer": ...}',
         _anti_haystack,
     ),
-    "refgpt": Format(("dialogue",), '{"reference": ..., "dialogue": "<user 1>: ... <assistant 1>: ..."}', _refgpt),
+    "refgpt": Format(
+        ("dialogue",), '{"reference": ..., "dialogue": "<user 1>: ... <assistant 1>: ..."}', _refgpt, "chat"
+    ),
 }

@@ -1,9 +1,13 @@
-"""A sample of any data set: one question about one long text."""
+"""A sample of any data set: one question about one long text, or a plain text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Literal, TypeAlias
+
+# A chat's turns have roles. A question is about a document. A plain text is learned as it is.
+Kind: TypeAlias = Literal["chat", "question", "text"]
 
 
 def texts_of(turns: Sequence[tuple[str, str]]) -> str:
@@ -13,7 +17,7 @@ def texts_of(turns: Sequence[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one long text.
+    """One question about one long text, or a plain text.
 
     Attributes:
         id: unique within the training set: name of its file and number of its row.
@@ -22,6 +26,8 @@ class Sample:
         question: the user's question, the end of the prompt.
         answer: the text of the label tokens.
         turns: role and content of a chat's earlier turns: system, user or assistant.
+        kind: a plain text is a document without question and answer.
+        template: that of the sample's file; None for the one of all files.
     """
 
     id: str
@@ -29,6 +35,8 @@ class Sample:
     question: str
     answer: str
     turns: tuple[tuple[str, str], ...] = ()
+    kind: Kind = "question"
+    template: Literal["auto", "base", "chatml"] | None = None
 
     @property
     def prompt(self) -> str:

@@ -88,7 +88,7 @@ def _sample(layout: _Layout, row: Row, sample_id: str) -> Sample:
         raise ValueError(f"expected {form.expected}") from None
     for name, text in zip(("document", "question", "answer"), texts[:3], strict=True):
         _check_text(name, text, form.expected)
-    return Sample(sample_id, *texts)
+    return Sample(sample_id, *texts, kind=form.kind)
 
 
 def _check_text(name: str, text: Any, expected: str) -> None:

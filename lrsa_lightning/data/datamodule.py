@@ -9,7 +9,8 @@ import lightning
 from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
-from lrsa_lightning.data.corpus import Corpus, demo_file, names_of
+from lrsa_lightning.data.corpus import Corpus, demo_file
+from lrsa_lightning.data.data_file import data_files
 from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting, pack_rows
 from lrsa_lightning.data.encoder import Learn, SampleEncoder, TooLong
 from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
@@ -35,16 +36,18 @@ class LongContextDataModule(lightning.LightningDataModule):
         trained_on: content of the train files, from the checkpoint that a fit resumes from. With it, changed files are
             found before anything is prepared; without it, when Lightning loads the checkpoint.
         allow_changed_files: lets a fit go on although the train files have changed since the checkpoint.
+        run_template: the template for what the model is asked, from `setup` on.
     """
 
     trained_on: TrainedContent | None = None
     allow_changed_files: bool = False
+    run_template: TemplateName = "base"
 
     @checked
     def __init__(
         self,
-        train_files: str | Sequence[str] = (),
-        val_files: str | Sequence[str] = (),
+        train_files: str | dict[str, Any] | Sequence[str | dict[str, Any]] = (),
+        val_files: str | dict[str, Any] | Sequence[str | dict[str, Any]] | None = None,
         source: SourceName = "auto",
         fields: dict[str, str] | None = None,
         mixture: dict[str, MixtureWeight] | None = None,
@@ -68,12 +71,12 @@ class LongContextDataModule(lightning.LightningDataModule):
     ):
         """
         Args:
-            train_files: .json, .jsonl or .parquet files (.gz too) or hub ids to train on.
-            val_files: the same for the validation loss, each sample once; without them there is no validation loss.
+            train_files: files, folders or hub ids to train on; docs/data.md lists their kinds. A mapping with path also
+                takes source, fields, template, rows, and of the hub split, subset, revision, streaming.
+            val_files: the same for the validation loss, each sample once; null for no validation loss.
             source: format of the files; auto finds it by their columns; demo makes its own small data set and tokenizer
                 in cache_dir.
-            fields: your names of the columns document, question and answer; files without these columns are read by
-                their own format.
+            fields: your names of the format's columns; files without these columns are read by their own format.
             mixture: how often each sample of a train file is in the data, by the file's name; 0.5 takes half of them.
             tokenizer: hub id or folder; the model's own when None.
             template: base (text alone) or chatml (the tokenizer's chat template); auto is chatml for chats where the
@@ -106,17 +109,17 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with complete samples, data.extend with sections of others: set data.extend "
                 "to false, or leave packing out"
             )
-        self.train_files = names_of("data.train_files", train_files)
-        self.val_files = names_of("data.val_files", val_files or ())
-        self.source = source
+        train, val = data_files("data.train_files", train_files), data_files("data.val_files", val_files)
         if source == "demo":
-            self.train_files = [demo_file(self.train_files, cache_dir)]
+            train = [demo_file(train, cache_dir)]
+        self.corpus = Corpus(train, val, source, fields or {}, mixture or {}, bad_rows, seed)
+        self.train_files, self.val_files = ([file.path for file in files] for files in (train, val))
+        self.source = source
         self.tokenizer_name = tokenizer or model_name_or_path
         self.template, self.learn, self.too_long = template, learn, too_long
         self.seq_len, self.extend, self.delimiter = seq_len, extend, delimiter
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.corpus = Corpus(self.train_files, self.val_files, source, fields or {}, mixture or {}, bad_rows, seed)
         self.loss_weighting, self.packing = loss_weighting, packing
         self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count()
         self.cache_dir = Path(cache_dir)
@@ -161,6 +164,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self._train is not None:
             return
         self.tokenizer = self.tokenizer or self._load_tokenizer()
+        self.run_template = self._templates.of_run(self.corpus.firsts("train"))
         self._train = self._dataset(self.prepare("train"))
         if stage == "fit":
             self._train_sampler()  # refuses too few rows before the model is loaded
@@ -202,14 +206,6 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self.trainer.state.fn == "fit" and not self.allow_changed_files:
             check_files(state_dict, self.corpus.train_content())
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
-
-    @property
-    def run_template(self) -> TemplateName:
-        """The template for what a run's model is asked: `data.template`, or what auto means for its train files."""
-        if self.template != "auto":
-            return self.template
-        names = {self._templates.name_of(sample) for sample in self.corpus.firsts("train")}
-        return "chatml" if "chatml" in names else "base"
 
     @property
     def _templates(self) -> TemplateOfEach:
@@ -268,14 +264,8 @@ class LongContextDataModule(lightning.LightningDataModule):
         return getattr(self.trainer.strategy, "data_parallel_rank", self.trainer.global_rank)
 
     def _accumulation(self) -> int:
-        steps = accumulation_steps(self.global_batch_size, self.micro_batch_size, self._data_parallel_size)
         given = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-        if given not in (1, steps):
-            raise InputError(
-                f"trainer.accumulate_grad_batches {given} contradicts data.global_batch_size "
-                f"{self.global_batch_size}, from which {steps} follows: leave it out"
-            )
-        return steps
+        return accumulation_steps(self.global_batch_size, self.micro_batch_size, self._data_parallel_size, given)
 
     def _train_sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(

@@ -66,6 +66,16 @@ class TemplateOfEach:
             if (template := self.of(sample)).chat is not None:
                 template.chat([("user", USER), ("assistant", _ASSISTANT)])
 
+    def of_run(self, firsts: Iterable[Sample]) -> TemplateName:
+        """The template for what the model of a run is asked.
+
+        Args:
+            firsts: the first sample of each train file, by which auto is chatml if one of them is.
+        """
+        if self._choice != "auto":
+            return self._choice
+        return "chatml" if "chatml" in map(self.name_of, firsts) else "base"
+
     def warn_of_lost_roles(self, samples: Iterable[Sample]) -> None:
         """Says how many chats lose the roles of their earlier turns."""
         lost = sum(bool(sample.turns) and self.of(sample).chat is None for sample in samples)

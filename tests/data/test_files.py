@@ -10,7 +10,7 @@ import pytest
 from lrsa_lightning.data.corpus import Corpus
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.errors import InputError
-from tests.conftest import longalign_row, write_jsonl
+from tests.conftest import longalign_row
 from tests.data.test_sources import GOOD, write
 
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -111,15 +111,6 @@ def test_a_zipped_parquet_file_is_read(tmp_path):
     plain = Path(write(tmp_path / "a.parquet", [GOOD] * 2))
     zipped = write_bytes(tmp_path / "b.parquet.gz", gzip.compress(plain.read_bytes()))
     assert [sample.id for sample in read_samples(zipped)] == ["b.parquet.gz:1", "b.parquet.gz:2"]
-
-
-def test_a_folder_is_no_file_even_where_it_looks_like_a_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    write_jsonl(tmp_path / "owner" / "name" / "a.jsonl", [GOOD])
-    for name in ("owner/name", str(tmp_path / "owner"), "", "."):
-        with pytest.raises(InputError, match="is a folder: name the"):
-            list(read_samples(name))
 
 
 def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):

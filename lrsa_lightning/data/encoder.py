@@ -135,7 +135,7 @@ class SampleEncoder:
         A row begins with the id that the row before it ends with: there the id is a label, here an input.
         """
         ids = self._tokenize(sample.document + self._template.of(sample).answer_end)
-        if len(ids) < 3:
+        if len(ids) < 2:
             raise self._no_tokens(sample, "text")
         starts = range(0, len(ids) - 1, self._seq_len)
         cut = (ids[start : start + self._seq_len + 1] for start in starts)

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import datasets
@@ -9,12 +10,14 @@ import pyarrow
 import pyarrow.feather
 import pytest
 
+from lrsa_lightning.cli import main
 from lrsa_lightning.data.data_file import DataFile, data_files
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.errors import InputError
 from tests.conftest import sample_rows, write_jsonl
 from tests.data.test_files import corpus
+from tests.runs import command, kept_curve, losses, refusal
 
 ROWS = [
     {"document": 'A "text", in\ntwo lines.', "question": "Which?", "answer": "That; one."},
@@ -270,3 +273,18 @@ def test_fields_rename_some_columns_and_those_of_other_formats(tmp_path):
     prose = write_jsonl(tmp_path / "c.jsonl", [{"content": "Prose."}])
     (sample,) = read_samples(str(prose), fields={"text": "content"})
     assert (sample.document, sample.kind) == ("Prose.", "text")
+
+
+def test_a_streamed_run_resumes_as_if_it_had_not_stopped(hub, arguments, in_tmp_path, capsys):
+    entry = {"path": "owner/name", "streaming": True, "rows": 8}
+    arguments |= {"data.train_files": json.dumps([entry]), "trainer.max_steps": "4", "trainer.callbacks": kept_curve()}
+    main(command(arguments))
+    complete = losses()
+    arguments["ckpt_path"] = "runs/x/checkpoints/step=2.ckpt"
+    assert "data.train_files" in refusal(
+        capsys, command(arguments | {"data.train_files": json.dumps([entry | {"rows": 9}])})
+    )
+    main(command(arguments))
+    assert losses() == complete
+    assert len(complete) == 4
+    assert all(call["streaming"] for call in hub)

@@ -148,7 +148,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             make_demo_data(self.cache_dir / "demo")
         self.tokenizer = self._load_tokenizer()
         self.corpus.check()
-        self._templates.check(self.corpus.firsts())
+        self.templates.check(self.corpus.firsts())
         if self.trained_on is not None and not self.allow_changed_files:
             check_files(self.trained_on, self.corpus.train_content())
         for what in ("train", "val") if self.val_files else ("train",):
@@ -164,7 +164,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self._train is not None:
             return
         self.tokenizer = self.tokenizer or self._load_tokenizer()
-        self.run_template = self._templates.of_run(self.corpus.firsts("train"))
+        self.run_template = self.templates.of_run(self.corpus.firsts("train"))
         self._train = self._dataset(self.prepare("train"))
         if stage == "fit":
             self._train_sampler()  # refuses too few rows before the model is loaded
@@ -185,9 +185,9 @@ class LongContextDataModule(lightning.LightningDataModule):
             train = self.corpus.samples("train") if what == "train" or self.extend else []
             samples = train if what == "train" else self.corpus.samples("val")
             extender = Extender(train, self.delimiter, self.seed) if self.extend else None
-            how = (self._templates, self.seq_len, extender, self.too_long, self.learn)
+            how = (self.templates, self.seq_len, extender, self.too_long, self.learn)
             encode = SampleEncoder(self.tokenizer, *how).rows
-            self._templates.warn_of_lost_roles(samples)
+            self.templates.warn_of_lost_roles(samples)
             skip = self.corpus.bad_rows == "skip"
             prepared = prepare(folder, samples, encode, self.prepare_workers, f"{what} samples", skip)
             return checked_counts(prepared, what, self.seq_len)
@@ -208,7 +208,8 @@ class LongContextDataModule(lightning.LightningDataModule):
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
 
     @property
-    def _templates(self) -> TemplateOfEach:
+    def templates(self) -> TemplateOfEach:
+        """The template of each sample, once the tokenizer is loaded."""
         return TemplateOfEach(self.template, self.tokenizer)
 
     def _folder(self, what: str) -> Path:

@@ -48,14 +48,39 @@ class Sample:
         """What the last user's turn has of the document."""
         return self.document[len(texts_of(self.turns)) :]
 
+    @property
+    def text(self) -> str:
+        """The longest of the texts that a user or a system prompt gives: it holds the document of a chat."""
+        given = [content for role, content in self.turns if role != "assistant"]
+        return max([self.own_document, *given], key=len) or self.question
+
     @cached_property
     def language(self) -> str:
-        """zh if more than a fifth of the first thousand letters are Chinese characters, else other."""
-        letters = list(islice(filter(str.isalpha, self.document or self.question), 1000))
-        chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
-        return "zh" if chinese > len(letters) / 5 else "other"
+        """zh, ja or ko, by the letters of the text's first thousand; other for other languages."""
+        return language_of(self.text)
 
     def paragraphs(self) -> list[str]:
-        """The document's paragraphs, separated by blank lines; its lines where it has no blank line."""
-        parts = [part for part in self.document.split("\n\n") if part.strip()]
-        return parts if len(parts) > 1 else [line for line in self.document.splitlines() if line.strip()]
+        """The document's paragraphs, separated by blank lines; its lines where it has no blank line.
+
+        Of a chat they are those of the user's turns.
+        """
+        given = "".join(f"{content.strip()}\n\n" for role, content in self.turns if role == "user")
+        text = given + self.own_document if self.turns else self.document
+        parts = [part for part in text.split("\n\n") if part.strip()]
+        return parts if len(parts) > 1 else [line for line in text.splitlines() if line.strip()]
+
+
+def language_of(text: str) -> str:
+    """The language of a text, as far as its letters tell.
+
+    A fifth of the first thousand letters decides. Japanese has kana among its Chinese characters.
+    """
+    letters = [*islice(filter(str.isalpha, text), 1000)]
+    kana = sum("\u3040" <= letter <= "\u30ff" for letter in letters)
+    hangul = sum("\uac00" <= letter <= "\ud7a3" for letter in letters)
+    chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
+    if hangul > len(letters) / 5:
+        return "ko"
+    if kana + chinese > len(letters) / 5:
+        return "ja" if kana > (kana + chinese) / 20 else "zh"
+    return "other"

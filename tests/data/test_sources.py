@@ -90,6 +90,10 @@ def test_paragraphs_and_language():
         ("中" * 20 + "a" * 80, "Which?", "other"),
         ("中" * 21 + "1 . " * 500 + "a" * 79, "Which?", "zh"),  # of the letters
         ("a" * 1000 + "中" * 9000, "Which?", "other"),  # of the first thousand
+        ("これは日本語の文章です。漢字も使います。東京都に住んでいます。", "Which?", "ja"),
+        ("二〇二〇年、东京の国立博物馆。这是一段很长的中文文字，只有一个日文假名。", "Which?", "zh"),
+        ("이것은 한국어 문장입니다.", "Which?", "ko"),
+        ("Это русский текст.", "Which?", "other"),
         ("", "哪一段？", "zh"),
         ("A text.", "哪一段？", "other"),
         ("", "?", "other"),

@@ -91,6 +91,16 @@ def test_each_answer_is_learned_with_what_ends_it(tokenizer, template, expected,
     assert marked(tokenizer, row) == f"{without_earlier}>>{last}<<"
 
 
+def test_a_document_that_the_template_trims_is_shortened_in_the_middle(tokenizer):
+    document = "\n " + " ".join(f"House {i} is green." for i in range(40)) + "\n\n"
+    sample = Sample("f:1", document, "Which one of them?", "Due.", kind="chat")
+    row = encoder(tokenizer, LLAMA, seq_len=150, too_long="shorten")(sample)
+    text = tokenizer.decode(row.ids)
+    assert len(row.ids) == 151
+    assert text.startswith("<b><h>user</h>\n\nHouse 0 is green.")
+    assert text.endswith("House 39 is green.\n\nWhich one of them?<eot><h>assistant</h>\n\nDue.<eot>")
+
+
 def test_the_default_system_prompt_is_the_templates(tokenizer):
     row = encoder(tokenizer, QWEN)(Sample("f:1", "", "Two?", "Due.", kind="chat"))
     assert tokenizer.decode(row.ids).startswith("<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nTwo?")

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 from pathlib import Path
 
 import datasets
@@ -10,14 +9,13 @@ import pyarrow
 import pyarrow.feather
 import pytest
 
-from lrsa_lightning.cli import main
 from lrsa_lightning.data.data_file import DataFile, data_files
 from lrsa_lightning.data.datamodule import LongContextDataModule
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.run.saved_config import with_absolute_paths
 from tests.conftest import sample_rows, write_jsonl
 from tests.data.test_files import corpus
-from tests.runs import command, kept_curve, losses, refusal
 
 ROWS = [
     {"document": 'A "text", in\ntwo lines.', "question": "Which?", "answer": "That; one."},
@@ -153,46 +151,6 @@ def test_a_folder_without_data_is_named(tmp_path):
             list(read_samples(str(path)))
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub data set with two splits. The library itself cuts and streams; only its place is another."""
-    files = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", sample_rows()[:size])) for name, size in SIZES.items()}
-    load, calls = datasets.load_dataset, []
-
-    def load_dataset(path, **options):
-        calls.append({"path": path} | options)
-        return load("json", data_files=files, split=options["split"], streaming=options["streaming"])
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("lrsa_lightning.data.hub_rows.before_loading", lambda name: None)
-    return calls
-
-
-SIZES = {"train": 12, "test": 5}
-
-
-@pytest.mark.parametrize(
-    ("options", "count"),
-    [
-        ({}, 12),
-        ({"split": "test"}, 5),
-        ({"split": "train[:25%]"}, 3),
-        ({"streaming": True, "rows": 4}, 4),
-        ({"streaming": True, "rows": 100, "split": "test"}, 5),
-        ({"rows": 7}, 7),
-    ],
-)
-def test_a_part_of_a_hub_data_set_is_read(hub, options, count):
-    answers = [sample.answer for sample in read_samples(DataFile("owner/name", **options))]
-    assert answers == [row["messages"][1]["content"] for row in sample_rows()[:count]]
-    assert [sample.id for sample in read_samples(DataFile("owner/name", rows=1))] == ["name:1"]
-
-
-def test_subset_and_revision_reach_the_library(hub):
-    next(read_samples(DataFile("owner/name", subset="long", revision="abc123")))
-    assert hub[0].items() >= {"path": "owner/name", "name": "long", "revision": "abc123", "split": "train"}.items()
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -211,30 +169,12 @@ def test_what_cannot_be_is_refused_before_anything_is_read(entry, message):
         LongContextDataModule([entry])
 
 
-def test_an_unknown_split_of_the_hub_is_named_with_the_way_out(hub):
-    for options in ({}, {"streaming": True, "rows": 1}):
-        with pytest.raises(
-            InputError, match=r"owner/name cannot be loaded \(ValueError: .*split.*set split and subset"
-        ):
-            list(read_samples(DataFile("owner/name", split="dev", **options)))
-
-
 def test_what_the_hub_alone_has_is_refused_for_a_file(tmp_path):
     file = write_table(tmp_path / "a.csv")
     for options in ({"streaming": True, "rows": 1}, {"split": "train"}, {"revision": "main"}, {"subset": "x"}):
         (name, *_) = options
         with pytest.raises(InputError, match=rf"a\.csv is a file of this machine, without {name}: leave {name} out"):
             list(read_samples(DataFile(file, **options)))
-
-
-def test_two_parts_of_a_hub_data_set_are_two_files(hub, caplog):
-    train, val = (data_files("x", {"path": "owner/name", "split": split}) for split in ("train", "test"))
-    both = corpus(train, val)
-    both.check()
-    assert not caplog.records
-    assert len({*both.contents("val")}) == 2
-    corpus(train, train).check()
-    assert "owner/name, which is a train file too" in caplog.text
 
 
 def test_each_file_has_its_own_names_and_template(tmp_path, tokenizer_dir):
@@ -275,16 +215,16 @@ def test_fields_rename_some_columns_and_those_of_other_formats(tmp_path):
     assert (sample.document, sample.kind) == ("Prose.", "text")
 
 
-def test_a_streamed_run_resumes_as_if_it_had_not_stopped(hub, arguments, in_tmp_path, capsys):
-    entry = {"path": "owner/name", "streaming": True, "rows": 8}
-    arguments |= {"data.train_files": json.dumps([entry]), "trainer.max_steps": "4", "trainer.callbacks": kept_curve()}
-    main(command(arguments))
-    complete = losses()
-    arguments["ckpt_path"] = "runs/x/checkpoints/step=2.ckpt"
-    assert "data.train_files" in refusal(
-        capsys, command(arguments | {"data.train_files": json.dumps([entry | {"rows": 9}])})
-    )
-    main(command(arguments))
-    assert losses() == complete
-    assert len(complete) == 4
-    assert all(call["streaming"] for call in hub)
+def test_the_saved_configuration_names_files_and_folders_wherever_it_is_read(folder, monkeypatch):
+    """And the mixture by the same names; a hub id stays as it is."""
+    monkeypatch.chdir(folder.parent)
+    entries = [{"path": "own/b.csv", "fields": {"answer": "own"}}, "own", {"path": "owner/name"}]
+    given = {"data": {"train_files": entries, "val_files": None, "mixture": {"own/b.csv": 2.0, "own": 1.0}}}
+    data = with_absolute_paths(given)["data"]
+    assert data["train_files"] == [
+        {"path": str(folder / "b.csv"), "fields": {"answer": "own"}},
+        str(folder),
+        {"path": "owner/name"},
+    ]
+    assert data["mixture"] == {str(folder / "b.csv"): 2.0, str(folder): 1.0}
+    assert corpus(data_files("x", data["train_files"][1:2]), mixture={str(folder): 0.0}).train_content()

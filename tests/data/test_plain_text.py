@@ -97,7 +97,7 @@ def test_the_answers_of_a_preference_set_can_be_taken_by_naming_the_format(tmp_p
 
 
 def test_a_run_on_plain_text_and_chats_resumes_as_if_it_had_not_stopped(arguments, tmp_path, in_tmp_path):
-    """A folder of both, of which one file is a table."""
+    """A folder of both; one of the files is a table."""
     folder = tmp_path / "own"
     folder.mkdir()
     write_jsonl(folder / "chats.jsonl", sample_rows()[:4])

@@ -1,5 +1,6 @@
 """A chat under the tokenizer's own chat template: its text, and which parts of it a model learns."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ Turn: TypeAlias = tuple[str, str]  # role and content
 Piece: TypeAlias = tuple[str, bool]  # a text, and whether its tokens are labels
 # Stands for the content of the last user's turn, to find its place.
 USER = "\x02user\x03"
+_MARK = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ChatTemplate:
     def _rendered(self, turns: Sequence[Turn], learns_all: bool) -> RenderedChat:
         *earlier, (_, user), answer = turns
         text = self.render(turns)
-        before, rest = self.render([*earlier, ("user", USER), answer]).split(USER)
+        before, rest = around(USER, self.render([*earlier, ("user", USER), answer]))
         shown = text[len(before) : len(text) - len(rest)]
         if shown.strip() != user.strip() or before + shown + rest != text:
             raise ValueError("it changes the text of the user's last turn")
@@ -94,9 +96,13 @@ class ChatTemplate:
 
     def _after_generation_prompt(self, turns: Sequence[Turn], at: int, text: str) -> tuple[int, int]:
         prompt, complete = self.render(turns[:at], opens_answer=True), self.render(turns[: at + 1])
-        answered = complete.rstrip("\n")  # what ends the answer, without the line end before the next turn
         if not complete.startswith(prompt):
             raise ValueError("its generation prompt is not how the text of an answer begins")
+        # What ends the answer, without the line end before the next turn, and without the end of the chat, as Phi-3's.
+        answered = complete.rstrip("\n")
+        shorter = answered.removesuffix(self._tokenizer.eos_token or "").rstrip("\n")
+        if not text.startswith(answered) and not shorter.endswith(turns[at][1].strip()):
+            answered = shorter
         if not text.startswith(answered):
             way_out = "with data.learn last only the last answer is learned"
             raise ValueError(f"the answer in turn {at + 1} changes once a turn follows: {way_out}")
@@ -104,7 +110,7 @@ class ChatTemplate:
 
     def _marked(self, turns: Sequence[Turn]) -> list[tuple[int, int]]:
         """Where the template's generation marks start and stop in the text; none without marks."""
-        if "generation" not in str(self._tokenizer.chat_template):
+        if not _MARK.search(str(self._tokenizer.chat_template)):
             return []
         encoded = self._tokenizer.apply_chat_template(
             _messages(turns),
@@ -131,6 +137,14 @@ def applying() -> Iterator[None]:
             f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold the texts of user "
             "and assistant, each once and unchanged. Take another tokenizer, or template base"
         ) from error
+
+
+def around(content: str, text: str) -> tuple[str, str]:
+    """The text before and after a turn's content. Raises ValueError unless the text has it once."""
+    before, *after = text.split(content)
+    if len(after) != 1:
+        raise ValueError(f"it shows the text of a turn {len(after)} times")
+    return before, after[0]
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

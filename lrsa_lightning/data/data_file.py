@@ -73,7 +73,7 @@ class DataFile:
         try:
             file = cls(**entry)
         except InputError as error:
-            raise InputError(f"{option}: {error}") from None
+            raise InputError(f"{option}: {str(error).removeprefix('DataFile.')}") from None
         file._check(option)
         return file
 

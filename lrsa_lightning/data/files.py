@@ -58,7 +58,9 @@ def _placed_rows(file: DataFile, skipped: list[str] | None) -> Iterator[PlacedRo
             raise InputError(f"data file {named} does not exist: give a file, a folder or a hub id (owner/name)")
         return _numbered(hub_rows(file), file.path, "row")
     if kind not in SUFFIXES:
-        raise InputError(f"data file {path}: expected {', '.join(SUFFIXES)} or one of them with .gz")
+        raise InputError(
+            f"data file {path}: expected {', '.join(SUFFIXES)} or one of them with .gz; plain text is its column text"
+        )
     if kind in _ARROW:
         return _numbered(_columns(path, _ARROW[kind]), path, "row")
     if kind in _DELIMITERS:

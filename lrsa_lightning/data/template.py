@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeAlias
 
-from lrsa_lightning.data.chat_template import USER, ChatTemplate, applying
+from lrsa_lightning.data.chat_template import USER, ChatTemplate, applying, around
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.errors import InputError
 
@@ -116,8 +116,8 @@ def make_template(name: TemplateName, tokenizer) -> Template:
         raise InputError("template chatml: the tokenizer has no chat template; use an instruct model's, or base")
     chat = ChatTemplate(tokenizer)
     with applying():
-        before, after = chat.render([("user", USER)], opens_answer=True).split(USER)
-        _, end = chat.render([("user", USER), ("assistant", _ASSISTANT)]).split(_ASSISTANT)
+        before, after = around(USER, chat.render([("user", USER)], opens_answer=True))
+        _, end = around(_ASSISTANT, chat.render([("user", USER), ("assistant", _ASSISTANT)]))
     return Template(before, after, "", end.rstrip("\n"), chat)
 
 
@@ -139,6 +139,6 @@ def between_turns(name: TemplateName, tokenizer) -> str:
         return "\n\n"
     turns = [("user", USER), ("assistant", _ASSISTANT), ("user", _NEXT)]
     with applying():
-        _, following = ChatTemplate(tokenizer).render(turns).split(_ASSISTANT)
-        between, _ = following.split(_NEXT)
+        _, following = around(_ASSISTANT, ChatTemplate(tokenizer).render(turns))
+        between, _ = around(_NEXT, following)
     return between

@@ -28,6 +28,11 @@ MISTRAL = (
     "{% if m.role == 'user' %}{{ '[INST] ' + (s + '\n\n' if s and not loop.index0 > 1 else '') + m.content + ' [/INST]'"
     " }}{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + '</s>' }}{% endif %}{% endfor %}"
 )
+# A chat ends with the end token besides, as Phi-3's.
+PHI = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
+)
 # The last answer has empty thoughts before it, and earlier ones have none, as Qwen3's.
 THINKS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
@@ -58,6 +63,11 @@ EXPECTED = {
     "MISTRAL": (
         MISTRAL,
         "[INST] Be brief.\n\nOne? [/INST]>> Uno.</s><<[INST] A text.\n\nTwo? [/INST]>> Due.</s><<",
+    ),
+    "PHI": (
+        PHI,
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nOne?<|end|>\n<|assistant|>\n>>Uno.<|end|><<\n<|user|>\nA text.\n\n"
+        "Two?<|end|>\n<|assistant|>\n>> Due.\n<|end|>\n<|endoftext|><<",
     ),
     "MARKED": (
         MARKED,
@@ -125,6 +135,20 @@ def test_a_template_that_does_not_say_what_an_answer_is_is_refused_before_the_ro
         TemplateOfEach("auto", odd).check([CHAT])
     TemplateOfEach("base", odd).check([CHAT])
     assert make_template("chatml", odd).after.endswith("<think>\n")  # such a model can be asked, but not tuned on
+
+
+def test_a_template_that_takes_no_plain_text_is_named(tokenizer):
+    """Templates of models that see pictures want a list of parts."""
+    parts = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(InputError, match=r"cannot be used .*it shows the text of a turn 0 times"):
+        encoder(tokenizer, parts)(CHAT)
+
+
+def test_an_answer_that_only_the_end_of_the_chat_ends_is_not_learned_before_it(tokenizer):
+    """In the middle of a chat nothing would end it."""
+    endless = PHI.replace("'<|end|>\n'", "'\n'")
+    with pytest.raises(NothingToLearn, match="answer in turn 3 changes once a turn follows"):
+        encoder(tokenizer, endless)(CHAT)
 
 
 @pytest.mark.parametrize(

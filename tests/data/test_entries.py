@@ -158,9 +158,9 @@ def test_a_folder_without_data_is_named(tmp_path):
         ({"path": "o/n", "streaming": True, "rows": 5, "split": "train[:9]"}, r"cannot be streamed: set rows"),
         ({"path": "o/n", "splt": "test"}, r"train_files\[0\] has the key 'splt': did you mean split\?"),
         ({"split": "test"}, r"train_files\[0\] is .*but must be a name, or a mapping with path"),
-        ({"path": "a.csv", "rows": 0}, r"train_files\[0\]: DataFile\.rows is 0, but must be a whole number of at"),
-        ({"path": "a.csv", "source": "csv"}, r"DataFile\.source is 'csv', but must be one of 'auto', 'longalign'"),
-        ({"path": "a.csv", "template": "alpaca"}, r"DataFile\.template is 'alpaca', but must be one of 'auto'"),
+        ({"path": "a.csv", "rows": 0}, r"train_files\[0\]: rows is 0, but must be a whole number of at"),
+        ({"path": "a.csv", "source": "csv"}, r"source is 'csv', but must be one of 'auto', 'longalign'"),
+        ({"path": "a.csv", "template": "alpaca"}, r"template is 'alpaca', but must be one of 'auto'"),
         (5, r"train_files\[0\] is 5, but must be a name, or a mapping"),
     ],
 )

@@ -19,22 +19,18 @@ CONFIG = Path("configs") / "demo.yaml"
 
 
 def report(run: Path) -> str:
-    """The scores of a run, its files, and the command for full attention."""
+    """The command for full attention, and the first and the last scores of a run."""
     rows = read_rows(run / METRICS)
     checks = [{key: value for key, value in row.items() if key.startswith("ruler/niah")} for row in rows]
     checks = [check for check in checks if check]
     scores = [f"{key.removeprefix('ruler/'):<32}{checks[0][key]:>8g}{last:>8g}" for key, last in checks[-1].items()]
+    lrsa_here = Path(sys.executable).parent / "lrsa"
     return f"""
-{"RULER score (0..100)":<32}{"before":>8}{"after":>8}
-{chr(10).join(scores)}
-
-loss curve:  {run / "loss_curve.png"}
-all metrics: {run / METRICS}
-checkpoint:  {run / "checkpoints" / "last.ckpt"}
-config:      {run / "config.yaml"}
-
 The same data with full attention:
-  {Path(sys.executable).parent / "lrsa"} fit --config {CONFIG} --model.attention configs/attention/vanilla.yaml"""
+  {lrsa_here} fit --config {CONFIG} --model.attention configs/attention/vanilla.yaml
+
+{"RULER score (0..100)":<32}{"before":>8}{"after":>8}
+{chr(10).join(scores)}"""
 
 
 @report_input_errors

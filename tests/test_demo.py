@@ -1,5 +1,6 @@
 """The embedded default: its data, and that the demo learns."""
 
+import importlib
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoTokenizer, Qwen2Config
 
+from lrsa_lightning.cli import main as lrsa
 from lrsa_lightning.data.demo import make_demo_data
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.data.tokenization import load_tokenizer
@@ -62,6 +65,38 @@ def test_samples_fit_the_demos_length(demo_dir):
     assert max(len(tokenizer(f"{s.prompt} {s.answer}")["input_ids"]) for s in samples) < 512
 
 
+def test_each_sample_asks_for_the_one_number_that_it_states(demo_dir):
+    for sample in read_samples(str(demo_dir / "train.jsonl")):
+        assert re.findall(r"\d+", sample.prompt) == re.findall(r"\d+", sample.answer)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module
+
+
+def test_what_the_demo_prints_ends_as_the_readme_shows(script, tmp_path):
+    (block,) = re.findall(r"```\n(RULER score.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scores = [line.split() for line in block.splitlines()[1:]]
+    rows = [{f"ruler/{name}": float(row[at]) for name, *row in scores} for at in (0, 1)]
+    lines = [json.dumps({"step": step} | row) for step, row in zip((0, 1000), rows, strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert script("demo").report(tmp_path).endswith(block.rstrip())
+    assert len(scores) == 3
+
+
+def test_a_run_of_the_ten_has_its_own_seed_and_a_further_configs_settings(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other.yaml").write_text("seed_everything: 42\ntrainer:\n  max_steps: 5\n")
+    command = script("demo_seeds").fit_command(3, tmp_path, ["--config", str(tmp_path / "other.yaml")])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        lrsa([*command[3:], "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 5)
+
+
 @pytest.mark.slow
 def test_the_demo_learns_to_find_needles_in_the_compressed_cache(tmp_path):
     environment = {**os.environ, "WANDB_MODE": "offline"}
@@ -81,7 +116,7 @@ def test_the_demo_learns_to_find_needles_in_the_compressed_cache(tmp_path):
     assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
     assert scores[0] < 10
     assert scores[-1] >= 60
-    for name in ("loss_curve.png", "checkpoints/last.ckpt", "config.yaml", "metrics.jsonl"):
+    for name in ("loss_curve.png", "checkpoints/last.ckpt"):
         assert (run / name).exists()
         assert str(run / name) in done.stdout
     assert "--model.attention configs/attention/vanilla.yaml" in done.stdout

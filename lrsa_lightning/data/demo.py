@@ -1,6 +1,6 @@
 """The embedded data set: a small encyclopedia of made-up facts in LongAlign's format, and a tokenizer for it.
 
-Documents are facts hidden in RULER's noise. From random weights, a tiny model learns niah_single_1 on them in minutes.
+A document is a fact hidden in RULER's noise. From random weights, a tiny model learns niah_single_1 on them in minutes.
 Keys and values are random; RULER's own needles are not among them.
 """
 
@@ -28,13 +28,9 @@ _INTRO = (
     "A {what} is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the number afterwards."
 )
-_ASK_ONE = (
+_QUESTION = (
     "What is the {what} for {key} mentioned in the provided text? "
     "The {what} for {key} mentioned in the provided text is"
-)
-_ASK_SEVERAL = (
-    "What are all the {what}s for {key} mentioned in the provided text? "
-    "The {what}s for {key} mentioned in the provided text are"
 )
 # A digit and how many digits follow it, as one character of Unicode's private use area.
 _PLACED = {(digit, place): chr(0xE000 + 10 * place + digit) for place in range(6, -1, -1) for digit in range(10)}
@@ -56,24 +52,17 @@ def make_demo_data(directory: Path) -> None:
 
 
 def _make_sample(rng: random.Random) -> dict:
-    """A short note to repeat, or a document of noise and facts with a question; some answers also cite the facts."""
-    short = rng.random() < 0.4  # a model learns to copy faster from few tokens
+    """A note of one fact, or a document that hides it in noise; the answer is the fact's number."""
     what = rng.choice(["special magic number", rng.choice(list(_FACTS))])
-    facts = [(random_words(rng), random_number(rng)) for _ in range(rng.choice([1, 1, 1, 1, 2]))]
-    lines = [_FACTS[what].format(key=key, value=value) for key, value in facts]
-    asked = list(range(len(facts))) if short else rng.sample(range(len(facts)), rng.randint(1, len(facts)))
-    if short:
-        user = " ".join(lines) + "\nRepeat this."
+    key, value = random_words(rng), random_number(rng)
+    fact = _FACTS[what].format(key=key, value=value)
+    if rng.random() < 0.4:  # a model learns to copy faster from few tokens
+        user = f"{fact}\nRepeat the number."
     else:
-        document = lines + [NOISE] * rng.randint(0, MAX_LINES - len(facts))
+        document = [fact] + [NOISE] * rng.randint(0, MAX_LINES - 1)
         rng.shuffle(document)
-        question = _ASK_ONE if len(asked) == 1 else _ASK_SEVERAL
-        question = question.format(what=what, key=", ".join(facts[i][0] for i in asked))
-        user = "\n".join([_INTRO.format(what=what), *document, question])
-    answer = " ".join(facts[i][1] + "." for i in asked)
-    if short or rng.random() < 0.5:
-        answer += " " + " ".join(lines[i] for i in asked)
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
+        user = "\n".join([_INTRO.format(what=what), *document, _QUESTION.format(what=what, key=key)])
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": f"{value}."}]}
 
 
 def _make_tokenizer(samples: list[dict]):

@@ -1,4 +1,4 @@
-# make demo, make test, make test-slow, make test-npu, make lint: each creates .venv and installs what it needs.
+# make demo, make test, make test-slow, make test-npu, make lint, make docs: each creates .venv and installs what it needs.
 # make test-serve creates .venv-serve, with vLLM for CPUs.
 # make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the small CPU build).
 PYTHON ?= python3
@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 # Two processes, each with whole files of tests, in order: what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
+# Without setuptools' page on editable installs.
+QUIET_PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow test-npu test-serve lint clean
+.PHONY: demo test test-slow test-npu test-serve lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -37,6 +39,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in site/; says so and succeeds where its packages cannot be installed.
+docs: $(INSTALLED)
+	@if $(QUIET_PIP) -e ".[docs]"; \
+	then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict; \
+	else echo "make docs: SKIPPED: the packages of the extra docs cannot be installed" >&2; fi
+
 $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.sh
 	sh scripts/check_machine.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
@@ -44,8 +52,8 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.sh
 	@echo "Installing torch (a CUDA build is several GB; see README for the CPU build) ..."
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "Installing lrsa_lightning ..."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(QUIET_PIP) -e ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SERVE_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(SERVE_VENV) build dist site *.egg-info

@@ -43,7 +43,7 @@ class Diagnosis(Callback):
             num_texts: of each file, or of data.val_files together.
             attention: the rule to apply; the run's own when None. A run with full attention needs one.
             max_queries: queries of a text whose mass is measured, evenly spaced.
-            template: base or chatml; data.template when None.
+            template: base or chatml; that of the run when None.
 
         Raises:
             InputError: a number is out of its range, or the attention has no rule.
@@ -66,7 +66,7 @@ class Diagnosis(Callback):
         self._mode = self._mode or pl_module.attention
         check_mode(self._mode)
         self._mode.check(pl_module.starting_model.load_config())
-        source = TextSource(data.tokenizer, self._template or data.template, data.seq_len, data.extend)
+        source = TextSource(data.tokenizer, self._template or data.run_template, data.seq_len, data.extend)
         if self._data is not None:
             texts = {file: source.texts(file) for file in self._data}
         elif data.val_files:

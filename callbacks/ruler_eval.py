@@ -87,7 +87,7 @@ class RulerEval(Callback):
             batch_size: prompts decoded together; fewer where their caches do not fit in 80% of the free memory.
             prefill_chunk_size: prompt tokens in a forward pass.
             sequence_parallel: gone; ignored.
-            template: base or chatml; data.template when None.
+            template: base or chatml; that of the run when None.
             sources: files of some tasks: essays, squad, hotpotqa, english_words.
             skip_missing: leave out tasks whose file is not given, instead of an error.
             official_compat: gone; false is ignored, true is refused.
@@ -133,7 +133,7 @@ class RulerEval(Callback):
             InputError: a task's text does not fit a length, or the checks of a resumed run scored other samples.
         """
         data = trainer.datamodule
-        template = self._template or data.template
+        template = self._template or data.run_template
         lengths = self._lengths_of(data.seq_len) if self._lengths is None else self._lengths
         config = pl_module.starting_model.load_config()
         check_length(config, max(lengths, default=0), "RulerEval.lengths")

@@ -13,6 +13,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 KEY = "lrsa"
 MARK = "Lrsa"
+# The template that a model was trained under, in its config.json: it is asked under the same one.
+TEMPLATE = "lrsa_template"
 
 
 def saved_settings(config) -> Any:

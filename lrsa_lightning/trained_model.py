@@ -37,11 +37,13 @@ class TrainedModel:
         model: in evaluation mode.
         config: the run's resolved configuration.
         folder: the run directory.
+        template: for what the model is asked.
     """
 
     model: "PreTrainedModel"
     config: dict[str, Any]
     folder: Path
+    template: str
 
     @property
     def tokenizer_name(self) -> str:
@@ -74,6 +76,16 @@ class RunCheckpoint:
     def tokenizer_name(self) -> str:
         """Hub id or folder of its tokenizer."""
         return _tokenizer_name(self.run, self.folder)
+
+    @cached_property
+    def template(self) -> str:
+        """The template for what the model is asked. The checkpoint says what auto meant for the train files."""
+        chosen = self.run["data"].get("template", "base")
+        if chosen != "auto":
+            return chosen
+        with reading(f"{self.path} cannot be read"):
+            state = {} if fault_of(self.path) else read_state(self.path)
+        return state.get("LongContextDataModule", {}).get("template", "base")
 
     @cached_property
     def attention(self) -> "AttentionMode":
@@ -188,7 +200,7 @@ def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> Train
             another model; or a weight is not finite in the dtype.
     """
     found = RunCheckpoint(checkpoint)
-    return TrainedModel(found.load(dtype), found.run, found.folder)
+    return TrainedModel(found.load(dtype), found.run, found.folder, found.template)
 
 
 def find_checkpoint(source: Path) -> Path:

@@ -35,6 +35,14 @@ def test_a_callback_is_left_out_or_changed_by_name(arguments, in_tmp_path):
     assert classes(trainer.loggers) == ["MetricsFile"]
 
 
+def test_a_file_leaves_out_and_changes_too(arguments, in_tmp_path):
+    Path("changes.yaml").write_text("callbacks: {ruler: null, checkpoints: {every_n_steps: 3}}\nwandb: false\n")
+    trainer = made(arguments, config="changes.yaml")
+    assert "RulerEval" not in classes(trainer.callbacks)
+    assert next(each for each in trainer.callbacks if type(each).__name__ == "Checkpoints").every_n_steps == 3
+    assert classes(trainer.loggers) == ["MetricsFile"]
+
+
 def test_a_run_saves_the_list_as_it_runs_and_resumes_from_it(arguments, in_tmp_path):
     names = [callback("Checkpoints"), callback("LossCurve"), callback("StepProgress")]
     arguments |= {"trainer.callbacks": json.dumps(names), "callbacks.loss": "null", "trainer.max_steps": "1"}

@@ -99,10 +99,14 @@ def test_inspect_shows_lengths_label_tokens_and_a_sample(arguments, tmp_path):
     result = run("inspect", *arguments, "--output", "lengths.png", "--sample", "3", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
-    assert "24 read, 24 kept, 0 left out, 0 shortened" in result.stdout
-    assert "languages       other 100.0%" in result.stdout
+    assert "24 read, 24 kept, 0 left out, 0 shortened, in 24 rows\n" in result.stdout
+    assert "languages       Latin script 100.0%\ntemplates       chatml 100.0%\n" in result.stdout
+    assert re.search(r"most \d+; 0 of 24 samples are longer than data\.seq_len 300\n", result.stdout)
     assert "Document 1:" in result.stdout
-    assert "Which colour has house 3? Colour 3.<|endoftext|>" in result.stdout.replace("\n", " ").replace("  ", " ")
+    turn = "Which colour has house 3?<|im_end|>\n<|im_start|>assistant\n>>>Colour 3.<|im_end|><<<\n"
+    assert result.stdout.endswith(turn)
+    without = run("inspect", *arguments, "--data.val_files", "null", "--sample", "3", cwd=tmp_path)
+    assert without.stdout.strip() == result.stdout.strip().replace("lengths.png", "data_lengths.png")
     wrong = run("inspect", *arguments, "--sample", "99", cwd=tmp_path)
     assert "--sample is 99, but must be from 0 to 23" in wrong.stderr
 

@@ -1,4 +1,4 @@
-"""`lrsa generate` and `lrsa chat`, from the command line to what is printed."""
+"""`lrsa generate` and `lrsa chat`, from the command line to what is printed; the commands of docs/answers.md run."""
 
 import io
 import json
@@ -56,7 +56,9 @@ def answer(model, tokenizer, mode, prompt: str, num_new: int, **arguments) -> st
 def test_a_run_answers_by_its_last_checkpoint_under_its_own_mode_and_template(two_steps, tokenizer, capsys):
     write("book.txt", DOCUMENT)
     mode, model = LRSA(lag_size=16, sink_size=4), load_checkpoint(Path("runs/x/checkpoints/step=2.ckpt")).model
-    expected = answer(model, tokenizer, mode, f"{DOCUMENT}\n\n{QUESTION}", 12)
+    turn = [{"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]  # trained on chats: data.template is auto
+    prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    expected = answer(model, tokenizer, mode, prompt, 12, eos_token_id=[0, 2])
     capsys.readouterr()
     for source in ("runs/x", "runs/x/checkpoints/step=2.ckpt"):
         main(["generate", source, QUESTION, "--document=book.txt", "--max_new_tokens=12"])

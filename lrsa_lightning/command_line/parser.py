@@ -81,7 +81,8 @@ class Parser(LightningArgumentParser):
         if "subcommand" in parsed:
             known, parser = parsed[parsed.subcommand], self._subcommands.choices[parsed.subcommand]
         for key in self._files.outer_keys():
-            if key not in known:
+            of_any_name = isinstance(known.get(key.partition(".")[0]), dict)  # such as callbacks
+            if key not in known and not of_any_name:
                 parser.error(f"Key '{key}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

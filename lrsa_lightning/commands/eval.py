@@ -39,7 +39,7 @@ def make_parser() -> Parser:
         help="folder of RULER's prepare.py or run.sh, or of `lrsa ruler`; our own samples by default",
     )
     parser.add_argument(
-        "--template", type=TemplateName | None, help="base or chatml; the run's, or base, when not given"
+        "--template", type=TemplateName | None, help="base or chatml; that of its training, or base, when not given"
     )
     parser.add_argument(
         "--budgets", type=PositiveUnitInterval, nargs="*", default=[1.0, 0.5, 0.25], help="retention ratios; 1 dense"

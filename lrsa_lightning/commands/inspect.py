@@ -7,9 +7,9 @@ from lrsa_lightning.command_line.input_boundary import report_input_errors
 from lrsa_lightning.command_line.script_parser import ScriptParser
 from lrsa_lightning.ranges import NonNegativeInt
 
-_DESCRIPTION = """Shows the data of a configuration: lengths before and after, label tokens, languages, and a sample.
+_DESCRIPTION = """Shows the data of a configuration: lengths, languages, templates, and what is learned of a sample.
 
-The lengths are histograms in a PNG file. Takes the options of `lrsa fit` besides its own. Prepares the data if
+The lengths are histograms in a PNG file, too. Takes the options of `lrsa fit` besides its own. Prepares the data if
 necessary.
 Example: lrsa inspect --config configs/experiment/paper_32k.yaml --data.train_files my.jsonl
 """
@@ -30,7 +30,7 @@ def run(args: list[str] | None = None) -> None:
     from rich.console import Console
 
     from lrsa_lightning.commands.prepare import DataCLI
-    from lrsa_lightning.data.inspection import dimmed, draw_lengths, summary
+    from lrsa_lightning.data.inspection import BEGIN, END, draw_lengths, marked, summary
     from lrsa_lightning.data.tokenization import LongTokenizer
 
     module = DataCLI(further, run=False, prog=parser.prog).datamodule
@@ -41,10 +41,10 @@ def run(args: list[str] | None = None) -> None:
     tokenize = LongTokenizer(module.tokenizer)
     own = [len(tokenize(sample.prompt)) + len(tokenize(sample.answer)) for sample in samples]
     draw_lengths(own, prepared, module.seq_len, options.output)
-    console = Console()
-    console.print(summary(samples, prepared, module.seq_len), highlight=False)
-    console.print(f"lengths         {options.output}\n\nsample {options.sample}:", highlight=False)
-    console.print(dimmed(prepared[options.sample], module.tokenizer))
+    names = [*map(module.templates.name_of, samples)]
+    print(summary(samples, own, prepared, module.seq_len, names))
+    print(f"lengths         {options.output}\n\nsample {options.sample}; what is learned is between {BEGIN} and {END}:")
+    Console().print(marked(prepared[options.sample], module.tokenizer), soft_wrap=True)
 
 
 def _picture(path: str) -> Path:

@@ -13,6 +13,7 @@ from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError, suggestion
 from lrsa_lightning.pretrained.decoder import load_config, load_model
 from lrsa_lightning.pretrained.starting_model import StartingModel
+from lrsa_lightning.saved_settings import TEMPLATE
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint, take_generation_config
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ class ModelSource:
 
     @property
     def template(self) -> TemplateName:
-        """The run's template; elsewhere the tokenizer's chat template if it has one, else the text alone."""
+        """The template of training; of another model the tokenizer's chat template if it has one, else base."""
         if self._checkpoint is not None:
-            return self._checkpoint.run["data"].get("template", "base")
-        return "chatml" if self.tokenizer.chat_template else "base"
+            return self._checkpoint.template
+        return getattr(self.config, TEMPLATE, "chatml" if self.tokenizer.chat_template else "base")
 
     @property
     def seq_len(self) -> int | None:

@@ -9,7 +9,8 @@ import lightning
 from torch.utils.data import DataLoader
 
 from lrsa_lightning.data.augment import Extender
-from lrsa_lightning.data.corpus import Corpus, demo_file, names_of
+from lrsa_lightning.data.corpus import Corpus, demo_file
+from lrsa_lightning.data.data_file import data_files
 from lrsa_lightning.data.dataset import LongContextDataset, LossWeighting, pack_rows
 from lrsa_lightning.data.encoder import Learn, SampleEncoder, TooLong
 from lrsa_lightning.data.loader import ResumableLoader, outlive_signals
@@ -17,12 +18,15 @@ from lrsa_lightning.data.prepared import PreparedSamples, checked_counts, conten
 from lrsa_lightning.data.prepared_folder import alone, find_complete
 from lrsa_lightning.data.sampler import EveryRowSampler, GlobalBatchSampler, accumulation_steps
 from lrsa_lightning.data.sources import SourceName
-from lrsa_lightning.data.template import TemplateName, make_template
+from lrsa_lightning.data.template import TemplateChoice, TemplateName, TemplateOfEach
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.data.trained_content import TrainedContent, check_files, check_samples
 from lrsa_lightning.data.transfer import for_transfer
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.ranges import AtLeastTwo, MixtureWeight, NonNegativeInt, PositiveInt, checked
+
+# Settings that the rows depend on besides the samples.
+_OF_ROWS = ("template", "seq_len", "extend", "delimiter", "too_long", "learn", "seed")
 
 
 class LongContextDataModule(lightning.LightningDataModule):
@@ -32,28 +36,30 @@ class LongContextDataModule(lightning.LightningDataModule):
         trained_on: content of the train files, from the checkpoint that a fit resumes from. With it, changed files are
             found before anything is prepared; without it, when Lightning loads the checkpoint.
         allow_changed_files: lets a fit go on although the train files have changed since the checkpoint.
+        run_template: the template for what the model is asked, from `setup` on.
     """
 
     trained_on: TrainedContent | None = None
     allow_changed_files: bool = False
+    run_template: TemplateName = "base"
 
     @checked
     def __init__(
         self,
-        train_files: str | Sequence[str] = (),
-        val_files: str | Sequence[str] = (),
+        train_files: str | dict[str, Any] | Sequence[str | dict[str, Any]] = (),
+        val_files: str | dict[str, Any] | Sequence[str | dict[str, Any]] | None = None,
         source: SourceName = "auto",
         fields: dict[str, str] | None = None,
         mixture: dict[str, MixtureWeight] | None = None,
         tokenizer: str | None = None,
-        template: TemplateName = "base",
+        template: TemplateChoice = "auto",
         seq_len: AtLeastTwo = 32768,
         global_batch_size: PositiveInt = 16,
         micro_batch_size: PositiveInt = 1,
         extend: bool = True,
         delimiter: str = "Document",
         too_long: TooLong = "drop",
-        learn: Learn = "last",
+        learn: Learn = "all",
         bad_rows: Literal["error", "skip"] = "error",
         loss_weighting: LossWeighting = "token",
         packing: bool = False,
@@ -65,22 +71,23 @@ class LongContextDataModule(lightning.LightningDataModule):
     ):
         """
         Args:
-            train_files: .json, .jsonl or .parquet files (.gz too) or hub ids to train on.
-            val_files: the same for the validation loss, each sample once; without them there is no validation loss.
+            train_files: files, folders or hub ids to train on; docs/data.md lists their kinds. A mapping with path also
+                takes source, fields, template, rows, and of the hub split, subset, revision, streaming.
+            val_files: the same for the validation loss, each sample once; null for no validation loss.
             source: format of the files; auto finds it by their columns; demo makes its own small data set and tokenizer
                 in cache_dir.
-            fields: your names of the columns document, question and answer; files without these columns are read by
-                their own format.
+            fields: your names of the format's columns; files without these columns are read by their own format.
             mixture: how often each sample of a train file is in the data, by the file's name; 0.5 takes half of them.
             tokenizer: hub id or folder; the model's own when None.
-            template: base (text alone) or chatml (the tokenizer's chat template).
+            template: base (text alone) or chatml (the tokenizer's chat template); auto is chatml for chats where the
+                tokenizer has one, else base.
             seq_len: tokens of a training row.
             global_batch_size: samples of an optimizer step, over all devices; gradient accumulation follows from it.
             micro_batch_size: samples of one forward pass on one device.
             extend: fill up short samples with sections from other samples.
             delimiter: the word that opens such a section.
             too_long: drop leaves out samples longer than seq_len; shorten cuts the middle of their document.
-            learn: the last answer of a chat, or all of its answers, for which template chatml keeps the roles.
+            learn: all answers of a chat, or its last one; under template base always the last one.
             bad_rows: whether a malformed row, or one that the tokenizer has no tokens for, is an error, or is skipped
                 and counted.
             loss_weighting: whether each label token or each sample has the same weight.
@@ -102,30 +109,19 @@ class LongContextDataModule(lightning.LightningDataModule):
                 "data.packing fills rows with complete samples, data.extend with sections of others: set data.extend "
                 "to false, or leave packing out"
             )
-        if learn == "all" and template == "base":
-            raise InputError(
-                "data.learn all needs data.template chatml: under base the earlier answers of a chat are text of the "
-                "user's turn"
-            )
-        self.train_files = names_of("data.train_files", train_files)
-        self.val_files = names_of("data.val_files", val_files)
-        self.source = source
+        train, val = data_files("data.train_files", train_files), data_files("data.val_files", val_files)
         if source == "demo":
-            self.train_files = [demo_file(self.train_files, cache_dir)]
+            train = [demo_file(train, cache_dir)]
+        self.corpus = Corpus(train, val, source, fields or {}, mixture or {}, bad_rows, seed)
+        self.train_files, self.val_files = ([file.path for file in files] for files in (train, val))
+        self.source = source
         self.tokenizer_name = tokenizer or model_name_or_path
-        self.template = template
-        self.seq_len = seq_len
+        self.template, self.learn, self.too_long = template, learn, too_long
+        self.seq_len, self.extend, self.delimiter = seq_len, extend, delimiter
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.extend = extend
-        self.delimiter = delimiter
-        self.too_long = too_long
-        self.learn = learn
-        self.corpus = Corpus(self.train_files, self.val_files, source, fields or {}, mixture or {}, bad_rows, seed)
-        self.loss_weighting = loss_weighting
-        self.packing = packing
-        self.num_workers = num_workers
-        self.prepare_workers = prepare_workers or os.cpu_count()
+        self.loss_weighting, self.packing = loss_weighting, packing
+        self.num_workers, self.prepare_workers = num_workers, prepare_workers or os.cpu_count()
         self.cache_dir = Path(cache_dir)
         self.seed = seed
         self.tokenizer = None
@@ -151,8 +147,8 @@ class LongContextDataModule(lightning.LightningDataModule):
 
             make_demo_data(self.cache_dir / "demo")
         self.tokenizer = self._load_tokenizer()
-        make_template(self.template, self.tokenizer)
         self.corpus.check()
+        self.templates.check(self.corpus.firsts())
         if self.trained_on is not None and not self.allow_changed_files:
             check_files(self.trained_on, self.corpus.train_content())
         for what in ("train", "val") if self.val_files else ("train",):
@@ -168,6 +164,7 @@ class LongContextDataModule(lightning.LightningDataModule):
         if self._train is not None:
             return
         self.tokenizer = self.tokenizer or self._load_tokenizer()
+        self.run_template = self.templates.of_run(self.corpus.firsts("train"))
         self._train = self._dataset(self.prepare("train"))
         if stage == "fit":
             self._train_sampler()  # refuses too few rows before the model is loaded
@@ -187,16 +184,18 @@ class LongContextDataModule(lightning.LightningDataModule):
                 return checked_counts(PreparedSamples(folder), what, self.seq_len)
             train = self.corpus.samples("train") if what == "train" or self.extend else []
             samples = train if what == "train" else self.corpus.samples("val")
-            template = make_template(self.template, self.tokenizer)
             extender = Extender(train, self.delimiter, self.seed) if self.extend else None
-            encode = SampleEncoder(self.tokenizer, template, self.seq_len, extender, self.too_long, self.learn)
+            how = (self.templates, self.seq_len, extender, self.too_long, self.learn)
+            encode = SampleEncoder(self.tokenizer, *how).rows
+            self.templates.warn_of_lost_roles(samples)
             skip = self.corpus.bad_rows == "skip"
             prepared = prepare(folder, samples, encode, self.prepare_workers, f"{what} samples", skip)
             return checked_counts(prepared, what, self.seq_len)
 
     def state_dict(self) -> TrainedContent:
         """What the run is trained on, for a checkpoint."""
-        return {"train_files": self.corpus.train_content(), "samples": self._train.samples.content}
+        content = self.corpus.train_content()
+        return {"train_files": content, "samples": self._train.samples.content, "template": self.run_template}
 
     def load_state_dict(self, state_dict: TrainedContent) -> None:
         """Compares the data with what the run was trained on before the checkpoint.
@@ -208,6 +207,11 @@ class LongContextDataModule(lightning.LightningDataModule):
             check_files(state_dict, self.corpus.train_content())
             check_samples(state_dict, self._train.samples.content, self._train.samples.folder)
 
+    @property
+    def templates(self) -> TemplateOfEach:
+        """The template of each sample, once the tokenizer is loaded."""
+        return TemplateOfEach(self.template, self.tokenizer)
+
     def _folder(self, what: str) -> Path:
         return self.cache_dir / "prepared" / f"{what}-{self._key(what)}"
 
@@ -218,13 +222,7 @@ class LongContextDataModule(lightning.LightningDataModule):
             self.tokenizer,
             what=what,
             **self.corpus.settings(what),
-            template=self.template,
-            seq_len=self.seq_len,
-            extend=self.extend,
-            delimiter=self.delimiter,
-            too_long=self.too_long,
-            learn=self.learn,
-            seed=self.seed,
+            **{name: getattr(self, name) for name in _OF_ROWS},
         )
 
     def train_dataloader(self):
@@ -267,14 +265,8 @@ class LongContextDataModule(lightning.LightningDataModule):
         return getattr(self.trainer.strategy, "data_parallel_rank", self.trainer.global_rank)
 
     def _accumulation(self) -> int:
-        steps = accumulation_steps(self.global_batch_size, self.micro_batch_size, self._data_parallel_size)
         given = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-        if given not in (1, steps):
-            raise InputError(
-                f"trainer.accumulate_grad_batches {given} contradicts data.global_batch_size "
-                f"{self.global_batch_size}, from which {steps} follows: leave it out"
-            )
-        return steps
+        return accumulation_steps(self.global_batch_size, self.micro_batch_size, self._data_parallel_size, given)
 
     def _train_sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(

@@ -1,4 +1,4 @@
-"""Rows of a local file or of a hub data set, each with its place, which errors name."""
+"""Rows of a file, folder or hub data set, each with its place, which errors name."""
 
 import codecs
 import gzip
@@ -6,59 +6,65 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lrsa_lightning.data.data_file import SUFFIXES, DataFile, is_data, kind_of
+from lrsa_lightning.data.hub_rows import hub_rows
+from lrsa_lightning.data.tables import arrow_rows, csv_rows, parquet_rows
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.hub import before_loading
 
-_SUFFIXES = (".json", ".jsonl", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ARROW = {".parquet": parquet_rows, ".arrow": arrow_rows}
 
 PlacedRow = tuple[str, int, Any]
 
 
-def rows_of(file: str, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
-    """Yields place, number from 1, and content of each row of a file or hub data set.
+def rows_of(file: str | DataFile, skipped: list[str] | None = None) -> Iterator[PlacedRow]:
+    """Yields place, number from 1, and content of each row.
 
     Args:
-        file: a .json, .jsonl or .parquet file, also gzipped, or a hub id.
-        skipped: takes the reason for each line that is not JSON; None raises it.
+        file: a file of the kinds in `SUFFIXES`, also gzipped, a folder of them, or a hub data set.
+        skipped: takes the reason for each row that cannot be read by itself; None raises it.
 
     Raises:
         InputError: the file does not exist, cannot be read, is empty or of another kind, the hub cannot be reached, or
-            a line is malformed; names the file.
+            a row is malformed; names the file.
     """
-    rows = 0
-    for placed in _placed_rows(file, skipped):
-        rows += 1
-        yield placed
-    if not rows and not skipped:
-        raise InputError(f"data file {file} is empty: it has no rows. Give a file with samples, or leave it out")
+    given = DataFile.of(file)
+    with _named(Path(given.path)):
+        files = given.files()
+    for each in files:
+        rows = 0
+        for placed in islice(_placed_rows(each, skipped), each.rows):
+            rows += 1
+            yield placed
+        if not rows and not skipped:
+            raise InputError(
+                f"data file {each.path} is empty: it has no rows. Give a file with samples, or leave it out"
+            )
 
 
-def files_of(file: str) -> Path | None:
-    """The local file of a name; None for a hub id."""
-    return Path(file) if Path(file).is_file() else None
-
-
-def _placed_rows(file: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
-    path = Path(file)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    with _named(path):
-        is_file, is_folder = path.is_file(), path.is_dir()
-    if is_folder:
-        raise InputError(f"data file {file!r} is a folder: name the {', '.join(_SUFFIXES)} files in it one by one")
-    if not is_file:
-        if suffix in _SUFFIXES or not _HUB_ID.fullmatch(file):
-            raise InputError(f"data file {file} does not exist. Set data.train_files to a file or to a hub id.")
-        return _numbered(_hub_rows(file), file, "row")
-    if suffix == ".parquet":
-        return _numbered(_parquet_rows(path), path, "row")
-    if suffix not in _SUFFIXES:
-        raise InputError(f"data file {file}: expected {', '.join(_SUFFIXES)} or one of them with .gz")
+def _placed_rows(file: DataFile, skipped: list[str] | None) -> Iterator[PlacedRow]:
+    path = Path(file.path)
+    kind = kind_of(path)
+    if not file.is_local:
+        if is_data(path) or not _HUB_ID.fullmatch(file.path):
+            named = file.path or repr(file.path)
+            raise InputError(f"data file {named} does not exist: give a file, a folder or a hub id (owner/name)")
+        return _numbered(hub_rows(file), file.path, "row")
+    if kind not in SUFFIXES:
+        raise InputError(
+            f"data file {path}: expected {', '.join(SUFFIXES)} or one of them with .gz; plain text is its column text"
+        )
+    if kind in _ARROW:
+        return _numbered(_columns(path, _ARROW[kind]), path, "row")
+    if kind in _DELIMITERS:
+        return _table(path, _DELIMITERS[kind], skipped)
     first = next(filter(None, map(bytes.lstrip, _lines(path))), b"")
     return _numbered(_array(path), path, "item") if first.startswith(b"[") else _json_lines(path, skipped)
 
@@ -83,34 +89,37 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _hub_rows(name: str) -> Iterable[Any]:
-    import datasets
-
-    before_loading(name)
-    try:
-        return datasets.load_dataset(name, split="train")
-    except Exception as error:  # datasets raises whatever its network and file layers raise
-        raise InputError(
-            f"hub data set {name} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-            f"Without access to the hub, run `hf download --repo-type dataset {name} --local-dir DIR` where there is, "
-            "and name the .json, .jsonl or .parquet file in DIR in data.train_files. If a file was meant: it does not "
-            "exist."
-        ) from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    import pyarrow.parquet
+def _columns(path: Path, read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
+    import pyarrow
 
     with _named(path), _opened(path) as content:
         seekable = io.BytesIO(content.read()) if path.suffix == ".gz" else content
         try:
-            for batch in pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=64):
-                yield from batch.to_pylist()
+            yield from read(seekable)
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk fails, not the format
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path}: not a parquet file, or a corrupt one ({reason})") from None
+            kind = {".parquet": "a parquet", ".arrow": "an arrow"}[kind_of(path)]
+            raise InputError(
+                f"{path}: not {kind} file, or a corrupt one ({reason}): make or download it again"
+            ) from None
+
+
+def _table(path: Path, delimiter: str, skipped: list[str] | None) -> Iterator[PlacedRow]:
+    def malformed(line: int, reason: str) -> None:
+        if skipped is None:
+            raise InputError(f"{path}, line {line}: {reason}")
+        skipped.append(f"{path}, line {line}: {reason}")
+
+    with _named(path), _opened(path) as content:
+        try:
+            for line, row in csv_rows(content, delimiter, malformed):
+                yield f"{path}, line {line}", line, row
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{path}, {error}") from None
 
 
 def _opened(path: Path):

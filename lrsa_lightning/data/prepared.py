@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder, TokenizedSample
+from lrsa_lightning.data.encoder import NothingToLearn, TokenizedSample
 from lrsa_lightning.data.prepared_folder import ARROW, REPORT, alone, find_complete, partial_of
 from lrsa_lightning.data.sample import Sample
-from lrsa_lightning.data.workers import encoded
+from lrsa_lightning.data.workers import Encode, encoded
 from lrsa_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
 # Part of each key. It changes when the same samples are prepared or stored differently.
-_FORMAT = 4
+_FORMAT = 5
 _NUM_LABELS = "num_answer"  # the column's name on disk, as of format 1; labels of the last answer alone
 
 
@@ -73,7 +73,7 @@ class PreparedSamples(Sequence[TokenizedSample]):
 def prepare(
     folder: Path,
     samples: Sequence[Sample],
-    encode: SampleEncoder,
+    encode: Encode,
     num_workers: int = 1,
     what: str = "samples",
     skip_malformed: bool = False,
@@ -83,7 +83,7 @@ def prepare(
     Args:
         folder: named by the data's key; used as it is when it exists and is complete.
         samples: the samples, in order.
-        encode: sample -> token ids, or None for a sample to leave out.
+        encode: sample -> token ids, or those of several rows; None, or no row, for a sample to leave out.
         num_workers: processes that tokenise.
         what: the samples' name in the progress bar.
         skip_malformed: leave out and count samples that have no label tokens or no prompt.
@@ -131,7 +131,7 @@ def wait_for(folder: Path) -> PreparedSamples:
 
 
 def _write(
-    folder: Path, samples: Sequence[Sample], encode: SampleEncoder, num_workers: int, what: str, skip_malformed: bool
+    folder: Path, samples: Sequence[Sample], encode: Encode, num_workers: int, what: str, skip_malformed: bool
 ) -> None:
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -142,17 +142,16 @@ def _write(
     features = datasets.Features({"ids": numbers, "num_ids": number, _NUM_LABELS: number, "learned": numbers})
     counts, content = Counter({"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}), hashlib.sha256()
     with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
-        rows = encoded(samples, encode, num_workers)
+        of_samples = encoded(samples, encode, num_workers)
         # No variable holds the progress bar: an error then closes it at once, and not later from a thread of its own.
-        for row in track(rows, f"Preparing {what}", total=len(samples), transient=True):
-            if isinstance(row, NothingToLearn):
+        for rows in track(of_samples, f"Preparing {what}", total=len(samples), transient=True):
+            if isinstance(rows, NothingToLearn):
                 if not skip_malformed:
-                    raise row
+                    raise rows
                 counts["malformed"] += 1
-            elif row is None:
-                counts["left out"] += 1
-            else:
-                counts["kept"] += 1
+                continue
+            counts["kept" if rows else "left out"] += 1
+            for row in rows:
                 counts["shortened"] += row.shortened
                 content.update(f"{len(row.ids)} {row.num_labels} ".encode() + np.asarray(row.ids, "<i4").tobytes())
                 content.update(np.asarray(row.learned, "<i4").tobytes())

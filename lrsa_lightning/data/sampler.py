@@ -24,11 +24,17 @@ class MicroBatch:
     max_labels_per_rank: int
 
 
-def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int) -> int:
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_parallel_size: int, given: int = 1) -> int:
     """Micro-batches that a rank accumulates before a step.
 
+    Args:
+        global_batch_size: samples of an optimizer step.
+        micro_batch_size: samples of a forward pass on one rank.
+        data_parallel_size: number of data-parallel ranks.
+        given: trainer.accumulate_grad_batches; 1 where the user left it out.
+
     Raises:
-        InputError: the global batch is not a multiple of what all ranks read at a time.
+        InputError: the global batch is not a multiple of what all ranks read at a time, or another number was given.
     """
     at_a_time = micro_batch_size * data_parallel_size
     if global_batch_size % at_a_time:
@@ -36,7 +42,13 @@ def accumulation_steps(global_batch_size: int, micro_batch_size: int, data_paral
             f"data.global_batch_size {global_batch_size} is not a multiple of {at_a_time} = data.micro_batch_size "
             f"{micro_batch_size} x {data_parallel_size} data-parallel ranks: change one of them"
         )
-    return global_batch_size // at_a_time
+    steps = global_batch_size // at_a_time
+    if given not in (1, steps):
+        raise InputError(
+            f"trainer.accumulate_grad_batches {given} contradicts data.global_batch_size {global_batch_size}, from "
+            f"which {steps} follows: leave it out"
+        )
+    return steps
 
 
 class GlobalBatchSampler(DistributedSampler):

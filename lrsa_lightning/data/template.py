@@ -1,15 +1,20 @@
 """The text that a model reads for a user's turn, in training and in RULER, and between two turns."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from functools import cache
+from typing import Literal, TypeAlias
 
+from lrsa_lightning.data.chat_template import USER, ChatTemplate, applying, around
+from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.errors import InputError
 
+log = logging.getLogger(__name__)
 TemplateName: TypeAlias = Literal["base", "chatml"]
-Piece: TypeAlias = tuple[str, bool]  # a text, and whether its tokens are labels
-_USER, _ASSISTANT, _NEXT = "\x02user\x03", "\x02assistant\x03", "\x02next\x03"
+# What data.template may be: auto decides by the rows and the tokenizer.
+TemplateChoice: TypeAlias = Literal["auto", "base", "chatml"]
+_ASSISTANT, _NEXT = "\x02assistant\x03", "\x02next\x03"
 
 
 @dataclass(frozen=True)
@@ -21,50 +26,75 @@ class Template:
         after: text between it and the answer.
         answer_start: text that begins the answer.
         answer_end: text that ends the answer; its tokens are labels too.
-        tokenizer: whose chat template gives earlier turns their roles; None where they are text of the user's turn.
+        chat: renders the turns of a chat in their roles; None where they are text of the user's turn.
     """
 
     before: str
     after: str
     answer_start: str
     answer_end: str
-    tokenizer: Any = field(default=None, compare=False, repr=False)
+    chat: ChatTemplate | None = field(default=None, compare=False, repr=False)
 
-    def before_last(self, turns: Sequence[tuple[str, str]]) -> str:
-        """The text before a user's turn that comes after others.
+    def of(self, sample: Sample) -> "Template":
+        """The template of a sample: this one."""
+        return self
+
+
+class TemplateOfEach:
+    """The template of each sample: that of its file if it has one, else that of all."""
+
+    def __init__(self, choice: TemplateChoice, tokenizer):
+        """
+        Args:
+            choice: of the samples whose file has none of its own.
+            tokenizer: a transformers tokenizer.
+        """
+        self._choice, self._tokenizer = choice, tokenizer
+        self._make = cache(lambda name: make_template(name, tokenizer))
+
+    def of(self, sample: Sample) -> Template:
+        """Raises an InputError if the tokenizer lacks what the template needs."""
+        return self._make(self.name_of(sample))
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Finds out before anything takes long whether samples such as these can be learned.
+
+        Raises:
+            InputError: the tokenizer lacks what a template needs, or its chat template does not say what an answer is.
+        """
+        for sample in samples:
+            if (template := self.of(sample)).chat is not None:
+                template.chat([("user", USER), ("assistant", _ASSISTANT)])
+
+    def of_run(self, firsts: Iterable[Sample]) -> TemplateName:
+        """The template for what the model of a run is asked.
 
         Args:
-            turns: role and content of the earlier ones.
-
-        Raises:
-            InputError: the chat template does not take these roles in this order, or leaves a text out.
+            firsts: the first sample of each train file, by which auto is chatml if one of them is.
         """
-        if self.tokenizer is None or not turns:
-            return self.before
-        chat = [{"role": role, "content": content} for role, content in [*turns, ("user", _USER)]]
-        with _applying():
-            text, _ = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).split(_USER)
-            for role, content in turns:
-                if role != "assistant" and content.strip() not in text:  # of an answer a template may drop the thoughts
-                    raise ValueError(f"it leaves out the text of a turn of role {role}")
-        return text
+        if self._choice != "auto":
+            return self._choice
+        return "chatml" if "chatml" in map(self.name_of, firsts) else "base"
 
-    def with_answers(self, text: str, turns: Sequence[tuple[str, str]]) -> list[Piece]:
-        """The text of `before_last` in pieces: each answer with what ends it, and what is between them.
+    def warn_of_lost_roles(self, samples: Iterable[Sample]) -> None:
+        """Says how many chats lose the roles of their earlier turns."""
+        lost = sum(bool(sample.turns) and self.of(sample).chat is None for sample in samples)
+        if lost:
+            log.warning(
+                "%d chats have turns before their last question, such as a system prompt. Under template base they are "
+                "text of the user's turn, and only the last answer is learned: a tokenizer with a chat template and "
+                "data.template auto keep their roles",
+                lost,
+            )
 
-        Raises:
-            InputError: the chat template changes an answer.
-        """
-        pieces, start, at = [], 0, 0
-        with _applying():
-            for role, content in turns:
-                begin = text.index(content.strip(), at)
-                at = begin + len(content.strip())
-                if role == "assistant":
-                    at += len(self.answer_end) if text.startswith(self.answer_end, at) else 0
-                    pieces += [(text[start:begin], False), (text[begin:at], True)]
-                    start = at
-        return [*pieces, (text[start:], False)]
+    def name_of(self, sample: Sample) -> TemplateName:
+        """`auto` is the tokenizer's chat template for a chat, if there is one. A plain text has no turns."""
+        choice = sample.template or self._choice
+        if sample.kind == "text":
+            return "base"
+        if choice != "auto":
+            return choice
+        return "chatml" if sample.kind == "chat" and self._tokenizer.chat_template else "base"
 
 
 def make_template(name: TemplateName, tokenizer) -> Template:
@@ -84,12 +114,11 @@ def make_template(name: TemplateName, tokenizer) -> Template:
         return Template("", "", " ", tokenizer.eos_token)
     if not tokenizer.chat_template:
         raise InputError("template chatml: the tokenizer has no chat template; use an instruct model's, or base")
-    user = [{"role": "user", "content": _USER}]
-    turns = [*user, {"role": "assistant", "content": _ASSISTANT}]
-    with _applying():
-        before, after = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True).split(_USER)
-        _, end = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
-    return Template(before, after, "", end.rstrip("\n"), tokenizer)
+    chat = ChatTemplate(tokenizer)
+    with applying():
+        before, after = around(USER, chat.render([("user", USER)], opens_answer=True))
+        _, end = around(_ASSISTANT, chat.render([("user", USER), ("assistant", _ASSISTANT)]))
+    return Template(before, after, "", end.rstrip("\n"), chat)
 
 
 def answer_ends(template: TemplateName, tokenizer) -> list[int]:
@@ -108,20 +137,8 @@ def between_turns(name: TemplateName, tokenizer) -> str:
     """
     if name == "base":
         return "\n\n"
-    roles = {_USER: "user", _ASSISTANT: "assistant", _NEXT: "user"}
-    turns = [{"role": role, "content": content} for content, role in roles.items()]
-    with _applying():
-        _, following = tokenizer.apply_chat_template(turns, tokenize=False).split(_ASSISTANT)
-        between, _ = following.split(_NEXT)
+    turns = [("user", USER), ("assistant", _ASSISTANT), ("user", _NEXT)]
+    with applying():
+        _, following = around(_ASSISTANT, ChatTemplate(tokenizer).render(turns))
+        between, _ = around(_NEXT, following)
     return between
-
-
-@contextmanager
-def _applying() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a template may raise anything
-        raise InputError(
-            f"template chatml: the tokenizer's chat template cannot be used ({error}): it must hold the texts of user "
-            "and assistant, each once and unchanged. Take another tokenizer, or template base"
-        ) from error

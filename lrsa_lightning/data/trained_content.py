@@ -12,10 +12,12 @@ class TrainedContent(TypedDict):
     Attributes:
         train_files: name and hash of each file; for a hub data set, its name twice.
         samples: hash of the tokens of all prepared samples, in order.
+        template: for what the model is asked.
     """
 
     train_files: list[list[str]]
     samples: str
+    template: str
 
 
 def check_files(saved: TrainedContent, train_files: list[list[str]]) -> None:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -11,16 +11,17 @@ from threading import Thread
 
 import numpy as np
 
-from lrsa_lightning.data.encoder import NothingToLearn, SampleEncoder, TokenizedSample
+from lrsa_lightning.data.encoder import NothingToLearn, TokenizedSample
 from lrsa_lightning.data.sample import Sample
 from lrsa_lightning.errors import InputError
 
-Encoded = TokenizedSample | NothingToLearn | None
+Encode = Callable[[Sample], TokenizedSample | list[TokenizedSample] | None]
+Encoded = list[TokenizedSample] | NothingToLearn
 
-_worker: tuple[Sequence[Sample], SampleEncoder] | None = None  # a worker inherits them through its fork
+_worker: tuple[Sequence[Sample], Encode] | None = None  # a worker inherits them through its fork
 
 
-def encoded(samples: Sequence[Sample], encode: SampleEncoder, num_workers: int) -> Iterator[Encoded]:
+def encoded(samples: Sequence[Sample], encode: Encode, num_workers: int) -> Iterator[Encoded]:
     """The samples' encodings, in order. Forked processes make them, which share samples and tokenizer.
 
     Raises:
@@ -46,16 +47,17 @@ def _encode_at(index: int) -> Encoded:
     return _encode(samples[index], encode)
 
 
-def _encode(sample: Sample, encode: SampleEncoder) -> Encoded:
+def _encode(sample: Sample, encode: Encode) -> Encoded:
     try:
-        row = encode(sample)
+        found = encode(sample)
     except NothingToLearn as error:
         return error
+    rows = found if isinstance(found, list) else [found] if found is not None else []
     # An array reaches the writing process, and then the file, many times faster than a list.
-    return row if row is None else replace(row, ids=np.asarray(row.ids, dtype=np.int32))
+    return [replace(row, ids=np.asarray(row.ids, dtype=np.int32)) for row in rows]
 
 
-def _begin(samples: Sequence[Sample], encode: SampleEncoder) -> None:
+def _begin(samples: Sequence[Sample], encode: Encode) -> None:
     """The parent handles Ctrl+C."""
     global _worker
     _worker = samples, encode

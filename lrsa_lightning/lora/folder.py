@@ -10,6 +10,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.hub import before_loading
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.lora.adapters import adapted, check_keys
+from lrsa_lightning.saved_settings import KEY, TEMPLATE
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -19,7 +20,7 @@ CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Not config.json: transformers takes a folder that has one for a complete model.
 CHANGES = "base_config.json"
-_KEYS = ("lrsa", "rope_parameters")
+_KEYS = (KEY, TEMPLATE, "rope_parameters")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class AdapterFolder:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What training changed in the base's configuration: ``lrsa`` and ``rope_parameters``, if it did.
+        """What training changed in the base's configuration, if it did: rule, template and ``rope_parameters``.
 
         Raises:
             InputError: the file beside the adapter is none of ours.
@@ -100,7 +101,7 @@ class AdapterFolder:
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}): copy the folder again") from error
         if not isinstance(changes, dict) or not changes.keys() <= {*_KEYS}:
-            raise InputError(f"{path} is {str(changes)[:80]}: give it {' and '.join(_KEYS)}, or remove it")
+            raise InputError(f"{path} is {str(changes)[:80]}: give it {KEY} and rope_parameters, or remove it")
         return changes
 
     def check(self) -> None:
@@ -157,6 +158,7 @@ class AdapterOnly:
         # Without embeddings: peft would look for a base on the hub. A trained embedding is in the adapter.
         self._peft_model.save_pretrained(folder, save_embedding_layers=False)
         self.generation_config.save_pretrained(folder)
-        changes = dict(zip(_KEYS, (getattr(self.config, "lrsa", None), self._rope_parameters), strict=True))
+        changes = {name: getattr(self.config, name, None) for name in (KEY, TEMPLATE)}
+        changes["rope_parameters"] = self._rope_parameters
         if changes := {key: value for key, value in changes.items() if value}:
             (folder / CHANGES).write_text(json.dumps(changes, indent=2) + "\n", encoding="utf-8")

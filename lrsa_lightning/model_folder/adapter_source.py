@@ -11,6 +11,7 @@ from lrsa_lightning.attention.saved_mode import saved_mode
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.pretrained.decoder import load_config, load_model
+from lrsa_lightning.saved_settings import TEMPLATE
 from lrsa_lightning.trained_model import RunCheckpoint, find_checkpoint
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class AdapterSource:
     def model_config(self):
         """The transformers configuration of the base, with what training changed in it."""
         return load_config(str(self.path), None)
+
+    @property
+    def template(self) -> str:
+        """The template that the folder names, for what the model is asked."""
+        return getattr(self.model_config, TEMPLATE, "base")
 
     @property
     def attention(self) -> AttentionMode | None:

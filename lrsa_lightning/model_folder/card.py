@@ -93,6 +93,7 @@ class Card:
         found |= dict(zip(("tokens seen", "label tokens seen"), seen, strict=True))
         for section, keys in (("model", _MODEL_KEYS), ("data", _DATA_KEYS), ("trainer", _TRAINER_KEYS)):
             found |= {f"{section}.{key}": run.get(section, {}).get(key) for key in keys}
+        found["data.template"] = self.trained.template if found.get("data.template") else None
         found["seed_everything"] = run.get("seed_everything")
         return {key: value for key, value in found.items() if value is not None}
 

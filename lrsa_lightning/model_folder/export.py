@@ -17,6 +17,7 @@ from lrsa_lightning.model_folder.card import Card
 from lrsa_lightning.model_folder.code import write_custom_generate
 from lrsa_lightning.model_folder.engines import misreadings
 from lrsa_lightning.model_folder.place import check_place, written_at_once
+from lrsa_lightning.saved_settings import TEMPLATE
 from lrsa_lightning.trained_model import RunCheckpoint, take_generation_config
 from lrsa_lightning.version import __version__
 
@@ -66,13 +67,14 @@ def export(
     take_generation_config(model, base)
     warnings = misreadings(model.config.get_text_config(decoder=True))
     save_mode(model.config, mode)
+    setattr(model.config, TEMPLATE, trained.template)
     for warning in warnings:
         log.warning("%s", warning)
     facts = {"lrsa_lightning": __version__, "run": trained.folder.name, "checkpoint": checkpoint.name}
     try:
         with written_at_once(output, facts) as folder:
             tokenizer.save_pretrained(folder)
-            _add_ends(model, answer_ends(trained.run["data"].get("template", "base"), tokenizer))
+            _add_ends(model, answer_ends(trained.template, tokenizer))
             if adapter:
                 model.save_pretrained(folder)
             else:

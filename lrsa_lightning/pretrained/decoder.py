@@ -16,7 +16,7 @@ from lrsa_lightning.lora.folder import AdapterFolder
 from lrsa_lightning.pretrained import rope
 from lrsa_lightning.pretrained.quantisation import Quantisation
 from lrsa_lightning.pretrained.weights import read_pretrained
-from lrsa_lightning.saved_settings import save_settings, saved_settings, set_aside
+from lrsa_lightning.saved_settings import KEY, TEMPLATE, save_settings, saved_settings, set_aside
 
 log = logging.getLogger(__name__)
 # The modelling code reads it, but not every configuration class declares it.
@@ -52,7 +52,7 @@ def load_config(
     else:
         config = _config_of_name(adapter.base, f"{adapter.base!r}, the base of the adapter {name_or_path},")
         changes = adapter.changes
-        vars(config).update({key: value for key, value in changes.items() if key == "lrsa"})
+        vars(config).update({key: value for key, value in changes.items() if key in (KEY, TEMPLATE)})
         rope_parameters = rope_parameters or changes.get("rope_parameters")
     if rope_parameters:
         rope.override(config, rope_parameters)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.pretrained.decoder import load_config, load_model
+from lrsa_lightning.saved_settings import TEMPLATE
 from lrsa_lightning.trained_model import load_checkpoint
 
 # The model's origin; no result depends on it.
@@ -53,8 +54,8 @@ class EvaluatedModel:
 
     @property
     def template(self) -> str:
-        """The template of the run; base for a Hugging Face model."""
-        return "base" if self._run is None else self._run.config["data"]["template"]
+        """The template of training, by the run or config.json; base for another model."""
+        return getattr(self.config, TEMPLATE, "base") if self._run is None else self._run.template
 
     @property
     def seq_len(self) -> int | None:

@@ -12,9 +12,20 @@ from lrsa_lightning.run.secret_values import Secrets
 
 # Folder of a tokenizer that the run made itself; otherwise only a cache would hold it.
 MADE_TOKENIZER = "tokenizer"
-# Options that may name a file or folder. A value that names no existing one is a hub id.
-_FILES = ("train_files", "val_files")
-_FILES_OR_FOLDERS = ("tokenizer", "name_or_path", "reference", "essays", "squad", "hotpotqa", "english_words")
+# Options that may name a file or folder. A value that names no existing one is a hub id. An entry of the data files may
+# be a mapping with the path.
+_FILES_OR_FOLDERS = (
+    "train_files",
+    "val_files",
+    "path",
+    "tokenizer",
+    "name_or_path",
+    "reference",
+    "essays",
+    "squad",
+    "hotpotqa",
+    "english_words",
+)
 # Folders that the run makes.
 _MADE = ("cache_dir", "dirpath")
 
@@ -35,7 +46,8 @@ def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data") or {}
     if mixture := data.get("mixture"):
         given = data.get("train_files") or []
-        named = [given] if isinstance(given, str) else given
+        entries = given if isinstance(given, list) else [given]
+        named = [entry["path"] if isinstance(entry, dict) else entry for entry in entries]
         paths = {name: _absolute(name, "train_files") if name in named else name for name in mixture}
         config["data"] = data | {"mixture": {paths[name]: weight for name, weight in mixture.items()}}
     for section in ("model", "data", "trainer"):
@@ -62,6 +74,5 @@ def _with_absolute(value: Any, key: str) -> Any:
 
 
 def _absolute(path: str, key: str) -> str:
-    is_file = key in _FILES and os.path.isfile(path)
     exists = key in _FILES_OR_FOLDERS and os.path.exists(path)
-    return os.path.abspath(path) if key in _MADE or is_file or exists else path
+    return os.path.abspath(path) if key in _MADE or exists else path

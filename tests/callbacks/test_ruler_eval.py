@@ -11,6 +11,7 @@ from lrsa_lightning.cli import main
 from lrsa_lightning.ruler.evaluator import RulerEvaluator
 from lrsa_lightning.ruler.records import read_records
 from lrsa_lightning.ruler.store import SampleStore
+from lrsa_lightning.trained_model import RunCheckpoint
 from tests.runs import callback, checkpoints, command, losses, metrics
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -115,6 +116,19 @@ def test_every_option_reaches_the_samples_and_the_evaluator(fit, monkeypatch, to
     assert [*made["end_tokens"]] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert {key: getattr(made["settings"], key) for key in of_samples} == of_samples
     assert {place: len(rows) for place, rows in made["samples"].items()} == {("niah_single_1", 700): 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "trained", "own"), [("auto", "chatml", None), ("base", "base", None), ("auto", "chatml", "base")]
+)
+def test_ruler_asks_under_the_template_of_training(fit, arguments, monkeypatch, given, trained, own):
+    """The train file holds chats, and the tokenizer has a chat template."""
+    made, in_cache = [], SampleStore.in_cache
+    monkeypatch.setattr(SampleStore, "in_cache", lambda *args: made.append(args[-1].template) or in_cache(*args))
+    arguments |= {"data.template": given, "trainer.max_steps": "1"}
+    fit(template=own, generation="never", every_n_steps=100, more=json.loads(checkpoints(1)))
+    assert made == [own or trained]
+    assert RunCheckpoint(Path("runs/x/checkpoints/step=1.ckpt")).template == trained
 
 
 def test_a_default_length_without_meaning_for_a_budget_is_left_out(fit, caplog):

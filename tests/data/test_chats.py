@@ -119,7 +119,7 @@ def test_labels_of_a_row_are_those_of_its_answers(tokenizer, tmp_path, weighting
 def test_an_answer_that_the_template_changes_names_the_row(tokenizer, tmp_path):
     odd = copy.deepcopy(tokenizer)
     odd.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | replace('Three', '3')")
-    encoder(odd)(sample_of(tmp_path, ROWS["longalign"]))
+    encoder(odd, learn="last")(sample_of(tmp_path, ROWS["longalign"]))
     with pytest.raises(NothingToLearn, match=r"a\.jsonl:1: .*chat template cannot be used"):
         encoder(odd, learn="all")(sample_of(tmp_path, ROWS["longalign"]))
 
@@ -147,5 +147,5 @@ def test_a_template_that_cannot_hold_a_turn_names_the_row(tokenizer, tmp_path, t
     odd = copy.deepcopy(tokenizer)
     odd.chat_template = template + tokenizer.chat_template
     with pytest.raises(NothingToLearn, match=f"a.jsonl:1: .*{reason}"):
-        encoder(odd)(sample_of(tmp_path, ROWS["longalign"]))
+        encoder(odd, learn="last")(sample_of(tmp_path, ROWS["longalign"]))
     assert encoder(odd)(sample_of(tmp_path, ROWS["refgpt"])) is not None

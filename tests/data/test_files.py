@@ -10,7 +10,7 @@ import pytest
 from lrsa_lightning.data.corpus import Corpus
 from lrsa_lightning.data.sources import read_samples
 from lrsa_lightning.errors import InputError
-from tests.conftest import longalign_row, write_jsonl
+from tests.conftest import longalign_row
 from tests.data.test_sources import GOOD, write
 
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -100,6 +100,38 @@ def test_a_part_of_another_type_is_named(tmp_path, row, message):
         list(read_samples(write(tmp_path / "a.jsonl", [row])))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (chat("user", "assistant") | {"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant"}]},
+         r"expected the key 'content' in messages\[1\], which has only 'role'"),
+        ({"messages": "user: Which?"}, "expected a list of turns in messages, not str"),
+        ({"messages": [{"from": "human", "value": "Which?"}]}, r"expected the key 'role' in messages\[0\]"),
+        ({"messages": ["Which?"]}, r"expected an object with 'role' and 'content' in messages\[0\], not str"),
+        (turns("Which?", ["That."]), r"messages\[1\]: expected text as the content of each turn, not list"),
+        (chat("tool", "user", "assistant"), r"messages\[0\]: expected turns of the roles system, user, assistant"),
+        ({"conversations": [{"from": "human", "value": 5}]}, r"conversations\[0\]: expected text .*, not int"),
+        ({"instruction": "Which?", "output": 5}, "the answer is int, not text, in the column 'output'"),
+        ({"instruction": "Which?", "output": "That.", "input": 5}, "the input is int, not text"),
+        ({"document": "A text.", "question": None, "answer": "That."}, "the question is NoneType, not text"),
+        ({"dialogue": 5}, "the dialogue is int, not text"),
+    ],
+)  # fmt: skip
+def test_a_message_says_where_in_the_row_what_was_expected_and_the_way_out(tmp_path, row, message):
+    file = write(tmp_path / "a.jsonl", [row])
+    way_out = r"; expected \{\".*; mend the row, or leave out such rows with data\.bad_rows skip"
+    with pytest.raises(InputError, match=rf"^{file}, line 1: {message}.*{way_out}"):
+        list(read_samples(file))
+
+
+def test_a_row_that_lacks_a_column_of_the_first_one_is_named(tmp_path):
+    rows = [{"document": "A", "question": "B", "answer": "C"}, {"document": "A", "question": "B"}]
+    with pytest.raises(
+        InputError, match="line 2: expected the column 'answer', but the row has only 'document', 'quest"
+    ):
+        list(read_samples(write(tmp_path / "a.jsonl", rows)))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
 def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path, name):
     text = codecs.BOM_UTF8 + (b"\r\n".join([LINE.strip()] * 2) if ".jsonl" in name else b"\r\n [%s,%s]" % (LINE, LINE))
@@ -111,15 +143,6 @@ def test_a_zipped_parquet_file_is_read(tmp_path):
     plain = Path(write(tmp_path / "a.parquet", [GOOD] * 2))
     zipped = write_bytes(tmp_path / "b.parquet.gz", gzip.compress(plain.read_bytes()))
     assert [sample.id for sample in read_samples(zipped)] == ["b.parquet.gz:1", "b.parquet.gz:2"]
-
-
-def test_a_folder_is_no_file_even_where_it_looks_like_a_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    write_jsonl(tmp_path / "owner" / "name" / "a.jsonl", [GOOD])
-    for name in ("owner/name", str(tmp_path / "owner"), "", "."):
-        with pytest.raises(InputError, match="is a folder: name the"):
-            list(read_samples(name))
 
 
 def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):

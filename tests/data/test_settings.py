@@ -116,7 +116,7 @@ def test_the_key_follows_the_tokenizers_template_and_special_tokens(key, tmp_pat
         ({"mixture": {"a": 1e9}}, r"mixture\['a'\] is 1000000000\.0"),
         ({"mixture": {"a": float("nan")}}, r"mixture\['a'\] is nan"),
         ({"source": "csv"}, r"source is 'csv', but must be one of 'auto'"),
-        ({"learn": "all"}, r"data\.learn all needs data\.template chatml"),
+        ({"learn": "first"}, r"learn is 'first'"),
         ({"template": "alpaca"}, r"template is 'alpaca'"),
         ({"too_long": "cut"}, r"too_long is 'cut'"),
         ({"bad_rows": "ignore"}, r"bad_rows is 'ignore'"),
@@ -124,7 +124,6 @@ def test_the_key_follows_the_tokenizers_template_and_special_tokens(key, tmp_pat
         ({"delimiter": " "}, r"data\.delimiter is ' '"),
         ({"packing": True}, r"data\.packing .*data\.extend"),
         ({"train_files": 5}, r"data\.train_files is 5, but must be names of files"),
-        ({"val_files": None}, r"data\.val_files is None"),
         ({"source": "demo", "train_files": ["mine.jsonl"]}, r"leave out data\.train_files mine\.jsonl"),
     ],
 )
@@ -147,7 +146,7 @@ def test_a_micro_batch_of_more_than_a_global_one_is_refused():
 
 LONG = longalign_row("\n\n".join(f"Line {i} of a long text." for i in range(90)), "Which?", "That.")
 CHANGES_ROWS = {
-    "template": "chatml",
+    "template": "base",
     "seq_len": 200,
     "extend": False,
     "delimiter": "Section",

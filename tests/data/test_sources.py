@@ -90,6 +90,10 @@ def test_paragraphs_and_language():
         ("中" * 20 + "a" * 80, "Which?", "other"),
         ("中" * 21 + "1 . " * 500 + "a" * 79, "Which?", "zh"),  # of the letters
         ("a" * 1000 + "中" * 9000, "Which?", "other"),  # of the first thousand
+        ("これは日本語の文章です。漢字も使います。東京都に住んでいます。", "Which?", "ja"),
+        ("二〇二〇年、东京の国立博物馆。这是一段很长的中文文字，只有一个日文假名。", "Which?", "zh"),
+        ("이것은 한국어 문장입니다.", "Which?", "ko"),
+        ("Это русский текст.", "Which?", "other"),
         ("", "哪一段？", "zh"),
         ("A text.", "哪一段？", "other"),
         ("", "?", "other"),
@@ -136,11 +140,11 @@ def test_malformed_lines_can_be_skipped_and_counted(tmp_path):
 
 
 def test_the_first_row_can_be_skipped_but_not_all_rows(tmp_path):
-    path, skipped = write(tmp_path / "a.jsonl", [{"text": "x"}, GOOD]), []
+    path, skipped = write(tmp_path / "a.jsonl", [{"prose": "x"}, GOOD]), []
     assert [sample.id for sample in read_samples(path, skipped=skipped)] == ["a.jsonl:2"]
     assert "no known format" in skipped[0]
     with pytest.raises(InputError, match=r"no row of .*b\.jsonl could be read; the first: .*no known format"):
-        list(read_samples(write(tmp_path / "b.jsonl", [{"text": "x"}] * 2), skipped=[]))
+        list(read_samples(write(tmp_path / "b.jsonl", [{"prose": "x"}] * 2), skipped=[]))
 
 
 @pytest.mark.parametrize(
@@ -157,11 +161,11 @@ def test_a_missing_file_or_data_set_is_named_with_what_to_do(name, message, monk
 
 
 def test_an_unknown_format_or_kind_of_file_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"line 1: no known format has the columns 'text'.*data\.fields"):
-        list(read_samples(str(write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}]))))
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(InputError, match=r"a\.csv: expected \.json, \.jsonl, \.parquet"):
-        list(read_samples(str(tmp_path / "a.csv")))
+    with pytest.raises(InputError, match=r"line 1: no known format has the columns 'prose'.*data\.fields"):
+        list(read_samples(str(write_jsonl(tmp_path / "a.jsonl", [{"prose": "x"}]))))
+    (tmp_path / "a.xlsx").write_text("x")
+    with pytest.raises(InputError, match=r"a\.xlsx: expected \.json, \.jsonl, \.csv, \.tsv, \.parquet, \.arrow"):
+        list(read_samples(str(tmp_path / "a.xlsx")))
     (tmp_path / "a.parquet").write_text("x")
     with pytest.raises(InputError, match=r"a\.parquet: not a parquet file"):
         list(read_samples(str(tmp_path / "a.parquet")))

@@ -29,7 +29,7 @@ def test_checks_are_logged_and_drawn_and_training_goes_on_as_without(arguments, 
     names = {f"step-00000{i}-{name}" for i in (0, 2, 4, 6) for name in ("findings.json", "kept.png", "held.png")}
     assert {path.name for path in Path("runs/x/diagnosis").iterdir()} == names
     model = load_checkpoint(Path("runs/x/checkpoints/step=4.ckpt")).model
-    texts = [*TextSource(tokenizer, "base", 160, extend=True).texts(str(train_file))][:2]
+    texts = [*TextSource(tokenizer, "chatml", 160, extend=True).texts(str(train_file))][:2]
     again = diagnose(model, LRSA(lag_size=16, sink_size=4), texts, max_queries=512)
     assert {k: v for k, v in rows[2].items() if k.startswith("diagnosis/")} == pytest.approx(again.metrics(), rel=1e-5)
 

@@ -137,6 +137,7 @@ def test_ruler_scores_the_adapted_model_in_training_and_after(on_adapter, capsys
     main(["generate", "merged", "Which colour has house 3?", "--max_new_tokens", "4", "--template", "base"])
     assert answers[0] == answers[1] == capsys.readouterr().out != ""
     assert ModelSource("merged").attention.rule() == ModelSource("exported").attention.rule()
+    assert ModelSource("merged").template == ModelSource("exported").template == ModelSource("runs/x").template
     ends = [GenerationConfig.from_pretrained(folder).eos_token_id for folder in ("exported", "merged")]
     assert ends[0] == ends[1] is not None
 

@@ -21,6 +21,7 @@ from lrsa_lightning.conversation.source import ModelSource
 from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.model_folder.export import export
+from lrsa_lightning.ruler.evaluated_model import EvaluatedModel
 from lrsa_lightning.trained_model import RunCheckpoint, load_checkpoint
 from tests.runs import callback, command
 
@@ -232,7 +233,7 @@ def test_the_model_that_a_run_started_from_is_not_replaced(run, arguments):
     assert Path("base/model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("template", ["base", "chatml"])
+@pytest.mark.parametrize("template", ["base", "chatml", "auto"])
 def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, template):
     rule = {"retention_ratio": 0.25, "v_weight": 0.5, "skip_layers": [1], "scorer": "random", "seed": 7}
     options = {f"model.attention.{name}": str(value) for name, value in rule.items()}
@@ -246,7 +247,11 @@ def test_a_folder_names_the_rule_and_the_end_of_an_answer(arguments, tokenizer, 
     keys = json.loads(Path("exported/config.json").read_text())
     assert keys["lrsa"].items() >= rule.items()
     assert keys["architectures"] == ["LrsaQwen2ForCausalLM"]
-    (end,) = answer_ends(template, tokenizer)
+    trained = "chatml" if template == "auto" else template  # the rows are chats
+    (end,) = answer_ends(trained, tokenizer)
+    assert ModelSource("exported").template == trained
+    assert EvaluatedModel("exported", None, None, torch.float32).template == trained
+    assert EvaluatedModel(None, str(RUN / "checkpoints" / "last.ckpt"), None, torch.float32).template == trained
     assert GenerationConfig.from_pretrained("exported").eos_token_id == end
     modes = {path.stat().st_mode & 0o777 for path in Path("exported").rglob("*") if path.is_file()}
     Path("new").touch()

@@ -104,7 +104,7 @@ def test_a_new_key_that_is_not_at_its_default_is_a_difference(two_steps, capsys)
     rewrite(RUN / "config.yaml", as_saved_by_an_older_version)
     options = {"data.template": "chatml", "model.attention.v_weight": "0.5", "ckpt_path": "last"}
     error = refusal(capsys, command({**two_steps, **options}))
-    assert "data.template: base -> chatml" in error
+    assert "data.template: auto -> chatml" in error
     assert "model.attention.init_args.v_weight: 1.0 -> 0.5" in error
 
 

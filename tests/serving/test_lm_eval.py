@@ -1,4 +1,7 @@
-"""The model `lrsa` of lm-eval against its model `hf`, against the mode's own forward, and against our `generate`."""
+"""The model `lrsa` of lm-eval against its model `hf`, against the mode's own forward, and against our `generate`.
+
+The commands of docs/lm_eval.md run.
+"""
 
 import json
 import re

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -143,8 +144,11 @@ def _write(
     counts, content = Counter({"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}), hashlib.sha256()
     with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
         rows = encoded(samples, encode, num_workers)
+        in_terminal = sys.stdout.isatty()
+        if not in_terminal:
+            log.info("preparing %d %s", len(samples), what)
         # No variable holds the progress bar: an error then closes it at once, and not later from a thread of its own.
-        for row in track(rows, f"Preparing {what}", total=len(samples), transient=True):
+        for row in track(rows, f"Preparing {what}", total=len(samples), transient=True, disable=not in_terminal):
             if isinstance(row, NothingToLearn):
                 if not skip_malformed:
                     raise row

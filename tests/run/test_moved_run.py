@@ -38,7 +38,7 @@ def test_a_moved_run_resumes(moved, tmp_path, monkeypatch):
     main(["fit", "--config=../elsewhere/y/config.yaml", "--ckpt_path=last", "--trainer.max_steps=3"])
     assert (moved / "checkpoints/step=3.ckpt").exists()
     assert (moved / "ruler/step-000003.jsonl").exists()
-    assert [json.loads(line)["step"] for line in (moved / "metrics.jsonl").open() if "train/loss" in line] == [0, 1, 2]
+    assert [json.loads(line)["step"] for line in (moved / "metrics.jsonl").open() if "train/loss" in line] == [1, 2, 3]
     (moved / "ruler/step-000003.jsonl").unlink()
     main(["validate", f"--config={moved}/config-1.yaml", "--ckpt_path=last"])
     assert (moved / "ruler/step-000003.jsonl").exists()

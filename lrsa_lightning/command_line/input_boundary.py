@@ -88,7 +88,9 @@ def _rank() -> int:
 
 def _quieten() -> None:
     """Turns our log lines on, and libraries' tips and deprecation warnings off."""
-    logging.basicConfig(format="%(name)s: %(message)s")
+    lines = logging.StreamHandler()
+    lines.addFilter(lambda record: not record.name.startswith("lightning."))  # Lightning prints its own
+    logging.basicConfig(format="%(name)s: %(message)s", handlers=[lines])
     logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_helps)
     for message in _NOISE:

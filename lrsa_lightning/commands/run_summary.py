@@ -81,10 +81,15 @@ def _about_start(given: Any, module: LightningModule, trainer: Trainer, start: s
     units = ((trainer.max_steps, "step"), (trainer.max_epochs, "epoch"))
     limits = [f"{n:,} {unit}{'s' if n > 1 else ''}" for n, unit in units if _is(n)]
     yield "length", " or ".join(limits) or "without limit"
-    strategy = type(trainer.strategy).__name__
-    yield "devices", f"{trainer.world_size} x {trainer.strategy.root_device.type}, {strategy}, {trainer.precision}"
+    devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    yield "devices", f"{devices}{_strategy(given.trainer.strategy, trainer)}, precision {trainer.precision}"
     if plan is not None:
         yield "plan", plan
+
+
+def _strategy(given: Any, trainer: Trainer) -> str:
+    """The strategy by the name that a user can give; a single device needs none."""
+    return "" if given == "auto" else f", {given if isinstance(given, str) else type(trainer.strategy).__name__}"
 
 
 def _is(limit: int | None) -> bool:

@@ -14,6 +14,7 @@ from rich.console import Console
 from lrsa_lightning.callbacks import progress
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import run_summary
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.step_log import StepRow
 from tests.runs import callback, command, metrics
@@ -125,7 +126,13 @@ def test_a_log_file_has_the_run_from_the_first_line_to_the_last(arguments, in_tm
     ]
     first, last = out[: out.index(next(line for line in out if line.startswith("step ")))], out[-9:]
     said = "\n".join(first)
-    for words in ("runs/x, a new run", "lag_size=16", "4 rows of at most 160 tokens, 640 together", " 2 epochs"):
+    for words in (
+        "runs/x, a new run",
+        "lag_size=16",
+        "4 rows of at most 160 tokens, 640 together",
+        " 2 epochs",
+        "1 x cpu, precision 32-true",
+    ):
         assert words in said, said
     said = "\n".join(last)
     for words in (
@@ -173,3 +180,10 @@ def test_steps_are_counted_against_steps_whatever_callbacks_are_given(arguments,
     assert found == expected
     main(command({**arguments, **bars["one"], "trainer.max_steps": "1"}))
     assert "step 1/1  loss " in capsys.readouterr().out
+
+
+def test_the_first_block_names_the_strategy_as_a_user_gives_it():
+    trainer = SimpleNamespace(strategy=StepProgress())  # any class
+    assert run_summary._strategy("sp_fsdp2", trainer) == ", sp_fsdp2"
+    assert run_summary._strategy("auto", trainer) == ""
+    assert run_summary._strategy({"class_path": "x.Own"}, trainer) == ", StepProgress"

@@ -1,5 +1,6 @@
 """What a command shows as one line, and what as a traceback."""
 
+import os
 import subprocess
 import sys
 import time
@@ -209,3 +210,24 @@ run([])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Seed set to 3") == 1
+
+
+def test_one_rank_informs_and_each_rank_warns():
+    """As the processes of a launcher: only the environment tells them apart."""
+    script = """
+import logging
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+@report_input_errors
+def run(args):
+    from lightning import seed_everything
+    seed_everything(3)
+    logging.getLogger("lrsa_lightning.x").info("information")
+    logging.getLogger("lrsa_lightning.x").warning("a warning")
+run([])
+"""
+    said = []
+    for rank in "01":
+        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        said.append([words in done.stderr for words in ("information", "a warning", "Seed set to 3")])
+    assert said == [[True, True, True], [False, True, False]]

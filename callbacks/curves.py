@@ -104,7 +104,7 @@ def _style(axes: dict) -> None:
     axes["norm"].set(title="gradient norm, before clipping", yscale="log")
     axes["rate"].set(title="learning rate")
     axes["tokens"].set(title="tokens seen", xlabel="optimizer step")
-    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes["norm"].yaxis.set_major_formatter("{x:g}")
     axes["norm"].yaxis.set_minor_formatter(NullFormatter())
     axes["tokens"].yaxis.set_major_formatter(EngFormatter(sep=""))

@@ -143,6 +143,7 @@ def test_the_raw_curve_is_never_cut_off(tmp_path, figures):
                 tmp_path / "a.png", 0.9)  # fmt: skip
     low, high = figures[0].axes[0].get_ylim()
     assert low < 3 < 12 < high
+    assert all(tick == int(tick) for tick in figures[0].axes[0].get_xticks())  # steps are whole numbers
 
 
 def test_rulers_means_at_the_greatest_length_are_in_the_picture(tmp_path, figures):

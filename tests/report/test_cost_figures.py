@@ -37,3 +37,16 @@ def test_the_time_of_training_leaves_out_evaluations(make_run, tmp_path):
     assert run.seconds == pytest.approx({1: 6.0, 2: 10.5})
     names = [path.name for path in write_report([run], tmp_path / "out").files]
     assert {"fig5_bytes.png", "fig6_time.png"} <= {*names}
+
+
+def test_the_budgets_of_each_size_of_a_cache_are_named(tmp_path, monkeypatch):
+    """Two models: the same budget has 1 MiB in one and 4 MiB in the other."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: drawn.append(figure))
+    runs = [
+        Run(name, name, records=records({"vt": [1.0]}, kv_bytes=size * 2**20)) for name, size in (("a", 1), ("b", 4))
+    ]
+    runs.append(Run("c", "c", records=runs[0].records))
+    draw_bytes(runs, compare(runs), tmp_path / "x.png")
+    texts = [(text.get_text(), text.xy) for text in drawn[0].axes[0].texts]
+    assert texts == [("1x", (1.0, 100)), ("1x", (4.0, 100))]

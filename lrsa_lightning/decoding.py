@@ -3,6 +3,10 @@
 Shape suffixes: B batch, N tokens so far, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -19,7 +23,9 @@ class DecodingStep:
     steps the host decides on, every call runs the model as it is. The results are equal.
 
     Attributes:
+        can_replay: whether steps may be replayed from a graph.
         uses_graph: whether the last call replayed a graph.
+        hidden_BD: the model's last hidden states of the last call; valid until the next one.
     """
 
     def __init__(self, model, cache, positions_B1: Tensor, padding_mask_BN: Tensor | None = None):
@@ -36,7 +42,8 @@ class DecodingStep:
         self._padding_mask_BN = padding_mask_BN
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV: Tensor | None = None
-        self._can_replay = _is_complete_on_a_gpu(model) and isinstance(cache, LagKVCache)
+        self.hidden_BD: Tensor | None = None
+        self.can_replay = _is_complete_on_a_gpu(model) and isinstance(cache, LagKVCache)
         self._is_warm = False
 
     @property
@@ -51,8 +58,8 @@ class DecodingStep:
             logits of the token after it, [B, V], in the dtype of the model's head; valid until the next call.
         """
         self._token_B1.copy_(token_B.unsqueeze(-1))
-        if not (self._can_replay and self._cache.has_room(1)):
-            self._graph, self._is_warm = None, self._can_replay
+        if not (self.can_replay and self._cache.has_room(1)):
+            self._graph, self._is_warm = None, self.can_replay
             return self._forward()
         if self._graph is not None:
             self._graph.replay()
@@ -63,6 +70,16 @@ class DecodingStep:
             return self._forward()
         self._capture()
         return self._logits_BV
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Takes back the steps made within it, from a `LagKVCache` that has room for them; a graph stays valid."""
+        saved = deepcopy(self._cache)
+        positions_B1, mask_BN = self._positions_B1.clone(), self._padding_mask_BN
+        yield
+        self._cache.put_back(saved)
+        self._positions_B1.copy_(positions_B1)
+        self._padding_mask_BN = mask_BN
 
     def _capture(self) -> None:
         """Records a step, which counts its tokens on the host without running, and runs it once."""
@@ -85,7 +102,8 @@ class DecodingStep:
             use_cache=True,
         ).last_hidden_state
         self._positions_B1 += 1
-        return self._model.get_output_embeddings()(hidden_B1D[:, -1])
+        self.hidden_BD = hidden_B1D[:, -1]
+        return self._model.get_output_embeddings()(self.hidden_BD)
 
 
 def mask_of_next(cache, mask_BN: Tensor | None, tokens_Bn: Tensor) -> Tensor | None:

@@ -97,6 +97,12 @@ class LagKVCache(Cache):
         has_kept = len(self._lag_layers) < len(self.layers)
         return not has_kept and all(layer.is_initialized and layer.runs_by_kernels() for layer in self.layers)
 
+    def put_back(self, saved: "LagKVCache") -> None:
+        """Takes what an earlier copy of this cache holds, in the storage that it has: it has not grown since."""
+        self.counts.put_back(saved.counts)
+        for layer, earlier in zip(self._lag_layers.values(), saved._lag_layers.values(), strict=True):
+            layer.put_back(earlier)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take_rows(beam_idx)
 

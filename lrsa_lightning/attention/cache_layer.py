@@ -3,6 +3,8 @@
 Shape suffixes: B batch, G KV heads, n new tokens, T tokens of the storage, C compact keys, D head size.
 """
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -124,12 +126,24 @@ class LagKVLayer(DynamicLayer):
         if key_states.shape[2] == 1 and self._counts.are_single:
             self.view.token = self._token_step()
             self.view.token.append(*new)
-        elif self._counts.are_equal:
-            self.view.pieces = [self._add(slice(None), self._counts.rows[0], new)]
         else:
-            rows = [(slice(row, row + 1), tokens) for row, tokens in enumerate(self._counts.rows)]
-            self.view.pieces = [self._add(row, tokens, new) for row, tokens in rows if tokens.count]
+            self.view.pieces = [self._add(rows, tokens, new) for rows, tokens in self._groups()]
         return new
+
+    def _groups(self) -> Iterator[tuple[slice, NewTokens]]:
+        """Neighbouring rows that begin alike and have as many chunks compressed, with what the longest one gets.
+
+        The shorter ones get padding with it. It is written to room that is free, or will be when their next token
+        comes, and only padding sees it.
+        """
+        numbered = ((row, tokens) for row, tokens in enumerate(self._counts.rows) if tokens.count)
+        for _, group in groupby(numbered, key=self._alike):
+            rows, tokens = zip(*group, strict=True)
+            yield slice(rows[0], rows[-1] + 1), max(tokens, key=lambda own: own.count)
+
+    def _alike(self, numbered: tuple[int, NewTokens]) -> tuple[int, ...]:
+        tokens = numbered[1]
+        return tokens.before, tokens.first, self.rule.compressed_chunks(tokens.after)
 
     def attend(
         self, q_BHnD: Tensor, rule: LagRule, reader: Any, execution: Execution, scale: float | None = None
@@ -178,7 +192,7 @@ class LagKVLayer(DynamicLayer):
         self._storage = tuple(torch.nn.functional.pad(z, (0, 0, 0, added)) for z in self._storage)
 
     def _add(self, rows: slice, tokens: NewTokens, new: tuple[Tensor, Tensor]) -> Piece:
-        """Writes consecutive new tokens of some rows, whose counts are equal, and compresses what they complete."""
+        """Writes consecutive new tokens of rows that are alike, and compresses what they complete."""
         rule, before, after = self.rule, tokens.before, tokens.after
         storage = [z[rows] for z in self._storage]
         new = [z[rows, :, tokens.columns] for z in new]
@@ -239,6 +253,12 @@ class LagKVLayer(DynamicLayer):
             "a compressed cache cannot be cropped: the dropped tokens are gone. Assisted decoding, which takes tokens "
             "back, does not work with LRSA"
         )
+
+    def put_back(self, saved: "LagKVLayer") -> None:
+        """See `LagKVCache.put_back`."""
+        for z, earlier in zip(self._storage, saved._storage, strict=True):
+            z.copy_(earlier)
+        self._steps_taken, self.view = saved._steps_taken, saved.view
 
     def take_rows(self, rows: Tensor) -> None:
         """Puts other rows in place of these, by their indices, int64."""

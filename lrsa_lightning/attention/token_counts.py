@@ -69,11 +69,6 @@ class TokenCounts:
         self._mask_BN: Tensor | None = None
 
     @property
-    def are_equal(self) -> bool:
-        """Whether the current forward has the same tokens in each row, after as many earlier ones."""
-        return all(row == self.rows[0] for row in self.rows)
-
-    @property
     def are_single(self) -> bool:
         """Whether each row has one new token in the current forward."""
         return all(row.count == 1 for row in self.rows)
@@ -124,6 +119,13 @@ class TokenCounts:
         self.seen_B = self.seen_B + 1
         self.longest += 1
         self._num_columns += 1
+
+    def put_back(self, saved: "TokenCounts") -> None:
+        """Takes the counts of an earlier copy; those on the device stay in their place."""
+        self.steps, self.longest, self._num_columns = saved.steps, saved.longest, saved._num_columns
+        self.rows, self.seen_B = saved.rows, saved.seen_B
+        if self.device_seen_B is not None:
+            self.device_seen_B.copy_(saved.device_seen_B)
 
     def take_rows(self, rows: Tensor) -> None:
         """Puts other rows in place of these: int64 indices, as beam search reorders and repeats rows."""

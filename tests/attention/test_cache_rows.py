@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from lrsa_lightning import LRSA, generate
+from lrsa_lightning import LRSA, Vanilla, generate
 from lrsa_lightning.attention import cache_layer
+from lrsa_lightning.attention.execution import Execution
 from tests.conftest import make_model
 
 SINK, LAG = 4, 8
@@ -45,6 +46,22 @@ def test_left_padded_rows_of_transformers_generate_equal_each_row_alone(mode, pr
     for row, length in enumerate(UNEQUAL):
         alone = generate(model, ids[row : row + 1, -length:], mode, 20)
         assert torch.equal(together[row : row + 1, max(UNEQUAL) :], alone)
+
+
+@pytest.mark.parametrize("prefill_chunk_size", [100, 23])
+@pytest.mark.parametrize("mode", [Vanilla(), LRSA(lag_size=LAG, sink_size=SINK), LRSA(lag_size=LAG, sink_size=30)])
+def test_rows_of_about_one_length_are_read_together_and_equal_each_row_alone(mode, prefill_chunk_size, monkeypatch):
+    """Lengths within three numbers of compressed chunks, in any order; the sink of 30 is longer than some rows."""
+    model, lengths = make_model(), [61, 25, 63, 26, 60, 24, 44, 62, 27, 45]
+    ids = torch.randint(0, 97, (len(lengths), 63), generator=torch.Generator().manual_seed(3))
+    alone = [generate(model, ids[row : row + 1, :length], mode, 20)[0] for row, length in enumerate(lengths)]
+    rows_read = []
+    attend = Execution.attend_cached
+    monkeypatch.setattr(Execution, "attend_cached", lambda self, q, *a: rows_read.append(len(q)) or attend(self, q, *a))
+    together = generate(model, ids, mode, 20, lengths=lengths, prefill_chunk_size=prefill_chunk_size)
+    assert torch.equal(together, torch.stack(alone))
+    groups, num_pieces = (1 if isinstance(mode, Vanilla) else 3), -(-63 // prefill_chunk_size)
+    assert len(rows_read) <= groups * num_pieces * model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("turn", [1, 3, 11, 30])

@@ -33,7 +33,7 @@ def test_a_gpu_decodes_what_the_cpu_decodes_with_and_without_graphs(mode, length
     tokens = prompt_of(mode, "cpu", lengths).decode(150)
     for replays in (False, True):
         prompt = prompt_of(mode, "cuda", lengths)
-        prompt._step._can_replay &= replays
+        prompt._step.can_replay &= replays
         got = prompt.decode(150).cpu()
         # Rounding decides between equals: a row may go its own way at last.
         assert (got == tokens).float().mean() > 0.95
@@ -47,7 +47,7 @@ def test_graphs_give_the_same_bits(mode):
     caches, tokens = [], []
     for replays in (False, True):
         prompt = prompt_of(mode, "cuda", dtype=torch.bfloat16)
-        prompt._step._can_replay = replays
+        prompt._step.can_replay = replays
         tokens.append(prompt.decode(150))
         caches.append(prompt.cache)
     assert torch.equal(*tokens)

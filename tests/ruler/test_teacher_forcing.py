@@ -38,14 +38,19 @@ MODES = [
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lengths", [(100, 100, 100), (100, 61, 83), (21, 100, 3)], ids=str)
+@pytest.mark.parametrize("by_steps", [False, True])
 @torch.no_grad()
-def test_rating_after_a_prefill_is_rating_under_the_training_mask(model, tokenizer, mode, lengths):
+def test_rating_after_a_prefill_is_rating_under_the_training_mask(
+    model, tokenizer, mode, lengths, by_steps, monkeypatch
+):
     """Answers that complete chunks, and prompts within and beyond the first ones."""
+    monkeypatch.setattr(Prompt, "_prefers_steps", lambda *_: by_steps)  # a GPU may
     model.double()
     ids = torch.randint(len(tokenizer), (3, 150), generator=torch.Generator().manual_seed(0))
     prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     answers = [row[100 : 100 + length].tolist() for row, length in zip(ids, (1, 40, 17), strict=True)]
     expected = teacher_force(model, mode, prompts, answers, width=150)
+    mode = mode.for_length(150)
     prompt = Prompt(model, ids, lengths, mode, 3)
     rated = rate_after(model, prompt, answers)
     written = prompt.decode(20)

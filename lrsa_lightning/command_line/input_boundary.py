@@ -36,6 +36,8 @@ _NOISE_OF_LIGHTNING = (
     "`Trainer.fit` stopped: `max_",
     "`weights_only` was not set",
     "distributed_backend=",
+    "Restoring states from",
+    "Restored all states from",
 )
 _OF_EACH_RANK = (
     "lightning.fabric.utilities.distributed",

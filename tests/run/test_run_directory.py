@@ -106,7 +106,7 @@ def test_two_commands_of_one_process_are_two_runs(arguments, monkeypatch):
         cli = LRSACLI(command({**arguments, "trainer.max_steps": "1"}))
         assert cli.config.fit.run_name == name
         assert "LRSA_RUN_NAME" not in os.environ
-        assert list(losses(name)) == [0]
+        assert list(losses(name)) == [1]
 
 
 def test_only_processes_of_further_devices_get_the_run_name(arguments, monkeypatch):

@@ -6,6 +6,8 @@ import os
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from lrsa_lightning.library_errors import is_out_of_memory
+
 log = logging.getLogger(__name__)
 _SEGMENTS = "expandable_segments:True"
 _ALLOCATOR = {"cuda": "PYTORCH_ALLOC_CONF", "npu": "PYTORCH_NPU_ALLOC_CONF"}
@@ -21,13 +23,6 @@ class OutOfMemoryAdvice(Callback):
         device = trainer.strategy.root_device
         if device.type in _ALLOCATOR and is_out_of_memory(exception):
             log.error("%s is out of memory: %s. To lower it: %s", device, _use(device), "; ".join(_ways(trainer)))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Also true for the plain RuntimeError that some releases of torch_npu raise."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error)
-    )
 
 
 def _use(device: torch.device) -> str:

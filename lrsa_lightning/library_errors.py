@@ -32,6 +32,13 @@ _LONGEST = 600
 computing_has_begun: ContextVar[bool] = ContextVar("computing_has_begun", default=False)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no memory left; some releases of torch_npu raise a plain RuntimeError for it."""
+    from torch import OutOfMemoryError
+
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
 @contextmanager
 def reading(what: str, way_out: str = f"{DEBUG}=1 shows where") -> Iterator[None]:
     """Goes around a library's work on what the user gave: any error that the library raises is the user's mistake.

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from lrsa_lightning.checkpoints.last import find_last
 from lrsa_lightning.step_log import StepRow
 
-_MEAN = re.compile(r"ruler/(?:subset_mean|average)/(\d+)/(r[\d.]+)")
+_MEAN = re.compile(r"ruler/subset_mean/(\d+)/(r[\d.]+)")
 Lines = Iterator[tuple[str, str]]
 
 
@@ -107,7 +107,7 @@ def _scores(trainer: Trainer) -> Lines:
     by_length: dict[str, list[str]] = {}
     for name, value in trainer.callback_metrics.items():
         if found := _MEAN.fullmatch(name):
-            by_length.setdefault(found[1], []).append(f"{found[2]} {float(value):g}")
+            by_length.setdefault(found[1], []).append(f"{found[2]} {float(value):.1f}")
     for length, scores in by_length.items():
         yield "RULER", f"length {length}: {', '.join(scores)}"
 

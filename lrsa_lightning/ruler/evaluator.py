@@ -1,5 +1,6 @@
 """Scores a model on RULER with a dense and with a compressed cache: the one evaluator of callback and command."""
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -9,9 +10,10 @@ import torch
 
 from lrsa_lightning.attention import AttentionMode
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.library_errors import is_out_of_memory
 from lrsa_lightning.ranges import NonNegativeInt, PositiveInt, PositiveUnitInterval, checked
 from lrsa_lightning.ruler.batch_sizes import BatchSizes, activation_bytes, cache_bytes
-from lrsa_lightning.ruler.batches import CacheName, Group, breadth_first, cell_by_cell
+from lrsa_lightning.ruler.batches import Batch, CacheName, Group, breadth_first, cell_by_cell
 from lrsa_lightning.ruler.budgets import CacheBudgets
 from lrsa_lightning.ruler.choices import check_choice
 from lrsa_lightning.ruler.ranks import Ranks
@@ -19,6 +21,8 @@ from lrsa_lightning.ruler.records import CellName, Record
 from lrsa_lightning.ruler.samples import Row
 from lrsa_lightning.ruler.scorer import BatchScorer, Stopwatch
 from lrsa_lightning.ruler.time_limit import TimeLimit
+
+log = logging.getLogger(__name__)
 
 
 class RulerEvaluator:
@@ -179,10 +183,26 @@ class RulerEvaluator:
                 started = monotonic()
                 own, num_own = ranks.split(batch.rows)
                 with _untouched(model):
-                    records = scorer.score(model, self.mode(batch.length, batch.budget), batch, own)
+                    records = _score(scorer, model, self.mode(batch.length, batch.budget), batch, own)
                 records = ranks.gather(records[:num_own])
                 limit.took(batch, monotonic() - started)
                 yield records
+
+
+def _score(scorer: BatchScorer, model, mode: AttentionMode, batch: Batch, rows: Sequence[Row]) -> list[Record]:
+    """The records of rows; where another process has taken the memory that they need, of one half after the other.
+
+    Ranks that share a model's forward passes cannot do so alone.
+    """
+    try:
+        return scorer.score(model, mode, batch, rows)
+    except RuntimeError as error:
+        if scorer.fixed_passes or len(rows) == 1 or not is_out_of_memory(error):
+            raise
+    log.warning("RULER %s: the memory is full with %d prompts at a time, half as many follow", batch.name, len(rows))
+    _free_memory(model.device)
+    half = -(-len(rows) // 2)
+    return [record for part in (rows[:half], rows[half:]) for record in _score(scorer, model, mode, batch, part)]
 
 
 @contextmanager
@@ -208,5 +228,9 @@ def _memory_freed(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        if device.type != "cpu":
-            torch.accelerator.empty_cache()
+        _free_memory(device)
+
+
+def _free_memory(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()

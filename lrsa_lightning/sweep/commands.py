@@ -19,13 +19,20 @@ def build_command(sweep: Sweep, parameters: Mapping[str, Any]) -> list[str]:
         parameters: option and value, in this order.
 
     Raises:
-        InputError: an environment variable of the command is not set. W&B's agent would pass on its name.
+        InputError: wandb is not installed, or an environment variable of the command is not set. W&B's agent would
+            pass on its name.
     """
-    from wandb.sdk.launch.sweeps.utils import (
-        SWEEP_COMMAND_ENV_VAR_REGEX,
-        create_sweep_command,
-        create_sweep_command_args,
-    )
+    try:
+        from wandb.sdk.launch.sweeps.utils import (
+            SWEEP_COMMAND_ENV_VAR_REGEX,
+            create_sweep_command,
+            create_sweep_command_args,
+        )
+    except ModuleNotFoundError:
+        raise InputError(
+            f"sweep {sweep.name} is read by W&B's functions, which need no account: pip install wandb, or take the "
+            "commands of `lrsa sweep --list` from a machine that has it"
+        ) from None
 
     named = [name for word in sweep.command for name in SWEEP_COMMAND_ENV_VAR_REGEX.findall(word)]
     if missing := [name for name in dict.fromkeys(named) if not os.environ.get(name)]:

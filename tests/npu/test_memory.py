@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lrsa_lightning.callbacks import OutOfMemoryAdvice
-from lrsa_lightning.callbacks.out_of_memory import is_out_of_memory
 from lrsa_lightning.commands.training import LRSACLI
+from lrsa_lightning.library_errors import is_out_of_memory
 from lrsa_lightning.module import LongContextModule
 from tests.runs import callback, command, metrics
 

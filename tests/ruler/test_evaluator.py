@@ -28,6 +28,28 @@ def test_any_mode_can_be_scored_beside_the_budgets(tokenizer, model):
     assert [record.budget for record in all_records(evaluator, model)] == ["r1", "window"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("NPU out of memory")])
+def test_a_batch_that_the_memory_is_too_full_for_is_scored_in_parts(error, tokenizer, model, monkeypatch, caplog):
+    """Another process may take memory at any time: what is scored already is not lost for it."""
+    samples = {(TASK, 640): make_samples(TASK, tokenizer, 640, 5)}
+    evaluator = RulerEvaluator(tokenizer, samples, [1.0, 0.5], batch_size=5)
+    expected, made = all_records(evaluator, model), module.Prompt
+
+    def full_with_three(model, input_ids, *rest):
+        if len(input_ids) > 2:
+            raise error
+        return made(model, input_ids, *rest)
+
+    monkeypatch.setattr(module, "Prompt", full_with_three)
+    got = all_records(evaluator, model)
+    assert [(record.id, record.prediction) for record in got] == [(r.id, r.prediction) for r in expected]
+    assert [record.nll for record in got] == pytest.approx([record.nll for record in expected], rel=1e-5)
+    assert "5 prompts at a time, half as many follow" in caplog.text
+    monkeypatch.setattr(module, "Prompt", lambda *_: full_with_three(model, [0] * 3))
+    with pytest.raises(RuntimeError, match="out of memory"):  # one prompt alone is too much
+        all_records(evaluator, model)
+
+
 def test_answers_are_scored_and_only_new_tokens_are_read(evaluator, tokenizer, model, monkeypatch):
     class PerfectPrompt:
         def __init__(self, model, input_ids, lengths, mode, num_pieces):

@@ -1,5 +1,7 @@
 """The cells of grids, their names and their commands."""
 
+import sys
+
 import pytest
 
 from lrsa_lightning.commands.training import make_parser
@@ -140,6 +142,13 @@ def test_commands_are_those_of_wandbs_agent(make_sweep, monkeypatch):
         built = build_command(sweep, {"x": 1, "y": True})
         assert built[:2] == ["/usr/bin/env", "python"]
         assert built[3:] == [f"--f={files}", "--x", "1", "--y", "True", "--x=1", "--y=True"]
+
+
+def test_without_wandb_a_sweep_says_what_to_install(make_sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb.sdk.launch.sweeps.utils", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        build_command(read_sweep(make_sweep({"x": {"value": 1}})), {"x": 1})
 
 
 def test_no_value_makes_a_name_that_leaves_the_sweep(make_sweep):

@@ -40,6 +40,7 @@ def draw_curves(runs: dict[str, Sequence[Row]], path: Path, smoothing: float) ->
     scale_losses(axes["loss"], (y for line in axes["loss"].get_lines() for y in line.get_ydata()))
     axes["loss"].set(xlabel="optimizer step", ylabel="loss")
     axes["loss"].set_title(f"training loss, raw and smoothed ({smoothing:g})", fontsize=9, loc="left")
+    axes["loss"].xaxis.get_major_locator().set_params(integer=True)
     axes["loss"].legend(frameon=False, fontsize=9)
     _style(axes)
     _save(figure, path)
@@ -50,7 +51,7 @@ def _draw_losses(axes, rows: Sequence[Row], smoothing: float, name: str, colour:
     steps, losses = points(rows, "train/loss")
     by_token = points(rows, "train/answer_loss")
     weighs_samples = by_token[1] not in ([], losses)
-    axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, losses, color=colour, alpha=0.35, linewidth=0.8)
     label = f"{name}: per {'sample' if weighs_samples else 'label tokens'}"
     axes.plot(steps, smooth(losses, smoothing), color=colour, label=label)
     if weighs_samples:
@@ -103,7 +104,7 @@ def _style(axes: dict) -> None:
     axes["norm"].set(title="gradient norm, before clipping", yscale="log")
     axes["rate"].set(title="learning rate")
     axes["tokens"].set(title="tokens seen", xlabel="optimizer step")
-    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes["norm"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes["norm"].yaxis.set_major_formatter("{x:g}")
     axes["norm"].yaxis.set_minor_formatter(NullFormatter())
     axes["tokens"].yaxis.set_major_formatter(EngFormatter(sep=""))

@@ -84,7 +84,7 @@ class Diagnosis(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if trainer.global_step % self._every_n_steps == 0 and trainer.global_step != self._measured_step:
-            write_steps(trainer, before=trainer.global_step - 1)  # callbacks after this one add to the current row
+            write_steps(trainer, last=trainer.global_step - 1)  # callbacks after this one add to the current row
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,10 +115,8 @@ class Diagnosis(Callback):
         pictures: list[Path] = []
         with self._effort.attempt():
             _, *pictures = write_files(findings, folder, self._mode, f"step {steps}", prefix=f"step-{steps:06d}-")
-        # Lightning counts logged steps from 0: what is measured after step n stands beside the loss of step n.
-        step = max(0, steps - 1)
         for logger in trainer.loggers:
-            logger.log_metrics(findings.metrics(), step=step)
+            logger.log_metrics(findings.metrics(), step=steps)
             for picture in pictures:
                 with self._effort.attempt():
-                    log_picture(logger, f"diagnosis_{picture.stem.rpartition('-')[2]}", picture, step)
+                    log_picture(logger, f"diagnosis_{picture.stem.rpartition('-')[2]}", picture, steps)

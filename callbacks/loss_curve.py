@@ -77,7 +77,7 @@ class LossCurve(Callback):
         if step % self.every_n_steps or step == self._due_step:
             return
         self._due_step = step
-        write_steps(trainer, before=step - 1)  # on all ranks, which read at the same steps
+        write_steps(trainer, last=step - 1)  # on all ranks, which read at the same steps
         if self._has_time():
             self._draw(trainer)
 
@@ -103,7 +103,7 @@ class LossCurve(Callback):
                 runs[f"{path.parent.name} (reference)"] = read_rows(path)
             if draw_curves(runs, folder / self.filename, self.smoothing):
                 for logger in trainer.loggers:
-                    log_picture(logger, "loss_curve", folder / self.filename, trainer.global_step - 1)
+                    log_picture(logger, "loss_curve", folder / self.filename, trainer.global_step)
         self._longest = monotonic() - started
         self._drawing_seconds += self._longest
 

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrsa_lightning.files.atomic_text import append_text, write_text
 from lrsa_lightning.files.disk import BestEffort
-from lrsa_lightning.metrics import METRICS, Row
+from lrsa_lightning.metrics import METRICS, Row, in_steps_done, is_counted_from_zero
 
 log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
-    """Appends every logged metric to ``metrics.jsonl``, with its step.
+    """Appends every logged metric to ``metrics.jsonl``, with the number of optimizer steps done.
 
     While the disk is full, the rows stay in memory. The next write that succeeds writes them all.
     """
@@ -31,6 +31,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._save_dir = Path(save_dir or ".")
         self._unwritten: list[str] = []
+        self._is_checked = False
         self._effort = BestEffort(str(self.path))
 
     @property
@@ -54,6 +55,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._unwritten.append(json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}}) + "\n")
         with self._effort.attempt():
+            self._count_from_one()
             append_text(self.path, "".join(self._unwritten))
             self._unwritten = []
 
@@ -70,26 +72,37 @@ class MetricsFile(Logger):
     def rows(self) -> list[Row]:
         """All rows so far, also those that are not on the disk yet. Damaged lines are left out."""
         lines = [*self._lines(), *self._unwritten]
-        return [row for line in lines if (row := _row(line)) is not None]
+        return in_steps_done([row for line in lines if (row := _row(line)) is not None])
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
+    def forget_after(self, step: int | None) -> None:
         """Moves the rows of all later steps to ``metrics-<n>.jsonl``: a resumed run logs these steps again.
 
         Args:
-            step: number of optimizer steps done. Lightning logs the last of them as step - 1.
+            step: number of optimizer steps done; None for a run that starts again, and keeps no row.
         """
         if not self.path.is_file():
             return
+        self._count_from_one()
+        last = -1 if step is None else step
         kept, later = [], []
         for line in self._lines():
             row = _row(line)
-            (kept if row is not None and row["step"] < step else later).append(line)
+            (kept if row is not None and row["step"] <= last else later).append(line)
         if later:
             aside = next(path for n in count(1) if not (path := self.path.with_stem(f"metrics-{n}")).exists())
             write_text(aside, "".join(later))
-            log.info("%s: %d rows after step %d moved to %s", self.path, len(later), step, aside.name)
+            log.info("%s: %d rows after step %d moved to %s", self.path, len(later), step or 0, aside.name)
         write_text(self.path, "".join(kept))
+
+    def _count_from_one(self) -> None:
+        """Writes a file of an earlier version anew, once: its first step was 0."""
+        if self._is_checked or not self.path.is_file():
+            return
+        self._is_checked = True
+        rows = [row for line in self._lines() if (row := _row(line)) is not None]
+        if is_counted_from_zero(rows):
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in in_steps_done(rows)))
 
     def _lines(self) -> list[str]:
         """The complete lines of the file; a killed run may leave half a line at the end."""

@@ -78,7 +78,7 @@ class NonFiniteLoss(Callback):
         if norm is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
             flags.append(torch.isfinite(norm))
         of_ranks = gather_over_ranks(torch.stack(flags).to(torch.uint8))
-        step, finite = trainer.global_step, of_ranks.bool().all()
+        step, finite = trainer.global_step + 1, of_ranks.bool().all()
         self._checks[step] = _Check(of_ranks, StepStart(trainer), pl_module.meter.seen_before)
         if skips_on_device(trainer, optimizer):
             self._skip_on_device(optimizer, finite)
@@ -127,7 +127,7 @@ class NonFiniteLoss(Callback):
             self._stop(trainer, fault)
         self._skipped += 1
         if trainer.is_global_zero:
-            log.warning("step %d is skipped: %s", step + 1, fault)
+            log.warning("step %d is skipped: %s", step, fault)
         return False
 
     def _count(self) -> Mapping[str, float]:

@@ -81,7 +81,7 @@ class StepProgress(ProgressBar):
     def on_steps_read(self, trainer: Trainer, pl_module: LightningModule, rows: list[StepRow]) -> None:
         if not rows or not self._enabled:
             return
-        step, newest = rows[-1].step + 1, rows[-1].values
+        step, newest = rows[-1].step, rows[-1].values
         ends = step == self._total or trainer.should_stop
         if self._bar is None and not (ends or self._is_line_due(step)):
             return

@@ -36,7 +36,7 @@ class ResumedHistory(Callback):
                 logger.skip(rows)
         if not self.resumes:
             for file in files:
-                file.forget_after(0)  # rows of a run that was killed before its first checkpoint
+                file.forget_after(None)  # rows of a run that was killed before its first checkpoint
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         if trainer.state.fn == "fit":

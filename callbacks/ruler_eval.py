@@ -195,7 +195,7 @@ class RulerEval(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         if self._is_due(trainer.global_step) and trainer.global_step != self._checked_step:
-            write_steps(trainer, before=trainer.global_step - 1)  # callbacks after this one add to the current row
+            write_steps(trainer, last=trainer.global_step - 1)  # callbacks after this one add to the current row
             with trainer.profiler.profile(RULER_CHECK):
                 self._check(trainer, pl_module, at_end=trainer.global_step == trainer.max_steps)
 

@@ -43,12 +43,10 @@ def report_check(
     with effort.attempt():
         write_records(path, records)
         picture = draw_depths(records, path.with_name(f"{path.stem}-depths.png"), f"step {steps}")
-    # Lightning counts logged steps from 0: the scores after step n stand beside the loss of step n.
-    step = max(0, steps - 1)
     for logger in trainer.loggers:
-        logger.log_metrics(figures, step=step)
+        logger.log_metrics(figures, step=steps)
         with effort.attempt():
-            _log_records(logger, records, picture, step)
+            _log_records(logger, records, picture, steps)
     missing = left_out(Counter(record.cell for record in records), wanted, seconds)
     trainer.print(check_summary(steps, figures) + (missing and f"\n{missing}"))
 

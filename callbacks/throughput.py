@@ -100,7 +100,7 @@ class Throughput(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        self._laps[trainer.global_step - 1] = _Lap(self._clock.lap(), self._lengths, pl_module.step_attention)
+        self._laps[trainer.global_step] = _Lap(self._clock.lap(), self._lengths, pl_module.step_attention)
         self._lengths = Counter()
         pl_module.step_log.add(_memory(trainer.strategy.root_device))
 

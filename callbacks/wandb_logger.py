@@ -1,5 +1,6 @@
 """Weights & Biases for runs that resume."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,20 @@ class WandbLogger(loggers.WandbLogger):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._wandb_init.pop("anonymous", None)  # gone from wandb, which warns of it
+        # wandb's own summary repeats numbers of the log, and the command gives the address.
+        if self._wandb_init.get("settings") is None and "WANDB_QUIET" not in os.environ:
+            self._wandb_init["settings"] = {"quiet": True}
 
     _already_logged: Mapping[int, frozenset[str]] = {}
     _repeated_step: int | None = None
+
+    @property
+    def where(self) -> str | None:
+        """The address of the run, or the command that uploads an offline run; None where nothing was logged."""
+        run = self._experiment
+        if run is None or run.disabled:
+            return None
+        return f"wandb sync {os.path.relpath(run.settings.sync_dir)}" if run.offline else run.url
 
     @rank_zero_only
     def skip(self, rows: Sequence[dict[str, float]]) -> None:

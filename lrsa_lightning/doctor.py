@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,25 +16,10 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.fused.operators import has_fused_mlp, missing
 from lrsa_lightning.npu import NPUAccelerator
 from lrsa_lightning.npu.environment import require_npu
+from lrsa_lightning.optional_packages import advice, installed, packages, untested
 from lrsa_lightning.versions import versions
 
 _HEAD_DIM = 128  # of Qwen2.5 from 1.5B to 72B
-_OURS = "pip install 'lrsa-lightning[{}]'"
-# What a package is for, and how to install it.
-_PACKAGES = {
-    "triton": ("selection and decoding on CUDA GPUs", "it comes with a CUDA build of torch"),
-    "flash-attn-4": ("attention on Hopper GPUs", _OURS.format("cuda")),
-    "liger-kernel": ("fused layers on CUDA GPUs", _OURS.format("cuda")),
-    "deepspeed": ("ZeRO (sp_deepspeed)", _OURS.format("deepspeed")),
-    "torch-npu": ("Ascend NPUs", _OURS.format("npu")),
-    "bitsandbytes": ("4-bit weights and 8-bit optimizers on CUDA GPUs", "pip install bitsandbytes"),
-    "wandb": ("Weights & Biases", "pip install wandb"),
-    "tensorboard": ("TensorBoardLogger", "pip install tensorboard"),
-    "mlflow": ("MLFlowLogger", "pip install mlflow"),
-    "gguf": ("models in GGUF files", _OURS.format("gguf")),
-    "lm_eval": ("the tasks of lm-eval", _OURS.format("eval")),
-    "shtab": ("lrsa completion", "pip install shtab"),
-}
 _ON_CUDA = ("triton", "liger-kernel")
 _DRIVERS = Path("/dev")
 _GIB = 2**30
@@ -49,9 +33,9 @@ class Examination:
         versions: of Python and packages.
         devices: each kind of device, with its memory.
         space: free memory and disk.
-        packages: optional ones, and what they are for.
+        packages: optional ones, what they are for, and whether their versions are in the tested ranges.
         choices: what a run with the usual configuration uses.
-        missing: what this machine's devices need, and how to install it.
+        missing: what this machine's devices need or no test has seen, and how to install it.
     """
 
     versions: dict[str, str]
@@ -73,7 +57,7 @@ class Examination:
 def examine() -> Examination:
     """Looks at devices, packages, memory and disk."""
     kind = _kind()
-    return Examination(versions(), _devices(), _space(), _packages(), _choices(kind), _missing(kind))
+    return Examination(versions(), _devices(), _space(), packages(), _choices(kind), _missing(kind))
 
 
 def _kind() -> str:
@@ -118,20 +102,6 @@ def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB"
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _packages() -> dict[str, str]:
-    return {
-        name: f"{_installed(name) or 'not installed'}, for {purpose}{'' if _installed(name) else f': {how}'}"
-        for name, (purpose, how) in _PACKAGES.items()
-    }
-
-
 def _choices(kind: str) -> dict[str, str]:
     """What `auto` means here. Asks the functions that a run asks."""
     keys = dict.fromkeys(("accelerator", "strategy", "devices"), "auto")
@@ -164,7 +134,7 @@ def _missing(kind: str) -> list[str]:
     if kind != "npu" and any(_DRIVERS.glob("davinci[0-9]*")):
         lacks.append(f"the Ascend NPU cannot be used: {_why_no_npu()}")
     wanted = [*_ON_CUDA, *(["flash-attn-4"] if _is_hopper() else [])] if kind == "cuda" else []
-    lacks += [f"{name}, for {_PACKAGES[name][0]}: {_PACKAGES[name][1]}" for name in wanted if not _installed(name)]
+    lacks += [advice(name) for name in wanted if not installed(name)] + untested()
     if shutil.which("g++") is None:
         lacks.append("g++, which compiles kernels for torch.compile, Triton and DeepSpeed: apt install g++")
     return lacks

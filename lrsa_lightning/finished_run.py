@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from lrsa_lightning.callbacks import RulerEval
 from lrsa_lightning.callbacks.metrics_file import metrics_files
@@ -60,9 +60,7 @@ class FinishedRun:
         if lacking or validates:
             log.warning("the last step, %d, is trained: its missing checks run now", step)
             trainer.callbacks = [each for each in trainer.callbacks if each not in checks or each in lacking]
-            if validates:
-                trainer.callbacks.insert(0, _OfStep(step))
-            else:
+            if not validates:
                 datamodule.val_files = []
             trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         log.warning(
@@ -76,14 +74,4 @@ class FinishedRun:
         is_due = datamodule.val_files and SavedProgress(self.checkpoint).is_validation_due(self.trainer)
         if not files or not is_due:
             return False
-        return not any(name.startswith("val/") for row in files[0].rows() if row["step"] == step - 1 for name in row)
-
-
-class _OfStep(Callback):
-    """Logs a validation with the number of a step: outside of training Lightning has none."""
-
-    def __init__(self, step: int):
-        self._step = step
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.log("step", float(self._step - 1), sync_dist=True)
+        return not any(name.startswith("val/") for row in files[0].rows() if row["step"] == step for name in row)

@@ -1,9 +1,14 @@
-"""Finds out once, in seconds, whether the Hugging Face hub can be reached; each library alone would retry for long."""
+"""Finds out once, in seconds, whether the Hugging Face hub can be reached; each library alone would retry for long.
+
+It also keeps the libraries' progress bars out of log files.
+"""
 
 import logging
 import re
+import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +26,21 @@ def before_loading(name: str) -> None:
     """
     if _ID.fullmatch(name) and not Path(name).exists():
         _settle()
+
+
+@contextmanager
+def bars_in_terminals_only() -> Iterator[None]:
+    """Hides the progress bars of transformers where stderr is no terminal: a file would hold each of their updates."""
+    from transformers.utils import logging as of_transformers
+
+    hides = of_transformers.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hides:
+        of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hides:
+            of_transformers.enable_progress_bar()
 
 
 @cache

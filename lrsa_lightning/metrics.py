@@ -1,4 +1,4 @@
-"""A run's metrics file: one JSON object a line, with the optimizer step under ``step``."""
+"""A run's metrics file: one JSON object a line. Its ``step`` is the number of optimizer steps done."""
 
 from collections.abc import Sequence
 from math import isfinite, nan
@@ -26,7 +26,31 @@ def read_rows(path: Path) -> list[Row]:
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise _malformed(path, number, key, value, "a number")
         rows.append(row)
-    return rows
+    return in_steps_done(rows)
+
+
+def in_steps_done(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a metrics file, with the optimizer steps done under ``step``.
+
+    Earlier versions gave the first step the number 0. There, the first RULER check of step 0 precedes training.
+    """
+    if not is_counted_from_zero(rows):
+        return list(rows)
+    counted, checked = [], set()
+    for row in rows:
+        precedes = row["step"] == 0 and checked.isdisjoint(row) and not any(map(_is_of_step, row))
+        checked |= row.keys() - {"step", "epoch"} if precedes else set()
+        counted.append(row if precedes else {**row, "step": row["step"] + 1})
+    return counted
+
+
+def is_counted_from_zero(rows: Sequence[Row]) -> bool:
+    """Whether an earlier version wrote the rows: they hold a training loss at step 0."""
+    return any(row["step"] == 0 and "train/loss" in row for row in rows)
+
+
+def _is_of_step(name: str) -> bool:
+    return name.startswith(("train/", "val/", "throughput/"))
 
 
 def _malformed(path: Path, number: int, key: str, value, expected: str) -> InputError:

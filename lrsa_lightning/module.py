@@ -205,13 +205,10 @@ class LongContextModule(lightning.LightningModule):
         if not batch or batch["max_labels_per_rank"] == 0:
             return
         loss = self._loss_sum(self._hidden(batch), batch, batch["weights"]) / batch["num_tokens"]
-        self.log(
-            "val/loss",
-            loss * self.trainer.world_size,
-            prog_bar=True,
-            sync_dist=True,
-            batch_size=int(batch["num_tokens"]),
-        )
+        options = {"sync_dist": True, "batch_size": int(batch["num_tokens"])}
+        self.log("val/loss", loss * self.trainer.world_size, prog_bar=True, **options)
+        # Loggers take it as the step; Lightning itself would give them one step less.
+        self.log("step", float(self.trained_steps), reduce_fx="max", **options)
 
     def _hidden(self, batch: dict[str, Any]) -> Tensor:
         return self(batch["input_ids"], batch["position_ids"], batch.get("cu_seqlens"))

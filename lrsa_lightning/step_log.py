@@ -27,7 +27,7 @@ class StepRow:
     """The metrics of an optimizer step.
 
     Attributes:
-        step: optimizer steps before it: loggers count from 0.
+        step: optimizer steps done, with this one: the first is 1.
         values: by name; scalar tensors until they are read, then numbers.
     """
 
@@ -46,8 +46,8 @@ class StepLog:
         """Begins the row of the current step."""
         if self._first_step is None:
             self._first_step = trainer.global_step
-        self._rows = [row for row in self._rows if row.step < trainer.global_step]  # none of a step that failed
-        self._rows.append(StepRow(trainer.global_step, {"epoch": trainer.current_epoch}))
+        self._rows = [row for row in self._rows if row.step <= trainer.global_step]  # none of a step that failed
+        self._rows.append(StepRow(trainer.global_step + 1, {"epoch": trainer.current_epoch}))
 
     def add(self, values: Mapping[str, float | Tensor]) -> None:
         """Adds values to the row of the current step; tensors stay on the device."""
@@ -60,14 +60,14 @@ class StepLog:
         is_early = self._first_step is not None and step - self._first_step in EARLY_STEPS
         return is_early or ends or (every > 0 and step % every == 0)
 
-    def has_rows(self, before: int) -> bool:
-        """Whether rows of the first ``before`` steps wait."""
-        return any(row.step < before for row in self._rows)
+    def has_rows(self, last: int) -> bool:
+        """Whether rows of steps up to ``last`` wait."""
+        return any(row.step <= last for row in self._rows)
 
-    def read(self, before: int) -> list[StepRow]:
-        """Reads the rows of the first ``before`` steps, and forgets them. One transfer has all their tensors."""
-        rows = [row for row in self._rows if row.step < before]
-        self._rows = [row for row in self._rows if row.step >= before]
+    def read(self, last: int) -> list[StepRow]:
+        """Reads the rows of steps up to ``last``, and forgets them. One transfer has all their tensors."""
+        rows = [row for row in self._rows if row.step <= last]
+        self._rows = [row for row in self._rows if row.step > last]
         _read([row.values for row in rows])
         return rows
 
@@ -86,19 +86,19 @@ def _read(rows: list[dict[str, float | Tensor]]) -> None:
             row[name] = number
 
 
-def write_steps(trainer: Trainer, before: int | None = None) -> None:
+def write_steps(trainer: Trainer, last: int | None = None) -> None:
     """Reads the metrics of steps that still wait on the device, and writes a row of each to the loggers.
 
     All ranks must call it at the same steps, for a callback may end the run. No collective runs within it.
 
     Args:
-        before: leaves out this step and later ones; None for all that the trainer counts. A callback that runs
-            between two others leaves out the current step, whose row is not complete.
+        last: the last step to write; None for all that the trainer counts. A callback that runs between two others
+            leaves out the current step, whose row is not complete.
 
     Raises:
         Stopped: a callback ends the run for what it finds in the rows.
     """
-    module, steps = trainer.lightning_module, trainer.global_step if before is None else before
+    module, steps = trainer.lightning_module, trainer.global_step if last is None else last
     log = getattr(module, "step_log", None)
     if log is None or not log.has_rows(steps):
         return

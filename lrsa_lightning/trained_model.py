@@ -13,6 +13,7 @@ from lrsa_lightning.checkpoints.atomic_files import TAG, is_universal
 from lrsa_lightning.checkpoints.last import fault_of, find_last, read_index
 from lrsa_lightning.errors import InputError
 from lrsa_lightning.files.yaml_text import read_mapping
+from lrsa_lightning.hub import bars_in_terminals_only
 from lrsa_lightning.library_errors import reading
 from lrsa_lightning.lora.adapters import check_keys, merged, trained_parameters
 from lrsa_lightning.lora.folder import AdapterOnly
@@ -185,7 +186,8 @@ def _with_weights(config, state: dict[str, torch.Tensor], dtype: torch.dtype, pa
     # A tied head is left out: transformers 5.2 does not tie one that is given.
     weights = {name: state[name] for name in names.values()}
     settings = {"config": config, "state_dict": weights, "dtype": dtype}
-    return type(empty).from_pretrained(None, trust_remote_code=False, **settings)
+    with bars_in_terminals_only():
+        return type(empty).from_pretrained(None, trust_remote_code=False, **settings)
 
 
 def load_checkpoint(checkpoint: Path, dtype: torch.dtype | None = None) -> TrainedModel:

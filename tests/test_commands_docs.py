@@ -53,7 +53,7 @@ def test_the_commands_run_in_their_order(files, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.StringIO("Who?\n/exit\n"))
         main([name, *options, *SMALL.get(name, "").split()])
         said[name] = capsys.readouterr().out
-    assert list(losses("first")) == [0, 1]
+    assert list(losses("first")) == [1, 2]
     assert "24 samples" in said["prepare"]
     assert json.loads(said["plan"])
     assert list(Path("my_model").glob("*.safetensors"))

@@ -46,7 +46,7 @@ def test_a_finished_run_says_so_and_nothing_else_happens(fit):
     assert fit(ckpt_path="last") == (0, True)
     assert files() == before
     assert fit(ckpt_path="last", **{"trainer.max_steps": "7"}) == (0, False)
-    assert list(losses()) == list(range(7))
+    assert list(losses()) == [*range(1, 8)]
 
 
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
@@ -67,7 +67,7 @@ def test_a_missing_ruler_check_after_the_last_step_is_made_up_for(fit, monkeypat
         patch.setattr(ruler_check, "raise_if_signalled", strike)
         assert fit(ruler, **options) == (143, False)
     assert fit(ruler, ckpt_path="last", **options) == (0, True)
-    assert [row for row in metrics() if row["step"] == 5] == [row for row in metrics("whole") if row["step"] == 5]
+    assert [row for row in metrics() if row["step"] == 6] == [row for row in metrics("whole") if row["step"] == 6]
     assert "ruler/niah_single_1/512/r0.5" in metrics()[-1]
     before = files()
     assert fit(ruler, ckpt_path="last", **options) == (0, True)
@@ -99,7 +99,7 @@ def test_a_validation_that_was_not_due_is_not_made_up_for(fit, train_file):
     options = {"data.val_files": str(train_file), "trainer.val_check_interval": "8"}
     fit(**options)
     before = scores()
-    assert [step for step, _ in before] == [3]
+    assert [step for step, _ in before] == [4]
     assert fit(ckpt_path="last", **options) == (0, True)
     assert scores() == before
 
@@ -113,7 +113,7 @@ def test_processes_make_up_for_checks_together(arguments, train_file, strategy):
     options |= {"data.val_files": str(train_file), "trainer.val_check_interval": "4", "trainer.devices": "2"}
     options |= {"trainer.strategy": strategy, "ckpt_path": "last"}
     assert [process.status for process in on_lines([command(options)] * 2)] == [0, 0]
-    whole = {key: value for row in metrics() if row["step"] == 1 for key, value in row.items()}
+    whole = {key: value for row in metrics() if row["step"] == 2 for key, value in row.items()}
     (Path("runs/x/ruler") / "step-000002.jsonl").unlink()
     rows = [row for row in metrics() if not any(key.startswith(("ruler", "val")) for key in row) or row["step"] == 0]
     Path("runs/x/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -121,7 +121,7 @@ def test_processes_make_up_for_checks_together(arguments, train_file, strategy):
         ended = on_lines([command(options)] * 2)
         assert [process.status for process in ended] == [0, 0], ended[0].err
         assert "runs/x is finished: step 2 is its last" in ended[0].err
-        again = {key: value for row in metrics() if row["step"] == 1 for key, value in row.items()}
+        again = {key: value for row in metrics() if row["step"] == 2 for key, value in row.items()}
         assert again["val/loss"] == pytest.approx(whole["val/loss"], abs=1e-4)
         assert again.keys() >= {key for key in whole if key.startswith("ruler")}
         assert len([row for row in metrics() if "val/loss" in row]) == 1

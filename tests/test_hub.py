@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -106,3 +107,15 @@ def test_every_call_that_could_run_code_of_a_folder_forbids_it():
         for part in text.split("AutoModelForCausalLM.from_config(")[1:]:
             if file.parent.name != "scripts":  # whose configurations are made there
                 assert "trust_remote_code=False" in part[:200], file
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_weights_are_loaded_without_a_bar_in_a_log_file(tmp_path, monkeypatch, capsys, terminal):
+    from transformers.utils.logging import is_progress_bar_enabled
+
+    make_model().save_pretrained(tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    load_model(load_config(str(tmp_path), None), str(tmp_path))
+    assert ("Loading weights" in capsys.readouterr().err) == terminal
+    assert is_progress_bar_enabled()

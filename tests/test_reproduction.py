@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 import sys
+from csv import DictReader
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^lrsa (?:.*\\\n)*.*$", PAGE, re.MULTILINE)
 ARMS = {name: int(seeds) for name, seeds in re.findall(r"^\| `smollm2_(\w+)` \|.*\| (\d) \|$", PAGE, re.MULTILINE)}
+TASK_ARMS = re.search(r"^\| task \| (.*) \|$", PAGE, re.MULTILINE)[1].split(" | ")
 EXPERIMENT = CONFIG_DIR / "experiment"
 COMMON = yaml.safe_load((EXPERIMENT / "smollm2.yaml").read_text())
 RULER = next(c["init_args"] for c in COMMON["trainer"]["callbacks"] if c["class_path"].endswith("RulerEval"))
@@ -104,6 +107,52 @@ def test_the_numbers_of_the_page():
         f"{cells - 1} of\nthem train on {trained * COMMON['data']['seq_len'] / 1e6:.1f} million tokens each",
     ):
         assert said in PAGE
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """What the page's command makes of docs/results."""
+    output = tmp_path_factory.mktemp("report")
+    arms = re.search(r"docs/results/smollm2/smollm2_\{(.*)\} --baseline", PAGE)[1].split(",")
+    runs = [str(ROOT / f"docs/results/smollm2/smollm2_{arm}") for arm in arms]
+    main(["report", *runs, "--baseline", "smollm2_vanilla", "--output", str(output)])
+    return output
+
+
+def test_the_scores_of_the_page_are_those_of_its_records(report):
+    lines = [line for line in (report / "table_arms.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 2 * (2 + 7 * 3) - 3  # the baseline has no difference to itself
+    assert "\n".join(lines) in re.sub(r"\n\n(?:The differences.*\n\n)?", "\n", PAGE)
+    with (report / "table_tasks.csv").open() as file:
+        scores = {(row["model"], row["task"], row["length"], row["budget"]): row["score"] for row in DictReader(file)}
+    tasks = {line.split(" | ")[0][2:]: line for line in PAGE.splitlines() if re.match(r"\| \w+ \| \d+ / ", line)}
+    assert {*tasks} == {*RULER["tasks"]}
+    for task, line in tasks.items():
+        for arm, cell in zip(TASK_ARMS, line.strip("| ").split(" | ")[1:], strict=True):
+            own = [scores[f"smollm2_{arm}", task, "4096", budget] for budget in ("1x", "2x", "4x")]
+            assert cell == " / ".join(f"{float(score):.0f}" for score in own), (task, arm)
+
+
+def test_the_scores_of_readme_are_those_of_the_page(report):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    with (report / "table_arms.csv").open() as file:
+        means = {(row["model"], row["budget"]): row["mean"] for row in DictReader(file) if row["column"] == "4K"}
+    for cache, budget in {"full": "1x", "half": "2x", "a quarter": "4x"}.items():
+        own = [means[f"smollm2_{arm}", budget] for arm in ("base", "vanilla", "lrsa", "lrsa_r25", "elastic")]
+        assert f"| {cache} | " + " | ".join(f"{float(mean):.1f}" for mean in own) + " |" in readme
+
+
+def test_the_diagnosis_of_the_page_is_that_of_its_findings():
+    rows = re.findall(r"^\| (\w+) \| (.*%) \|$", PAGE, re.MULTILINE)
+    assert len(rows) >= 2
+    for model, cells in rows:
+        found = json.loads((ROOT / f"docs/results/smollm2_diagnosis/{model}.json").read_text())
+        place = {name: number for number, name in enumerate(found["classes"])}
+        kept = np.array(found["kept_by_class"], float)
+        look, see = (np.array(found[key], float)[:, place["needle"]] for key in ("answers_look_at", "answers_see"))
+        means = [np.nanmean(kept[..., place[name]]) for name in ("document", "needle", "punctuation")]
+        means += [np.mean(found["held"]), np.mean(found["held_of_answers"]), (look * see).sum() / look.sum()]
+        assert cells == " | ".join(f"{100 * mean:.1f}%" for mean in means)
 
 
 @pytest.fixture

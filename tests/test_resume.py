@@ -58,7 +58,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(arguments):
     run = Path("runs/x")
     # As a run killed after step 4 left it: logged beyond its last checkpoint, which is of step 2.
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
     curve = '[{"class_path": "lrsa_lightning.callbacks.LossCurve"}]'
     main(
         [
@@ -119,7 +119,7 @@ def test_last_resumes_from_the_newest_checkpoint(arguments):
     arguments["trainer.callbacks"] = checkpoints(2)
     main(command(arguments))
     main(["fit", "--config=runs/x/config.yaml", "--ckpt_path=last", "--trainer.max_steps=8"])
-    assert list(losses()) == list(range(8))
+    assert list(losses()) == [*range(1, 9)]
 
 
 def test_a_checkpoint_does_not_override_the_command_line(arguments):
@@ -161,7 +161,7 @@ def test_a_corrupt_last_checkpoint_is_skipped_with_a_warning(two_steps, caplog):
     assert warnings == [
         f"{folder}: skipped, training cannot resume from: step=2.ckpt, .step=3.ckpt.partial; last is step=1.ckpt",
     ]
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
 
 
@@ -177,9 +177,9 @@ def test_a_complete_checkpoint_that_cannot_be_loaded_is_skipped_with_the_reason(
     resume("--trainer.max_steps=3")
     assert "cannot resume from: step=2.ckpt; last is step=1.ckpt" in caplog.text
     assert "step=2.ckpt is complete, but holds pathlib" in caplog.text
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
     aside = [json.loads(line) for line in (two_steps / "metrics-1.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in aside} == {1}
+    assert {row["step"] for row in aside} == {2}
 
 
 @pytest.mark.parametrize("harm", ["corrupt", "not loadable"])
@@ -206,7 +206,7 @@ def test_a_run_that_was_killed_in_its_first_write_begins_again_and_keeps_its_his
     before = (two_steps / "metrics.jsonl").read_text()
     resume()
     assert (two_steps / "metrics-1.jsonl").read_text() == before
-    assert list(losses()) == [0, 1]
+    assert list(losses()) == [1, 2]
 
 
 def test_a_corrupt_checkpoint_named_by_hand_is_refused(two_steps, capsys):
@@ -230,13 +230,13 @@ def test_the_same_command_line_starts_a_run_and_goes_on_with_it(arguments):
     """What a job that is queued again runs; one that was killed before its first checkpoint starts anew."""
     arguments |= {"trainer.callbacks": json.dumps([callback("Checkpoints")]), "ckpt_path": "last"}
     main(command({**arguments, "trainer.max_steps": "3"}))
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
     for path in Path("runs/x/checkpoints").iterdir():
         path.unlink()
     main(command({**arguments, "trainer.max_steps": "4"}))
-    assert list(losses()) == [0, 1, 2, 3]
+    assert list(losses()) == [1, 2, 3, 4]
     main(command({**arguments, "trainer.max_steps": "5"}))
-    assert list(losses()) == [0, 1, 2, 3, 4]
+    assert list(losses()) == [1, 2, 3, 4, 5]
 
 
 def test_a_validation_needs_its_checkpoint(arguments, capsys):

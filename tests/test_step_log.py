@@ -25,14 +25,15 @@ class Logger:
 
 @pytest.fixture
 def trainer():
-    """After the forward of step 4 of a run; each step before it has a row with a loss and tokens."""
+    """After the forward of step 4 of a run; each of the four has a row with a loss and tokens."""
     log, profiler = StepLog(), SimpleNamespace(profile=lambda name: torch.no_grad())
     trainer = SimpleNamespace(lightning_module=SimpleNamespace(step_log=log), profiler=profiler, callbacks=[])
     trainer.loggers, trainer.callback_metrics, trainer.current_epoch = [Logger()], {}, 0
     for trainer.global_step in range(4):
         log.begin(trainer)
-        tokens = torch.tensor(2**30 + trainer.global_step)
-        log.add({"train/loss": torch.tensor(0.1 * trainer.global_step), "train/lr": 1e-5, "train/tokens": tokens})
+        step = trainer.global_step + 1
+        tokens = torch.tensor(2**30 + step)
+        log.add({"train/loss": torch.tensor(0.1 * step), "train/lr": 1e-5, "train/tokens": tokens})
     return trainer
 
 
@@ -48,7 +49,7 @@ def test_complete_steps_are_written_by_one_transfer(trainer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "item", lambda z: pytest.fail("a value was read by itself"))
     write_steps(trainer)
     (logger,) = trainer.loggers
-    assert logger.rows == [expected(step) for step in range(3)]
+    assert logger.rows == [expected(step) for step in (1, 2, 3)]
     assert (len(transfers), logger.saves) == (1, 1)
     write_steps(trainer)
     assert len(transfers) == 1
@@ -74,8 +75,8 @@ def test_a_callback_may_add_values_remove_rows_and_stop(trainer):
     trainer.callbacks = [Stops(), Adds()]
     with pytest.raises(Stopped, match="enough"):
         write_steps(trainer)
-    assert trainer.loggers[0].rows == [{**expected(0), "more": 1.0}, expected(1)]
-    assert trainer.callback_metrics["train/tokens"] == 2**30 + 1
+    assert trainer.loggers[0].rows == [{**expected(1), "more": 1.0}, expected(2)]
+    assert trainer.callback_metrics["train/tokens"] == 2**30 + 2
 
 
 @pytest.mark.parametrize(("every", "last", "due"), [(2, 9, [0, 2, 4, 6, 8, 9]), (10, 9, [0, 9]), (1, 3, [0, 1, 2, 3])])
@@ -93,6 +94,6 @@ def test_a_step_of_fewer_micro_batches_at_the_end_of_an_epoch_has_its_row(argume
     """Lightning steps after the last micro-batch of an epoch, here the third of steps of two."""
     main(command({**arguments, "trainer.limit_train_batches": "3", "trainer.max_steps": "4"}))
     rows = metrics()
-    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert len({frozenset(row) for row in rows}) == 1
     assert len({row["train/grad_norm"] for row in rows}) == 4

@@ -31,7 +31,7 @@ TIERS = (
     {"report"},
     {"sweep"},
     {"serving"},
-    {"commands", "doctor", "finished_run", "command_line"},
+    {"commands", "doctor", "optional_packages", "finished_run", "command_line"},
     {"cli"},
     {"__main__"},
     {"scripts"},

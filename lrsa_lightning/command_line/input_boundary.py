@@ -19,6 +19,7 @@ _GRACE_S = 2
 _NOISE = (
     "'set_vital' is deprecated",
     ".*LeafSpec.* is deprecated",
+    r"`torch\.distributed\.\w+` is deprecated",
     r"\s*``(instantiate_classes|enable_path)``",
     r"\s*By default only one JsonargparseDeprecationWarning",
     "LightningCLI's args parameter is intended",
@@ -34,6 +35,14 @@ _NOISE_OF_LIGHTNING = (
     "Loading `",
     "`Trainer.fit` stopped: `max_",
     "`weights_only` was not set",
+    "distributed_backend=",
+    "Restoring states from",
+    "Restored all states from",
+)
+_OF_EACH_RANK = (
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.strategies.deepspeed",
 )
 
 
@@ -88,11 +97,22 @@ def _rank() -> int:
 
 def _quieten() -> None:
     """Turns our log lines on, and libraries' tips and deprecation warnings off."""
-    logging.basicConfig(format="%(name)s: %(message)s")
+    lines = logging.StreamHandler()
+    lines.addFilter(lambda record: not record.name.startswith("lightning."))  # Lightning prints its own
+    lines.addFilter(_is_said_once)
+    for name in _OF_EACH_RANK:
+        logging.getLogger(name).addFilter(_is_said_once)
+    logging.basicConfig(format="%(name)s: %(message)s", handlers=[lines])
     logging.getLogger("lrsa_lightning").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_helps)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _is_said_once(record: logging.LogRecord) -> bool:
+    """Leaves information to the first rank; each rank warns."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    return record.levelno >= logging.WARNING or not lightning or not lightning.rank_zero_only.rank
 
 
 def _helps(record: logging.LogRecord) -> bool:

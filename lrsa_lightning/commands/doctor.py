@@ -11,7 +11,8 @@ from lrsa_lightning.command_line.script_parser import ScriptParser
 _DESCRIPTION = """Prints versions, devices, free memory and disk, optional packages, what a run would use (accelerator,
 strategy, precision, attention backend, fused layers), and what is missing, with the command that installs it.
 
-The exit status is 1 if a device of this machine cannot be used or needs a package.
+The exit status is 1 if a device of this machine cannot be used or needs a package, or if a package is outside the range
+that is tested.
 """
 
 

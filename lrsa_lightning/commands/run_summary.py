@@ -55,8 +55,8 @@ class RunSummary(Callback):
         seconds = timedelta(seconds=round(time.monotonic() - self._began))
         tokens = f"{int(last.values['train/tokens']):,} tokens in all"
         yield "trained", f"to step {trainer.global_step} in {seconds}, evaluations included; {tokens}"
-        loss = f"{last.values['train/loss']:.4f} at step {last.step + 1}"
-        earlier = f", {first.values['train/loss']:.4f} at step {first.step + 1}" if first.step < last.step else ""
+        loss = f"{last.values['train/loss']:.4f} at step {last.step}"
+        earlier = f", {first.values['train/loss']:.4f} at step {first.step}" if first.step < last.step else ""
         validation = trainer.callback_metrics.get("val/loss")
         yield "loss", loss + earlier + ("" if validation is None else f"; validation {validation:.4f}")
         yield from _scores(trainer)
@@ -64,6 +64,7 @@ class RunSummary(Callback):
             yield "checkpoint", str(checkpoint)
         if (curve := folder / "loss_curve.png").exists():
             yield "loss curve", str(curve)
+        yield from (("W&B", where) for logger in trainer.loggers if (where := getattr(logger, "where", None)))
         if checkpoint is not None:
             yield "next", f"lrsa chat {folder} --document FILE"
             yield "", f"lrsa export {folder} --output FOLDER"
@@ -77,12 +78,18 @@ def _about_start(given: Any, module: LightningModule, trainer: Trainer, start: s
     yield "attention", repr(module.attention)
     tokens = data.global_batch_size * module.seq_len
     yield "a step", f"{data.global_batch_size} rows of at most {module.seq_len:,} tokens, {tokens:,} together"
-    limits = [f"{n:,} {unit}" for n, unit in ((trainer.max_steps, "steps"), (trainer.max_epochs, "epochs")) if _is(n)]
+    units = ((trainer.max_steps, "step"), (trainer.max_epochs, "epoch"))
+    limits = [f"{n:,} {unit}{'s' if n > 1 else ''}" for n, unit in units if _is(n)]
     yield "length", " or ".join(limits) or "without limit"
-    strategy = type(trainer.strategy).__name__
-    yield "devices", f"{trainer.world_size} x {trainer.strategy.root_device.type}, {strategy}, {trainer.precision}"
+    devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    yield "devices", f"{devices}{_strategy(given.trainer.strategy, trainer)}, precision {trainer.precision}"
     if plan is not None:
         yield "plan", plan
+
+
+def _strategy(given: Any, trainer: Trainer) -> str:
+    """The strategy by the name that a user can give; a single device needs none."""
+    return "" if given == "auto" else f", {given if isinstance(given, str) else type(trainer.strategy).__name__}"
 
 
 def _is(limit: int | None) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -143,8 +144,12 @@ def _write(
     counts, content = Counter({"read": len(samples), "kept": 0, "left out": 0, "shortened": 0}), hashlib.sha256()
     with ArrowWriter(path=str(folder / ARROW), features=features, writer_batch_size=64) as writer:
         of_samples = encoded(samples, encode, num_workers)
+        in_terminal = sys.stdout.isatty()
+        if not in_terminal:
+            log.info("preparing %d %s", len(samples), what)
+        bar = {"total": len(samples), "transient": True, "disable": not in_terminal}
         # No variable holds the progress bar: an error then closes it at once, and not later from a thread of its own.
-        for rows in track(of_samples, f"Preparing {what}", total=len(samples), transient=True):
+        for rows in track(of_samples, f"Preparing {what}", **bar):
             if isinstance(rows, NothingToLearn):
                 if not skip_malformed:
                     raise rows

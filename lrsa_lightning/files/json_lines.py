@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from lrsa_lightning.errors import InputError
 
+_PLAIN = {".gz": gzip.decompress, ".xz": lzma.decompress}
+
 
 def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file, which may end in .gz, with their line numbers, from 1.
+    """The objects of a file, which may end in .gz or .xz, with their line numbers, from 1.
 
     With ``cut_short`` it skips a last line without its end, which a kill can leave.
 
@@ -36,7 +39,6 @@ def read_lines(path: Path, cut_short: bool = False) -> Iterator[tuple[int, dict[
 
 def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
+        return _PLAIN.get(path.suffix, bytes)(path.read_bytes())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

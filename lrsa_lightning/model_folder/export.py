@@ -12,6 +12,7 @@ from lrsa_lightning.attention.saved_mode import save_mode, serving
 from lrsa_lightning.data.template import answer_ends
 from lrsa_lightning.data.tokenization import load_tokenizer
 from lrsa_lightning.errors import InputError
+from lrsa_lightning.hub import bars_in_terminals_only
 from lrsa_lightning.model_folder.adapter_source import AdapterSource, export_source
 from lrsa_lightning.model_folder.card import Card
 from lrsa_lightning.model_folder.code import write_custom_generate
@@ -72,7 +73,7 @@ def export(
         log.warning("%s", warning)
     facts = {"lrsa_lightning": __version__, "run": trained.folder.name, "checkpoint": checkpoint.name}
     try:
-        with written_at_once(output, facts) as folder:
+        with written_at_once(output, facts) as folder, bars_in_terminals_only():
             tokenizer.save_pretrained(folder)
             _add_ends(model, answer_ends(trained.template, tokenizer))
             if adapter:

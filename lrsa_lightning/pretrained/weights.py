@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lrsa_lightning.errors import InputError, listed
+from lrsa_lightning.hub import bars_in_terminals_only
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 # Elements looked at together: torch makes a copy of them on the way.
@@ -103,7 +104,7 @@ def read_complete(config, name_or_path: str, whose: str, dtype: torch.dtype, **a
     from transformers import AutoModelForCausalLM
 
     try:
-        with _without_warnings():
+        with _without_warnings(), bars_in_terminals_only():
             model, info = AutoModelForCausalLM.from_pretrained(
                 name_or_path,
                 config=config,

@@ -39,9 +39,11 @@ def draw_bytes(runs: Sequence[Run], comparison: Comparison, path: Path) -> Path 
     for label, found in places.items():
         lines += axes.plot(*zip(*found.values(), strict=True), "o-", color=colours[label], clip_on=False)
         lines[-1].set_label(literal(label))
-    budgets = {budget: place for found in places.values() for budget, place in found.items()}
-    for budget, (size, _) in budgets.items():
-        axes.annotate(literal(budget_name(budget)), (size, 100), (0, 6), textcoords="offset points", ha="center")
+    # Models of several sizes have several bytes for a budget: each place is named.
+    named = {(budget_name(b), float(f"{size:.3g}")) for found in places.values() for b, (size, _) in found.items()}
+    for name, size in sorted(named):
+        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axes.annotate(literal(name), (size, 100), (0, 6), **look)
     axes.set(xlim=(0, None), ylim=(0, 100), xlabel="cache after the prompt, MiB", ylabel="score, 0..100")
     add_legend(figure, lines, "run")
     figure.savefig(path, dpi=DPI)

@@ -32,11 +32,12 @@ def draw_losses(runs: Sequence[Run], path: Path, smoothing: float | None = None)
     colours, lines = colours_of([run.label for run in runs]), []
     for run in runs:
         if run.losses[0]:
-            axes.plot(*run.losses, color=colours[run.label], alpha=0.15, linewidth=0.8, zorder=1)
+            axes.plot(*run.losses, color=colours[run.label], alpha=0.3, linewidth=0.8, zorder=1)
             lines += axes.plot(run.losses[0], smooth(run.losses[1], weight), color=colours[run.label], zorder=2)
             lines[-1].set_label(literal(run.label))
     scale_losses(axes, (y for line in axes.get_lines() for y in line.get_ydata()))
     axes.set(xlabel="optimizer step", ylabel="loss per label tokens")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Training loss", fontsize=10, loc="left")
     add_legend(figure, lines, f"smoothed ({weight:.3g}) over raw")
     figure.savefig(path, dpi=DPI)

@@ -82,9 +82,9 @@ def _losses_not_finite(runs: Sequence[Run]) -> list[str]:
 
 def _earlier_steps(runs: Sequence[Run]) -> list[str]:
     return [
-        f"{run.label} was scored at step {run.step}, but trained for {run.losses[0][-1] + 1} steps."
+        f"{run.label} was scored at step {run.step}, but trained for {run.losses[0][-1]} steps."
         for run in runs
-        if run.step is not None and run.losses[0] and run.step <= run.losses[0][-1]
+        if run.step is not None and run.losses[0] and run.step < run.losses[0][-1]
     ]
 
 

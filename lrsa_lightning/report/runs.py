@@ -18,7 +18,7 @@ from lrsa_lightning.run.config import CACHE_SIZES, RunConfig
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 SECONDS = "throughput/seconds/"
-_CHECK = re.compile(r"step-(\d+)\.jsonl(\.gz)?")
+_CHECK = re.compile(r"step-(\d+)\.jsonl(\.xz)?")
 # With depths_ and .png, file systems take a name of this length in any alphabet.
 _LONGEST_STEM = 60
 # Steps at the start that are slower: kernels are compiled, caches filled.
@@ -140,7 +140,7 @@ def _read_run(label: str, path: Path, step: int | None) -> Run:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run directory of `lrsa fit` or a folder of `lrsa eval`")
     config, metrics = RunConfig.of_directory(path), path / METRICS
-    results = next((file for name in (RESULTS, f"{RESULTS}.gz") if (file := path / name).exists()), None)
+    results = next((file for name in (RESULTS, f"{RESULTS}.xz") if (file := path / name).exists()), None)
     step, records = _last_check(path, step) if results is None else (None, read_records(results))
     rows = read_rows(metrics) if metrics.exists() else []
     losses, (_, tokens) = points(rows, "train/loss"), points(rows, "train/tokens")

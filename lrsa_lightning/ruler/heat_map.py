@@ -51,7 +51,7 @@ def draw_depths(records: Iterable[Record], path: Path, of: str = "") -> Path | N
     write_values(axes, image, cells, lambda row, column: f"{cells[row][column]:.0f}\n({numbers[row][column]})")
     axes.set_xticks(range(len(hits)), [f"{length}\n{budget}" for length, budget in hits])
     axes.set_yticks(range(_NUM_BINS), [f"{10 * row}-{10 * row + 10}%" for row in range(_NUM_BINS)])
-    axes.set(xlabel="length and cache budget", ylabel="depth of the needle")
+    axes.set(xlabel="length and cache budget\nin brackets: needles; grey: none", ylabel="depth of the needle")
     figure.suptitle(f"Needles found by depth, %\n{literal(shorten(of, 40))}".rstrip(), fontsize=10, x=0.02, ha="left")
     figure.colorbar(image, label="found, %")
     figure.savefig(path, dpi=120)

@@ -35,7 +35,7 @@ class InstalledVLLM:
         found = cls(name, version(name))
         if not found.version.startswith(TESTED):
             raise InputError(f"vLLM {found.version} is untested, and its classes change; {TESTED[0]}* is: {_INSTALL}")
-        _check_plugin()
+        check_plugin()
         return found
 
     @property
@@ -55,7 +55,8 @@ class InstalledVLLM:
         return [sys.executable, "-m", *start, *options]
 
 
-def _check_plugin() -> None:
+def check_plugin() -> None:
+    """Raises an InputError if vLLM would not load our plug-in."""
     if _PLUGIN not in entry_points(group=_GROUP).names:
         raise InputError("vLLM does not find the plug-in of lrsa-lightning: install the package (pip install -e .)")
     allowed = os.environ.get("VLLM_PLUGINS")

@@ -11,6 +11,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.files.path_names import made_name
 from lrsa_lightning.metrics import METRICS, read_rows
 from lrsa_lightning.report import Run, other_samples, read_runs, write_report
+from lrsa_lightning.ruler.mean_error import mean_error
 from lrsa_lightning.run.config import differing
 from lrsa_lightning.sweep.definition import Sweep
 from lrsa_lightning.sweep.runner import Result
@@ -125,7 +126,8 @@ def _row(sweep: Sweep, runs_dir: Path, result: Result, run: Run | None) -> Row:
         logged = []
     values = [row[sweep.metric] for row in logged if sweep.metric in row]
     names = {name for row in logged for name in row}
-    return Row(result.cell, status, values[-1] if values else None, run.tokens if run else None, names)
+    error = mean_error(run.records, sweep.metric) if run and values else None
+    return Row(result.cell, status, values[-1] if values else None, error, run.tokens if run else None, names)
 
 
 def _missing_metric(sweep: Sweep, rows: Sequence[Row]) -> list[str]:

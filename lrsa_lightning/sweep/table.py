@@ -20,6 +20,7 @@ class Row(NamedTuple):
         cell: the cell.
         status: for people.
         value: the last logged value of the metric; None without one.
+        error: standard error of the value over RULER's samples; None for other metrics.
         tokens: number of training tokens; None where it is unknown.
         logged: names of all metrics in the cell's metrics file.
     """
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     cell: Cell
     status: str
     value: float | None
+    error: float | None
     tokens: int | None
     logged: set[str]
 
@@ -41,6 +43,7 @@ def cells_frame(sweep: Sweep, rows: Sequence[Row]) -> pd.DataFrame:
     columns = {
         "cell": [row.cell.name for row in rows],
         sweep.metric or "no metric": [row.value for row in rows],
+        "standard error": [row.error for row in rows],
         "tokens": [row.tokens for row in rows],
         "status": [row.status for row in rows],
     }
@@ -71,8 +74,9 @@ def cells_table(sweep: Sweep, rows: Sequence[Row], mark_best: bool) -> pd.DataFr
     best = (max if sweep.maximize else min)(known) if mark_best and len(known) > 1 else None
     stars = ["* " if best is not None and row.final_value == best else "" for row in rows]
     frame = cells_frame(sweep, rows)
-    _, metric, tokens, _ = frame.columns
+    _, metric, error, tokens, _ = frame.columns
     frame[metric] = [star + _figure(row.value) for star, row in zip(stars, rows, strict=True)]
+    frame[error] = [_figure(row.error and float(f"{row.error:.3g}")) for row in rows]
     frame[tokens] = [_EMPTY if row.tokens is None else f"{row.tokens:,}" for row in rows]
     return frame
 

@@ -32,7 +32,7 @@ def test_a_run_without_wandb_says_so_and_logs_to_its_file(arguments, monkeypatch
     both = json.dumps([callback("WandbLogger", project="test"), callback("MetricsFile")])
     main(command({**arguments, "trainer.logger": both, "trainer.max_steps": "1"}))
     assert [record.message for record in caplog.records if "wandb is not installed" in record.message]
-    assert list(losses()) == [0]
+    assert list(losses()) == [1]
     assert not Path("runs/x/wandb").exists()
     assert "WandbLogger" in Path("runs/x/config.yaml").read_text()  # a resume elsewhere may log there
 
@@ -41,7 +41,7 @@ def test_a_run_without_wandb_says_so_and_logs_to_its_file(arguments, monkeypatch
 def test_every_run_with_a_logger_has_the_metrics_file_and_the_curve(arguments, logger):
     options = {"trainer.logger": json.dumps(logger), "trainer.callbacks": CURVE, "trainer.max_steps": "2"}
     main(command({**arguments, **options}))
-    assert list(losses()) == [0, 1]
+    assert list(losses()) == [1, 2]
     assert (Path("runs/x") / "loss_curve.png").exists()
     (rows,) = Path("runs/x").rglob("metrics.csv")
     assert "train/loss" in rows.read_text()
@@ -79,4 +79,4 @@ def test_tensorboard_reads_the_curve_of_a_run(arguments):
     options = {"trainer.logger": json.dumps(board), "trainer.callbacks": CURVE, "trainer.max_steps": "2"}
     main(command({**arguments, **options}))
     read = events.EventAccumulator("runs/x/lightning_logs/version_0", size_guidance={"images": 0}).Reload()
-    assert [image.step for image in read.Images("loss_curve")] == [1]
+    assert [image.step for image in read.Images("loss_curve")] == [2]

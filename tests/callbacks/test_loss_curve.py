@@ -46,10 +46,11 @@ def test_a_run_logs_the_tokens_of_its_samples_again_after_a_resume(arguments):
 
 
 def test_validating_a_checkpoint_cuts_nothing(arguments, train_file):
-    arguments |= {"trainer.callbacks": checkpoints(2), "trainer.max_steps": "4"}
+    arguments |= {"trainer.callbacks": checkpoints(2), "trainer.max_steps": "4", "data.val_files": str(train_file)}
     main(command(arguments))
     main(command({**arguments, "ckpt_path": "runs/x/checkpoints/step=2.ckpt"}, "validate"))
-    assert [row["step"] for row in train_rows()] == [0, 1, 2, 3]
+    assert [row["step"] for row in train_rows()] == [1, 2, 3, 4]
+    assert [row["step"] for row in metrics() if "val/loss" in row] == [2]
 
 
 @pytest.mark.parametrize("clip", [{"trainer.gradient_clip_val": "0.1"}, {"trainer.gradient_clip_val": "null"}])
@@ -142,6 +143,7 @@ def test_the_raw_curve_is_never_cut_off(tmp_path, figures):
                 tmp_path / "a.png", 0.9)  # fmt: skip
     low, high = figures[0].axes[0].get_ylim()
     assert low < 3 < 12 < high
+    assert all(tick == int(tick) for tick in figures[0].axes[0].get_xticks())  # steps are whole numbers
 
 
 def test_rulers_means_at_the_greatest_length_are_in_the_picture(tmp_path, figures):

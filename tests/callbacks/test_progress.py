@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from lrsa_lightning.callbacks import progress
 from lrsa_lightning.callbacks.progress import StepProgress
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import run_summary
 from lrsa_lightning.commands.training import LRSACLI
 from lrsa_lightning.step_log import StepRow
 from tests.runs import callback, command, metrics
@@ -39,7 +42,7 @@ def run_steps(callback: StepProgress, clock, first: int = 0, last: int = 8, ever
             clock.now += 5
             trainer.global_step = step + micro
             callback.on_train_batch_end(trainer, module, None, None, micro)
-        rows.append(StepRow(step, {"train/loss": 2.5 + step / 10, "train/tokens": 500.0 * (step + 1)}))
+        rows.append(StepRow(step + 1, {"train/loss": 2.5 + step / 10, "train/tokens": 500.0 * (step + 1)}))
         if (step + 1) % every == 0:
             callback.on_steps_read(trainer, module, rows)
             rows.clear()
@@ -113,17 +116,23 @@ def test_a_log_file_has_the_run_from_the_first_line_to_the_last(arguments, in_tm
     arguments["trainer.callbacks"] = json.dumps([callback("Checkpoints", every_n_steps=6), callback("LossCurve")])
     main(command(arguments))
     out = capsys.readouterr().out.splitlines()
-    rows = {row["step"] + 1: row for row in metrics() if "train/loss" in row}
+    rows = {row["step"]: row for row in metrics() if "train/loss" in row}
     steps = [line.split()[1] for line in out if line.startswith("step ") and "tokens/s" in line]
     assert steps == ["1/12", "2/12", "5/12", "10/12", "12/12"]
     assert f"step 5/12  loss {rows[5]['train/loss']:.4f}" in "\n".join(out)
-    val = {row["step"] + 1: row["val/loss"] for row in metrics() if "val/loss" in row}
+    val = {row["step"]: row["val/loss"] for row in metrics() if "val/loss" in row}
     assert [line for line in out if "validation loss" in line] == [
         f"step {step}/12  validation loss {val[step]:.4f}" for step in (6, 12)
     ]
     first, last = out[: out.index(next(line for line in out if line.startswith("step ")))], out[-9:]
     said = "\n".join(first)
-    for words in ("runs/x, a new run", "lag_size=16", "4 rows of at most 160 tokens, 640 together", "12 epochs"[1:]):
+    for words in (
+        "runs/x, a new run",
+        "lag_size=16",
+        "4 rows of at most 160 tokens, 640 together",
+        " 2 epochs",
+        "1 x cpu, precision 32-true",
+    ):
         assert words in said, said
     said = "\n".join(last)
     for words in (
@@ -137,6 +146,24 @@ def test_a_log_file_has_the_run_from_the_first_line_to_the_last(arguments, in_tm
         assert words in said, said
     main(command({**arguments, "ckpt_path": "last"}))
     assert "lrsa fit: done" not in capsys.readouterr().out
+
+
+def test_a_log_file_has_no_line_that_helps_nobody(arguments, train_file, in_tmp_path, monkeypatch):
+    """In a file: no empty line, no colours, no warning of a library, and one line a fact; also after a resume."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of another test
+    loggers = [callback("WandbLogger", project="test"), callback("MetricsFile")]
+    ruler = callback("RulerEval", tasks=["niah_single_1"], lengths=[512], budgets=[0.5], num_samples=1)
+    arguments |= {"data.val_files": str(train_file), "ckpt_path": "last", "trainer.logger": json.dumps(loggers)}
+    arguments["trainer.callbacks"] = json.dumps([callback("Checkpoints", every_n_steps=1), ruler])
+    known = r"Seed set|lrsa fit|  |RULER|niah|task |step \d|lrsa_lightning\.[\w.]+: |wandb: (W&B sync|Run data|View)"
+    for steps in "23":
+        line = [sys.executable, "-m", "lrsa_lightning", *command({**arguments, "trainer.max_steps": steps})]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = (done.stdout + done.stderr).splitlines()
+        assert [line for line in lines if not re.match(known, line)] == []
+        assert "\x1b" not in "".join(lines)
 
 
 def test_steps_are_counted_against_steps_whatever_callbacks_are_given(arguments, in_tmp_path, capsys):
@@ -153,3 +180,10 @@ def test_steps_are_counted_against_steps_whatever_callbacks_are_given(arguments,
     assert found == expected
     main(command({**arguments, **bars["one"], "trainer.max_steps": "1"}))
     assert "step 1/1  loss " in capsys.readouterr().out
+
+
+def test_the_first_block_names_the_strategy_as_a_user_gives_it():
+    trainer = SimpleNamespace(strategy=StepProgress())  # any class
+    assert run_summary._strategy("sp_fsdp2", trainer) == ", sp_fsdp2"
+    assert run_summary._strategy("auto", trainer) == ""
+    assert run_summary._strategy({"class_path": "x.Own"}, trainer) == ", StepProgress"

@@ -34,17 +34,17 @@ def generated(checks):
     return [step for step, row in checks.items() if "ruler/niah_single_1/512/r0.5" in row]
 
 
-@pytest.mark.parametrize(("when", "steps"), [("ends", [0, 5]), ("always", [0, 2, 5]), ("never", [])])
+@pytest.mark.parametrize(("when", "steps"), [("ends", [0, 6]), ("always", [0, 3, 6]), ("never", [])])
 def test_every_check_rates_the_references_and_some_generate(fit, when, steps):
     checks = fit(generation=when)
-    assert list(checks) == [0, 2, 5]
+    assert list(checks) == [0, 3, 6]
     assert all("ruler_nll/niah_single_1/512/r0.5" in row for row in checks.values())
     assert generated(checks) == steps
 
 
 def test_without_an_interval_there_is_one_check_after_the_last_step(fit):
     checks = fit(every_n_steps=None)
-    assert [*checks] == generated(checks) == [5]
+    assert [*checks] == generated(checks) == [6]
 
 
 def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, arguments, capsys):
@@ -55,7 +55,7 @@ def test_lrsa_validate_scores_a_checkpoint_without_validation_files(fit, argumen
     arguments["ckpt_path"] = "runs/x/checkpoints/step=6.ckpt"
     after = fit("validate")
     assert read_records(records) == before
-    assert after[5] == checks[5]
+    assert after[6] == checks[6]
 
 
 def test_a_resume_does_not_repeat_an_earlier_check(fit, arguments):
@@ -142,12 +142,12 @@ def test_checkpoints_can_be_kept_by_a_score(fit):
     fit(generation="never", more=[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": best}])
     nll = {row["step"]: row["ruler_nll/subset_mean"] for row in metrics() if "ruler_nll/subset_mean" in row}
     (kept,) = Path("runs/x/checkpoints").iterdir()
-    assert kept.name == f"step={min((2, 5), key=nll.get) + 1}.ckpt"
+    assert kept.name == f"step={min((3, 6), key=nll.get)}.ckpt"
 
 
 def test_the_light_default_takes_the_tasks_that_need_no_file_and_fit(fit):
     checks = fit(tasks=None, lengths=[1024], generation="never")
-    names = {key.split("/")[1] for key in checks[5] if key.startswith("ruler_nll/")}
+    names = {key.split("/")[1] for key in checks[6] if key.startswith("ruler_nll/")}
     assert names == {"niah_single_1", "niah_multikey_2", "niah_multikey_3", "fwe", "subset_mean"}
 
 

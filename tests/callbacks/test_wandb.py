@@ -56,16 +56,16 @@ def test_an_offline_run_holds_everything_once(run, logged):
 
     # The same values as in the metrics file, none missing; repeated steps keep their first values.
     train = {step: value for (step, key), value in logged.items() if key == "train/loss"}
-    assert list(train) == list(range(6))
+    assert list(train) == [*range(1, 7)]
     assert train == losses()
     expected = {(row["step"], key) for row in metrics() for key in row if key not in ("step", "epoch")}
     figures = {name for name in logged if not isinstance(logged[name], dict)}
     assert figures >= expected
-    assert {step for step, _ in figures - expected} <= {2, 3}  # which only the first process logged
+    assert {step for step, _ in figures - expected} <= {3, 4}  # which only the first process logged
 
     # Tables and images, with their files.
     media = {name: value for name, value in logged.items() if isinstance(value, dict)}
-    assert [step for step, key in media if key == "ruler_predictions"] == [0, 1, 3, 5]
+    assert [step for step, key in media if key == "ruler_predictions"] == [0, 2, 4, 6]
     assert {key for _, key in media} == {"ruler_predictions", "ruler_depths", "loss_curve"}
     for value in media.values():
         for path in value.get("filenames", [value.get("path")]):
@@ -89,6 +89,22 @@ def test_an_offline_run_has_the_configuration_and_the_x_axis(run):
     # Another run that begins with this configuration has an id of its own.
     logger = saved["trainer"]["logger"][0]["init_args"]
     assert (logger["id"], logger["save_dir"], logger["name"]) == (None, None, None)
+
+
+def test_the_command_says_where_the_run_is_and_wandb_repeats_no_numbers(arguments, in_tmp_path, capfd, monkeypatch):
+    import wandb
+
+    said = []
+    for quiet in (None, "false"):
+        if quiet is not None:
+            monkeypatch.setenv("WANDB_QUIET", quiet)  # a user who wants wandb's own summary
+        loggers = json.dumps([callback("WandbLogger", project="test", save_dir=None)])
+        main(command({**arguments, "run_name": f"x{quiet}", "trainer.logger": loggers, "trainer.max_steps": "1"}))
+        wandb.finish()
+        captured = capfd.readouterr()
+        assert f"  W&B            wandb sync runs/x{quiet}/wandb/offline-run-" in captured.out
+        said.append("Run summary" in captured.err)
+    assert said == [False, True]
 
 
 class WithToken(MetricsFile):

@@ -1,5 +1,6 @@
 """What a command shows as one line, and what as a traceback."""
 
+import os
 import subprocess
 import sys
 import time
@@ -192,3 +193,41 @@ def test_useless_advice_of_libraries_is_hidden():
     with warnings.catch_warnings(record=True) as heard:
         report_input_errors(lambda: [warnings.warn(line, stacklevel=1) for line in (*lines, "of ours")])()
     assert [str(warning.message) for warning in heard] == ["of ours"]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["imported by the command", "imported before"])
+def test_a_line_of_lightning_is_printed_once(early):
+    """Where a command imports Lightning late, the lines went to Lightning's handler and to ours."""
+    script = f"""
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+{"import lightning" if early else ""}
+@report_input_errors
+def run(args):
+    from lightning import seed_everything
+    seed_everything(3)
+run([])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Seed set to 3") == 1
+
+
+def test_one_rank_informs_and_each_rank_warns():
+    """As the processes of a launcher: only the environment tells them apart."""
+    script = """
+import logging
+from lrsa_lightning.command_line.input_boundary import report_input_errors
+@report_input_errors
+def run(args):
+    from lightning import seed_everything
+    seed_everything(3)
+    logging.getLogger("lrsa_lightning.x").info("information")
+    logging.getLogger("lrsa_lightning.x").warning("a warning")
+run([])
+"""
+    said = []
+    for rank in "01":
+        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        said.append([words in done.stderr for words in ("information", "a warning", "Seed set to 3")])
+    assert said == [[True, True, True], [False, True, False]]

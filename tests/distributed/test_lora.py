@@ -61,7 +61,7 @@ def test_checkpoints_of_several_ranks_hold_adapters_alone(adapters, base, name):
     lrsa(*command({**several, "run_name": "y", "ckpt_path": "runs/x/checkpoints/step=1.ckpt"}))
     runs = {run: RunCheckpoint(Path("runs") / run / "checkpoints" / "last.ckpt") for run in ("one", "x", "y")}
     one, x, y = (dict(run.load().named_parameters()) for run in runs.values())
-    assert curve(Path("runs/y")) == {step: loss for step, loss in curve(Path("runs/x")).items() if step > 0}
+    assert curve(Path("runs/y")) == {step: loss for step, loss in curve(Path("runs/x")).items() if step > 1}
     assert all(torch.equal(x[name], y[name]) for name in x)
     for name, weight in one.items():
         torch.testing.assert_close(x[name], weight, atol=1e-4, rtol=1e-4)
@@ -77,7 +77,7 @@ def test_another_number_of_ranks_goes_on_from_converted_adapters(adapters, base,
     places = ["--input_folder", folder / "checkpoint", "--output_folder", universal / "checkpoint"]
     subprocess.run([*convert, *places], check=True, timeout=120, capture_output=True)
     lrsa(*command({**several, "trainer.devices": "1", "run_name": "y", "ckpt_path": str(universal)}))
-    expected = {step: loss for step, loss in curve(Path("runs/x")).items() if step > 0}
+    expected = {step: loss for step, loss in curve(Path("runs/x")).items() if step > 1}
     assert curve(Path("runs/y")) == pytest.approx(expected, abs=1e-5)
 
 
@@ -90,4 +90,4 @@ def test_a_validation_has_the_trained_adapters(adapters, base, train_file, name,
     lrsa(*command(options | {"run_name": "y", "ckpt_path": "runs/x/checkpoints/last.ckpt"}, "validate"))
     (of_fit,), (of_validate,) = (curve(Path("runs") / run, "val/loss").values() for run in "xy")
     assert of_validate == pytest.approx(of_fit, rel=1e-6)
-    assert of_validate < curve(Path("runs/x"))[0]
+    assert of_validate < curve(Path("runs/x"))[1]

@@ -26,8 +26,8 @@ def options(arguments) -> dict[str, str]:
     }
 
 
-def figures(run: Fit, first: int) -> list[tuple]:
-    steps = [row for row in run.rows if "train/loss" in row and row["step"] >= first]
+def figures(run: Fit, after: int) -> list[tuple]:
+    steps = [row for row in run.rows if "train/loss" in row and row["step"] > after]
     return [(row["step"], row["train/loss"], row["train/grad_norm"], row["train/tokens"]) for row in steps]
 
 

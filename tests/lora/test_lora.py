@@ -45,7 +45,7 @@ def test_adapters_alone_are_trained_and_stored(adapters):
     assert all(weight.abs().max() > 0 for weight in state.values())
     (optimizer,) = checkpoint(4)["optimizer_states"]
     assert len(optimizer["state"]) == sum(len(group["params"]) for group in optimizer["param_groups"]) == len(state)
-    assert losses()[3] < losses()[0]
+    assert losses()[4] < losses()[1]
 
 
 @pytest.mark.parametrize("dropout", ["0.0", "0.5"])
@@ -56,7 +56,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(adapters, dropout):
     whole, resumed = checkpoint(4), checkpoint(4, "y")
     assert same(whole["state_dict"], resumed["state_dict"])
     assert same(whole["optimizer_states"], resumed["optimizer_states"])
-    assert losses("y") == {step: loss for step, loss in losses().items() if step > 1}
+    assert losses("y") == {step: loss for step, loss in losses().items() if step > 2}
 
 
 def test_a_resume_with_other_adapters_is_refused(adapters, capsys):
@@ -133,8 +133,8 @@ def test_what_is_frozen_has_no_masters(adapters, monkeypatch, strategy):
     if strategy == "auto":
         assert kept["masters"] == 0  # they exist
     main(command({**adapters, "run_name": "float32"}))
-    assert losses()[0] == pytest.approx(losses("float32")[0], rel=0.02)
-    assert losses()[1] < losses()[0]
+    assert losses()[1] == pytest.approx(losses("float32")[1], rel=0.02)
+    assert losses()[2] < losses()[1]
 
 
 @pytest.mark.parametrize("recompute", ["selective", "attention", "full", "offload"])

@@ -29,7 +29,7 @@ def make_run(tmp_path):
         for step, own in checks.items() if isinstance(checks, dict) else ():
             write_records(folder / f"ruler/step-{step:06d}.jsonl", own)
         if losses:
-            rows = [{"step": i, "train/loss": loss} for i, loss in enumerate(losses)] + [{"step": 0, "ruler/x": 1.0}]
+            rows = [{"step": i, "train/loss": loss} for i, loss in enumerate(losses, 1)] + [{"step": 0, "ruler/x": 1.0}]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if config is not None:
             (folder / "config.yaml").write_text(yaml.safe_dump(config))

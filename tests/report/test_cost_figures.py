@@ -29,11 +29,24 @@ def test_the_time_of_training_leaves_out_evaluations(make_run, tmp_path):
     folder = make_run("a", {2: records({"vt": [1.0, 0.0]}, kv_bytes=2**20)}, [3.0, 2.0])
     seconds = ({"compute": 5.0, "data": 1.0, "evaluation": 100.0}, {"compute": 4.0, "data": 0.5, "evaluation": 0.0})
     rows = (folder / "metrics.jsonl").read_text()
-    for step, parts in enumerate(seconds):
+    for step, parts in enumerate(seconds, 1):
         timed = "".join(f', "throughput/seconds/{part}": {value}' for part, value in parts.items())
         rows = rows.replace(f'{{"step": {step}, "train', f'{{"step": {step}{timed}, "train')
     (folder / "metrics.jsonl").write_text(rows)
     (run,) = read_runs([str(folder)])
-    assert run.seconds == pytest.approx({0: 6.0, 1: 10.5})
+    assert run.seconds == pytest.approx({1: 6.0, 2: 10.5})
     names = [path.name for path in write_report([run], tmp_path / "out").files]
     assert {"fig5_bytes.png", "fig6_time.png"} <= {*names}
+
+
+def test_the_budgets_of_each_size_of_a_cache_are_named(tmp_path, monkeypatch):
+    """Two models: the same budget has 1 MiB in one and 4 MiB in the other."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: drawn.append(figure))
+    runs = [
+        Run(name, name, records=records({"vt": [1.0]}, kv_bytes=size * 2**20)) for name, size in (("a", 1), ("b", 4))
+    ]
+    runs.append(Run("c", "c", records=runs[0].records))
+    draw_bytes(runs, compare(runs), tmp_path / "x.png")
+    texts = [(text.get_text(), text.xy) for text in drawn[0].axes[0].texts]
+    assert texts == [("1x", (1.0, 100)), ("1x", (4.0, 100))]

@@ -50,8 +50,8 @@ def test_the_report_of_what_was_kept_is_the_same(runs, tmp_path, capsys):
 def test_no_text_and_no_place_of_this_machine_is_kept(runs, tmp_path):
     main(["report", *runs, "--output", "out", "--keep", "kept"])
     for record in (
-        *read_records(Path("kept/v0/ruler/step-000003.jsonl.gz")),
-        *read_records(Path("kept/eval/results.jsonl.gz")),
+        *read_records(Path("kept/v0/ruler/step-000003.jsonl.xz")),
+        *read_records(Path("kept/eval/results.jsonl.xz")),
     ):
         assert record.prediction is None
         assert "x" not in record.outputs
@@ -63,7 +63,7 @@ def test_no_text_and_no_place_of_this_machine_is_kept(runs, tmp_path):
 
 def test_a_broken_kept_file_is_named(runs):
     main(["report", *runs, "--output", "out", "--keep", "kept"])
-    path = Path("kept/eval/results.jsonl.gz")
+    path = Path("kept/eval/results.jsonl.xz")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"results\.jsonl\.gz cannot be read"):
+    with pytest.raises(InputError, match=r"results\.jsonl\.xz cannot be read"):
         read_records(path)

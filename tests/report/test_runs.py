@@ -16,7 +16,7 @@ def test_runs_and_evaluation_folders_are_mixed_and_named(make_run):
     attention = {"class_path": "lrsa_lightning.attention.LRSA", "init_args": {"lag_size": 64, "retention_ratio": 0.5}}
     run = make_run("lrsa", {3: SCORED}, [2.0, 1.0], {"model": {"attention": attention}})
     first, second = read_runs([str(run), f"base={make_run('eval', SCORED)}"])
-    assert (first.label, first.step, first.losses) == ("lrsa", 3, ([0, 1], [2.0, 1.0]))
+    assert (first.label, first.step, first.losses) == ("lrsa", 3, ([1, 2], [2.0, 1.0]))
     assert first.config.attention == "LRSA(lag_size=64, retention_ratio=0.5)"
     assert (second.label, second.step, second.losses, second.config.attention) == ("base", None, ([], []), "")
     assert [mean.score for mean in (*first.scored.values(), *second.scored.values())] == [50, 50]
@@ -114,10 +114,10 @@ def test_a_metrics_line_of_wrong_values_is_named(make_run, line, reason):
 
 def test_a_loss_that_is_no_number_and_a_metrics_file_cut_short_are_read(make_run):
     folder = make_run("x", losses=[1.0])
-    rows = ['{"step": 0, "train/loss": null}', '{"step": 1, "train/loss": NaN}', '{"step": 2, "train/loss": 1}']
-    (folder / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 3, "train/lo']))
+    rows = ['{"step": 1, "train/loss": null}', '{"step": 2, "train/loss": NaN}', '{"step": 3, "train/loss": 1}']
+    (folder / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 4, "train/lo']))
     (run,) = read_runs([str(folder)])
-    assert run.losses[0] == [0, 1, 2]
+    assert run.losses[0] == [1, 2, 3]
     assert [math.isnan(loss) for loss in run.losses[1]] == [True, True, False]
 
 

@@ -158,6 +158,7 @@ def test_the_heat_map_shows_depth_downwards_on_a_scale_from_0_to_100(tmp_path, m
     # Two cells have a value and their number of needles; the others are empty.
     assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "50\n(2)", (0, 9): "0\n(2)"}
     assert drawn[0].get_suptitle() == "Needles found by depth, %\nstep 3"
+    assert axes.get_xlabel().endswith("in brackets: needles; grey: none")
 
 
 def test_a_needle_at_the_very_end_counts_in_the_last_tenth():

@@ -38,7 +38,7 @@ def test_a_moved_run_resumes(moved, tmp_path, monkeypatch):
     main(["fit", "--config=../elsewhere/y/config.yaml", "--ckpt_path=last", "--trainer.max_steps=3"])
     assert (moved / "checkpoints/step=3.ckpt").exists()
     assert (moved / "ruler/step-000003.jsonl").exists()
-    assert [json.loads(line)["step"] for line in (moved / "metrics.jsonl").open() if "train/loss" in line] == [0, 1, 2]
+    assert [json.loads(line)["step"] for line in (moved / "metrics.jsonl").open() if "train/loss" in line] == [1, 2, 3]
     (moved / "ruler/step-000003.jsonl").unlink()
     main(["validate", f"--config={moved}/config-1.yaml", "--ckpt_path=last"])
     assert (moved / "ruler/step-000003.jsonl").exists()
@@ -97,7 +97,7 @@ def test_a_run_of_an_older_version_resumes(two_steps, by):
     rewrite(RUN / "config.yaml", as_saved_by_an_older_version)
     given = ["fit", "--config=runs/x/config.yaml"] if by == "its config" else command(two_steps)
     main([*given, "--ckpt_path=last", "--trainer.max_steps=3"])
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
 
 
 def test_a_new_key_that_is_not_at_its_default_is_a_difference(two_steps, capsys):

@@ -37,7 +37,7 @@ def test_two_processes_never_write_the_same_run(two_steps, capsys, monkeypatch):
     holder.kill()
     holder.wait()
     main(command({**two_steps, **resume}))
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
 
 
 def is_held(run: Path) -> bool:
@@ -106,7 +106,7 @@ def test_two_commands_of_one_process_are_two_runs(arguments, monkeypatch):
         cli = LRSACLI(command({**arguments, "trainer.max_steps": "1"}))
         assert cli.config.fit.run_name == name
         assert "LRSA_RUN_NAME" not in os.environ
-        assert list(losses(name)) == [0]
+        assert list(losses(name)) == [1]
 
 
 def test_only_processes_of_further_devices_get_the_run_name(arguments, monkeypatch):
@@ -145,4 +145,4 @@ def test_the_processes_that_lightning_starts_join_one_run(arguments, callbacks):
         assert all(is_start(Path("runs", name)) for name in found)
     else:
         (name,) = found
-        assert list(losses(name)) == [0, 1]
+        assert list(losses(name)) == [1, 2]

@@ -36,7 +36,7 @@ def test_a_start_that_fails_leaves_its_name_free(arguments, how):
     assert not RUN.exists()
     assert wandb.run is None
     main(command(arguments))
-    assert list(losses()) == [0, 1]
+    assert list(losses()) == [1, 2]
     assert not (RUN / MARKER).exists()
     assert len(list(RUN.glob("wandb/offline-run-*"))) == 1
 
@@ -45,7 +45,7 @@ def test_a_failure_after_the_first_step_leaves_the_run(arguments, capsys):
     steps = json.dumps([interruption("FailsAtOnce", step=1)])
     with pytest.raises(RuntimeError):
         main(command({**arguments, "trainer.callbacks": steps}))
-    assert list(losses()) == [0]
+    assert list(losses()) == [1]
     assert "holds a run already" in refusal(capsys, command(arguments))
 
 
@@ -56,7 +56,7 @@ def test_the_files_of_a_killed_start_are_cleared(arguments):
     (RUN / "config.yaml").write_text("run_name: x\n")
     (RUN / "wandb").mkdir()
     main(command({**arguments, "trainer.max_steps": "1"}))
-    assert list(losses()) == [0]
+    assert list(losses()) == [1]
     assert not (RUN / "wandb").exists()
     assert not (RUN / "config-1.yaml").exists()
 
@@ -100,7 +100,7 @@ def test_a_resume_that_fails_leaves_the_run_as_it_was(two_steps):
         )
     assert everything(RUN) == before
     main(command(resume))
-    assert list(losses()) == [0, 1, 2]
+    assert list(losses()) == [1, 2, 3]
 
 
 def test_a_failed_start_from_another_runs_checkpoint_leaves_nothing(two_steps):

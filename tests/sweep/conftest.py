@@ -27,8 +27,8 @@ while waits.exists():
 time.sleep(float(given.get("sleep", 0)))
 tokens = 100 if mode != "more" else 150
 score = {"a": 0.25, "b": 0.5}.get(mode, 0.75) + seed / 100
-rows = [{"step": i, "train/loss": 3.0 - i, "train/tokens": tokens * (i + 1) / 2} for i in range(2)]
-rows.append({"step": 1, "ruler/subset_mean": 100 * score})
+rows = [{"step": i, "train/loss": 4.0 - i, "train/tokens": tokens * i / 2} for i in (1, 2)]
+rows.append({"step": 2, "ruler/subset_mean": 100 * score})
 (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 data = {"seq_len": 128 if mode != "long" else 256, "seed": seed}
 (run / "config.yaml").write_text(json.dumps({"data": data, "trainer": {"max_steps": 2}, "seed_everything": seed}))

@@ -110,7 +110,7 @@ def test_the_papers_comparison_on_the_demos_model(few_samples, tmp_path):
         for budget in ("1x", "2x", "4x"):
             assert f"| {name} | {budget} |" in table
     assert not losses((runs / "compare_base/metrics.jsonl").read_text())
-    assert list(losses((runs / "compare_lrsa/metrics.jsonl").read_text())) == [0, 1, 2]
+    assert list(losses((runs / "compare_lrsa/metrics.jsonl").read_text())) == [1, 2, 3]
     assert "tokens each" in done.stdout
 
 
@@ -148,7 +148,7 @@ def test_the_real_agent_runs_two_cells(few_samples, tmp_path):
         config = yaml.safe_load((run / "config.yaml").read_text())
         assert config["model"]["attention"]["class_path"].endswith(attention)
         assert config["seed_everything"] == 7
-        assert list(losses((run / "metrics.jsonl").read_text())) == [0, 1, 2]
+        assert list(losses((run / "metrics.jsonl").read_text())) == [1, 2, 3]
 
 
 def test_a_run_of_an_agent_has_the_agents_name(arguments, in_tmp_path, monkeypatch):

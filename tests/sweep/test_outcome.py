@@ -24,13 +24,30 @@ def outcome(make_sweep, runs):
 def test_the_table_and_the_report(outcome, runs):
     found = outcome({"mode": {"values": ["a", "b"]}})
     header, first, second = [line.split() for line in found.table.splitlines()]
-    assert header == ["cell", "ruler/subset_mean", "tokens", "status"]
-    assert first == ["mode-a", "26", "100", "finished"]
-    assert second == ["mode-b", "*", "51", "100", "finished"]
+    assert header == ["cell", "ruler/subset_mean", "standard", "error", "tokens", "status"]
+    assert first == ["mode-a", "26", "–", "100", "finished"]
+    assert second == ["mode-b", "*", "51", "–", "100", "finished"]
     assert any("same samples in the same order, 100 tokens each" in note for note in found.notes)
     names = {path.relative_to(runs / "report").as_posix() for path in found.files}
     assert {"table1.md", "fig2_loss.png", "report.html"} <= names
     assert all(path.exists() for path in found.files)
+
+
+def test_a_cell_has_its_error_over_samples(outcome, runs):
+    """By hand: two samples score 0 and 100, half of it under the other budget: 0 and 75, whose error is 37.5."""
+
+    def more_samples():
+        for mode in "ab":
+            file = runs / f"mode-{mode}/ruler/step-000002.jsonl"
+            record = json.loads(file.read_text())
+            scores = [("x", "r1", 0.0), ("y", "r1", 1.0), ("x", "r0.5", 0.0), ("y", "r0.5", 0.5)]
+            rows = [record | {"id": name, "budget": budget, "score": score} for name, budget, score in scores]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = outcome({"mode": {"values": ["a", "b"]}}, change=more_samples)
+    assert [line.split()[2] for line in found.table.splitlines()[1:2]] == ["37.5"]
+    cells = list(csv.reader((runs / "report/sweep_cells.csv").open()))
+    assert [row[2] for row in cells] == ["standard error", "37.5", "37.5"]
 
 
 def test_a_metric_to_minimise_has_the_least_as_its_best(outcome):
@@ -45,8 +62,8 @@ def test_seeds_are_averaged_and_each_has_its_report(outcome, runs):
     assert lines[-1] == ["mode-b", "52", "1.41421", "1", "2"]
     assert {path.parent.name for path in found.files} == {"report", "seed-1", "seed-3"}
     cells, seeds = (list(csv.reader((runs / "report" / f"sweep_{name}.csv").open())) for name in ("cells", "seeds"))
-    assert cells[0] == ["cell", "ruler/subset_mean", "tokens", "status"]
-    assert [row[2:] for row in cells[1:]] == [["100", "finished"]] * 4
+    assert cells[0] == ["cell", "ruler/subset_mean", "standard error", "tokens", "status"]
+    assert [row[2:] for row in cells[1:]] == [["", "100", "finished"]] * 4
     assert [float(row[1]) for row in cells[1:]] == pytest.approx([26, 28, 51, 53])
     assert [float(number) for number in seeds[1][1:]] == pytest.approx([27, 2**0.5, 1, 2])
     page = (runs / "report/seed-1/report.html").read_text()

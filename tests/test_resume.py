@@ -252,7 +252,7 @@ def test_a_validation_needs_its_checkpoint(arguments, capsys):
         ("model.attention.lag_size=8", "model.attention.init_args.lag_size: 16 -> 8"),
         ("data.seq_len=128", "data.seq_len: 160 -> 128"),
         ("data.mixture={'train.jsonl': 0.5}", "data.mixture"),
-        ("data.template=chatml", "data.template: base -> chatml"),
+        ("data.template=chatml", "data.template: auto -> chatml"),
     ],
 )
 def test_a_resume_as_another_run_is_refused_and_shows_the_difference(two_steps, capsys, change, shown):

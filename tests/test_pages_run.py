@@ -1,6 +1,6 @@
 """The commands of the pages run as they stand, in their order, where the names that they use mean tiny files.
 
-README.md and docs/elastic.md, of which other tests run the Python, and each page that no other test names. What a page
+README.md and docs/elastic.md, whose Python other tests run, and each page that no other test names. What a page
 marks as in need of hardware is left out.
 """
 

@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from lrsa_lightning.errors import InputError
-from lrsa_lightning.plan.devices import DEVICES, Device, find_device
+from lrsa_lightning.plan.devices import Device, find_device
 from lrsa_lightning.plan.prediction import predict
 from lrsa_lightning.plan.report import verdict
 from lrsa_lightning.plan.run import Run
@@ -40,13 +40,6 @@ def announce(given: Any, module: LightningModule, trainer: Trainer) -> str | Non
 
 
 def device_at_hand(torch_device: torch.device) -> Device:
-    """
-    Raises:
-        InputError: the device is not in the plan's table.
-    """
+    """What the plan knows of an accelerator of this machine."""
     module = torch.get_device_module(torch_device)
-    name = module.get_device_name(torch_device)
-    device = find_device(name, module.get_device_properties(torch_device).total_memory)
-    if device is None:
-        raise InputError(f"the plan does not know the rates of {name}, only those of {', '.join(DEVICES)}")
-    return device
+    return find_device(module.get_device_name(torch_device), module.get_device_properties(torch_device).total_memory)

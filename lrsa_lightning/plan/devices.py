@@ -1,6 +1,6 @@
 """What a plan knows of an accelerator. Every measured constant of the plan is in this file, to be corrected here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Device:
         host_rate: bytes/s to and from pinned host memory.
         link_rate: bytes/s from other devices of the host.
         is_measured: whether someone measured the rates; otherwise they follow from data sheets.
+        has_known_rates: whether they are this device's at all; otherwise they only put settings in an order.
         has_fused_mlp: whether fused layers never keep SwiGLU's product.
         has_graphs: whether decoding runs under CUDA graphs.
     """
@@ -62,6 +63,7 @@ class Device:
     host_rate: float
     link_rate: float
     is_measured: bool
+    has_known_rates: bool = True
     has_fused_mlp: bool = True
     has_graphs: bool = True
 
@@ -113,9 +115,9 @@ ASCEND_910B = Device(
 DEVICES = {"h100": H100, "h200": H200, "a100": A100, "910b": ASCEND_910B}
 
 
-def find_device(name: str, memory: int) -> Device | None:
-    """The device of a driver's name, with the memory that it reports; None for one that the table does not have."""
+def find_device(name: str, memory: int) -> Device:
+    """The device of a driver's name, with the memory that it reports; its rates are unknown outside of `DEVICES`."""
     for key, device in DEVICES.items():
         if key in name.lower():
-            return Device(**{**vars(device), "memory": memory})
-    return None
+            return replace(device, memory=memory)
+    return replace(A100, label=name, memory=memory, has_known_rates=False)

@@ -1,6 +1,6 @@
 """A plan for people and for machines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,6 +14,7 @@ from lrsa_lightning.plan.run import Run
 _GIB = 2**30
 _SHOWN_OPTIONS = 6
 _PLAIN_WIDTH = 160
+_NO_TIMES = "no times, since the rates of this device are unknown"
 
 
 def verdict(run: Run, prediction: Prediction) -> str:
@@ -21,10 +22,11 @@ def verdict(run: Run, prediction: Prediction) -> str:
     device, times = prediction.device, prediction.times
     fit = "fits" if prediction.fits else "does NOT fit"
     rest = "" if times.run is None else f", {_duration(times.run)} to step {run.max_steps}"
+    time = f"{_seconds(times.step)} a step{rest} ({_source(prediction)})" if device.has_known_rates else _NO_TIMES
     return (
         f"{run.division.devices} x {device.label}, {run.division}: peak {_gib(prediction.peak)} of "
         f"{_gib(device.memory)} GiB at the {prediction.peak_moment}, {fit}; recomputation: {prediction.recomputation}; "
-        f"{_seconds(times.step)} a step{rest} ({_source(prediction)})"
+        f"{time}"
     )
 
 
@@ -87,7 +89,7 @@ def _values(prediction: Prediction) -> dict[str, Any]:
         "peak_bytes": prediction.peak,
         "peak_moment": prediction.peak_moment,
         "fits": prediction.fits,
-        "seconds": vars(prediction.times),
+        "seconds": vars(prediction.times) if prediction.device.has_known_rates else None,
     }
 
 
@@ -109,32 +111,39 @@ def _components(prediction: Prediction, style: dict[str, Any]) -> Table:
 
 
 def _figures(run: Run, prediction: Prediction, degrees: Mapping[str, Sequence[int]], style: dict[str, Any]) -> Table:
-    times = prediction.times
     table = Table(show_header=False, **style)
     table.add_row("parameters", f"{run.size.total:,}")
-    table.add_row("micro-batch", f"{run.rows} x {run.seq_len} tokens, {_seconds(times.micro_batch)}")
-    speed = f"{times.tokens / times.step:,.0f} tokens/s"
-    table.add_row("step", f"{run.micro_batches} micro-batches, {_seconds(times.step)}, {speed}")
+    for name, figure, time in _work(run, prediction):
+        table.add_row(name, f"{figure}, {time}" if prediction.device.has_known_rates else figure)
     if len(run.phases()) > 1:
         table.add_row("attention", "differs between steps: times are means, memory is that of the steps that need most")
-    if run.ruler is not None:
-        table.add_row("RULER check", f"{_seconds(times.ruler)} with generation")
-    if times.run is not None:
-        table.add_row("run", f"{run.max_steps} steps, {_duration(times.run)}")
     for kind, possible in degrees.items():
         table.add_row(f"degrees of {kind}", ", ".join(map(str, possible)))
     return table
 
 
+def _work(run: Run, prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+    """Parts of a run: name, what there is to do, and how long it takes."""
+    times = prediction.times
+    yield "micro-batch", f"{run.rows} x {run.seq_len} tokens", _seconds(times.micro_batch)
+    speed = f"{times.tokens / times.step:,.0f} tokens/s"
+    yield "step", f"{run.micro_batches} micro-batches", f"{_seconds(times.step)}, {speed}"
+    if run.ruler is not None:
+        yield "RULER check", "with generation", _seconds(times.ruler)
+    if times.run is not None:
+        yield "run", f"{run.max_steps} steps", _duration(times.run)
+
+
 def _options(fitting: Sequence[Option], style: dict[str, Any]) -> Table:
-    table = Table("what fits, fastest first", **style)
-    for name in ("peak GiB", "s a step"):
+    has_times = fitting[0].prediction.device.has_known_rates
+    table = Table("what fits, fastest first" if has_times else "what fits, in the order of an A100's times", **style)
+    for name in ("peak GiB", *(["s a step"] if has_times else [])):
         table.add_column(name, justify="right")
     table.add_column("recomputation")
     for option in fitting[:_SHOWN_OPTIONS]:
         prediction = option.prediction
-        peak, step = _gib(prediction.peak), f"{prediction.times.step:.2f}"
-        table.add_row(option.settings, peak, step, prediction.recomputation)
+        time = [f"{prediction.times.step:.2f}"] if has_times else []
+        table.add_row(option.settings, _gib(prediction.peak), *time, prediction.recomputation)
     return table
 
 

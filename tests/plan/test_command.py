@@ -2,16 +2,18 @@
 
 import json
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lrsa_lightning.cli import main
+from lrsa_lightning.commands import plan as plan_command
 from lrsa_lightning.commands.plan import PlanCLI
 from lrsa_lightning.plan import at_start
 from lrsa_lightning.plan.at_start import announce
-from lrsa_lightning.plan.devices import H100
+from lrsa_lightning.plan.devices import H100, find_device
 from tests.conftest import TINY_MODEL
 from tests.plan.runs import KEYS_1_5B
 from tests.refusals import cases, refused
@@ -156,6 +158,22 @@ def test_a_fit_is_warned_when_it_will_not_fit(monkeypatch, caplog):
     (record,) = _said(caplog)
     assert record.levelno == logging.WARNING
     assert "`lrsa plan`" in record.message
+
+
+def test_a_device_without_known_rates_has_its_memory_planned_and_no_times(monkeypatch, capsys):
+    device = find_device("NVIDIA GeForce RTX 4090", 24 * 2**30)
+    monkeypatch.setattr(at_start, "device_at_hand", lambda _: device)
+    assert "peak " in (plan := announce(*_given(), _trainer("cuda")))
+    assert plan.startswith("1 x NVIDIA GeForce RTX 4090, one device: ")
+    assert plan.endswith("no times, since the rates of this device are unknown")
+    monkeypatch.setattr(plan_command, "_device", lambda _: device)
+    fits = {"trainer__max_steps": 10, "data__seq_len": 512, "model__attention__lag_size": 64, "model__from_config": json.dumps(TINY_MODEL)}
+    assert _plan(capsys, **fits)["seconds"] is None
+    given = PAPER | {name.replace("__", "."): str(value) for name, value in fits.items()}
+    main(command(given, "plan"))
+    printed = capsys.readouterr().out
+    assert "what fits, in the order of an A100's times" in printed
+    assert not re.search(r"\d (ms|s|min|h)\b|tokens/s", printed)
 
 
 def test_a_plan_that_fails_ends_no_run(monkeypatch):

@@ -90,8 +90,9 @@ def test_devices_are_found_by_their_drivers_names():
         name: find_device(name, 7)
         for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-80GB", "Ascend910B2", "NVIDIA L4")
     }
-    labels = [None if device is None else device.label for device in found.values()]
-    assert labels == ["H100 80GB", "H200", "A100 80GB", "Ascend 910B", None]
+    labels = [device.label for device in found.values()]
+    assert labels == ["H100 80GB", "H200", "A100 80GB", "Ascend 910B", "NVIDIA L4"]
+    assert [device.has_known_rates for device in found.values()] == [True] * 4 + [False]
     assert found["NVIDIA H200"].memory == 7
 
 

@@ -44,8 +44,7 @@ def teacher_force(
     spans = [(len(prompt) - 1, len(row) - 1) for prompt, row in zip(prompts, rows, strict=True)]
     with mode.installed(model):
         hidden_of_rows = hidden_states(iter([(0, _last_hidden(model, input_ids_BN))]), spans)
-        head = model.get_output_embeddings()
-        return [_rate(head(hidden_AD), answer) for hidden_AD, answer in zip(hidden_of_rows, answers, strict=True)]
+        return _rate(model, hidden_of_rows, answers)
 
 
 @torch.no_grad()
@@ -59,8 +58,7 @@ def rate_after(model, prompt: Prompt, answers: Sequence[Sequence[int]]) -> list[
     """
     rows = [torch.tensor(answer) for answer in answers]
     hidden_BAD = prompt.hidden_before(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device))
-    head = model.get_output_embeddings()
-    return [_rate(head(own_AD[: len(ids)]), ids) for own_AD, ids in zip(hidden_BAD, answers, strict=True)]
+    return _rate(model, [own_AD[: len(ids)] for own_AD, ids in zip(hidden_BAD, answers, strict=True)], answers)
 
 
 def _last_hidden(model, input_ids_BN: Tensor) -> Tensor:
@@ -69,7 +67,12 @@ def _last_hidden(model, input_ids_BN: Tensor) -> Tensor:
     return decoder(input_ids=input_ids_BN, position_ids=positions_1N, use_cache=False).last_hidden_state
 
 
-def _rate(logits_AV: Tensor, answer: Sequence[int]) -> TeacherForced:
-    target_A = torch.tensor(answer, device=logits_AV.device)
-    nll = torch.nn.functional.cross_entropy(logits_AV.float(), target_A)
-    return TeacherForced(float(nll), bool((logits_AV.argmax(dim=-1) == target_A).all()))
+def _rate(model, hidden_of_rows: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> list[TeacherForced]:
+    """The ratings of answers, given the hidden states [A, D] before their tokens. The host waits once for all rows."""
+    head, nlls, matches = model.get_output_embeddings(), [], []
+    for hidden_AD, answer in zip(hidden_of_rows, answers, strict=True):
+        logits_AV, target_A = head(hidden_AD), torch.tensor(answer, device=hidden_AD.device)
+        nlls.append(torch.nn.functional.cross_entropy(logits_AV.float(), target_A))
+        matches.append((logits_AV.argmax(dim=-1) == target_A).all())
+    rated = zip(torch.stack(nlls).tolist(), torch.stack(matches).tolist(), strict=True)
+    return [TeacherForced(nll, is_match) for nll, is_match in rated]

@@ -78,7 +78,7 @@ def script(monkeypatch):
 
 
 def test_what_the_demo_prints_ends_as_the_readme_shows(script, tmp_path):
-    (block,) = re.findall(r"```\n(RULER score.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```text\n(RULER score.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     scores = [line.split() for line in block.splitlines()[1:]]
     rows = [{f"ruler/{name}": float(row[at]) for name, *row in scores} for at in (0, 1)]
     lines = [json.dumps({"step": step} | row) for step, row in zip((0, 1000), rows, strict=True)]

@@ -52,6 +52,7 @@ def test_a_corrupt_folder_is_prepared_anew(tmp_path, caplog):
 
 def test_a_complete_folder_is_used_as_it_is(tmp_path, caplog):
     first = prepare(tmp_path / "a", SAMPLES, encode)
+    caplog.clear()
     again = prepare(tmp_path / "a", [], None)
     assert rows(again) == rows(first)
     assert (again.report, again.content) == (first.report, first.content)

@@ -32,8 +32,8 @@ def module(tokenizer):
 def validation_loss(module, data, ranks: int) -> float:
     """What Lightning makes of the steps' logs: their mean over ranks and batches, by batch size."""
     logged = []
-    module.log = lambda name, value, batch_size, **_: logged.append((float(value), batch_size))
-    module.trainer = SimpleNamespace(world_size=ranks)
+    module.log = lambda name, value, batch_size, **_: name == "val/loss" and logged.append((float(value), batch_size))
+    module.trainer = SimpleNamespace(world_size=ranks, global_step=0)
     samplers = [EveryRowSampler(data.row_weights, data.row_labels, rank, ranks) for rank in range(ranks)]
     steps = [list(sampler) for sampler in samplers]
     assert {len(own) for own in steps} == {len(samplers[0])}  # the ranks forward equally often

@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache
 
 from lrsa_lightning.attention.cache_layer import LagKVLayer
 from lrsa_lightning.attention.cache_view import WAY_OUT
+from lrsa_lightning.attention.compiled_cache import number_of
 from lrsa_lightning.attention.execution import Execution
 from lrsa_lightning.attention.hybrid import own_cache_layers
 from lrsa_lightning.attention.installed import installed_mode
@@ -24,6 +25,10 @@ class LagKVCache(Cache):
     `AttentionMode.make_cache` makes it. After N tokens a layer holds `LagRule.stored_len(N)` of them, a layer in
     `skip_layers` all. Rows may be unequal in length, padded on the right (``lengths``) or as the attention mask of a
     forward says.
+
+    Attributes:
+        counts: the tokens that the rows have seen.
+        number: int64 [] on the host, by which graphs of `torch.compile` know the cache.
     """
 
     @checked
@@ -59,6 +64,12 @@ class LagKVCache(Cache):
         layers = [kept.get(layer) or LagKVLayer(rule, layer, *of_all) for layer, rule in enumerate(self._rules)]
         self._lag_layers = {layer: z for layer, z in enumerate(layers) if layer not in kept}
         super().__init__(layers=layers)
+        self.number = number_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what another cache holds: a copy of one is a cache of its own."""
+        vars(self).update(state)
+        self.number = number_of(self)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """`LagKVLayer.update` of a layer.
@@ -69,6 +80,8 @@ class LagKVCache(Cache):
         """
         if layer_idx not in self._lag_layers:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if torch.compiler.is_compiling():  # `attend_cached` takes them in
+            return key_states, value_states
         places = [*self._lag_layers]
         place = places.index(layer_idx)
         is_other = place == 0 and not self._is_installed()

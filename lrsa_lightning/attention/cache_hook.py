@@ -21,6 +21,7 @@ from lrsa_lightning.errors import InputError
 from lrsa_lightning.saved_settings import saved_settings
 
 _HANDLES: "WeakKeyDictionary[nn.Module, RemovableHandle]" = WeakKeyDictionary()
+_NOT_IN_A_GRAPH = "LRSA makes its cache outside of graphs; with fullgraph=True give the forward mode.make_cache(config)"
 # What collators of transformers and TRL give for packed rows besides positions.
 _BOUNDS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 
@@ -84,7 +85,8 @@ def _take_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any]) 
         _become(cache, decoder, mode)
     if cache is not None:
         mask = given.get("attention_mask")
-        cache.counts.announce(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+        if not torch.compiler.is_compiling():  # else the mask comes with the tokens
+            cache.counts.announce(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
         given |= {"past_key_values": cache, "kv_cache": cache}
 
 
@@ -97,7 +99,13 @@ def _begun_cache(decoder: nn.Module, mode: AttentionMode, given: dict[str, Any])
     traced = torch.compiler.is_compiling()  # positions have no values then
     if use_cache is None and (decoder.training or traced or _restart(given.get("position_ids"))):
         given["use_cache"] = False
-    return mode.make_cache(decoder.config) if use_cache and not torch.is_grad_enabled() else None
+    return _new_cache(decoder, mode) if use_cache and not torch.is_grad_enabled() else None
+
+
+@torch.compiler.disable(reason=_NOT_IN_A_GRAPH)
+def _new_cache(decoder: nn.Module, mode: AttentionMode):
+    """The mode's cache. To make it is to examine the model, which no graph can hold."""
+    return mode.make_cache(decoder.config)
 
 
 def _restart(positions: Any) -> bool:
@@ -107,6 +115,7 @@ def _restart(positions: Any) -> bool:
     return bool((positions.diff(dim=1) != 1).any())
 
 
+@torch.compiler.disable(reason=_NOT_IN_A_GRAPH)
 def _become(cache, decoder: nn.Module, mode: AttentionMode) -> None:
     """Makes an empty DynamicCache, as `generate` begins with, the mode's own cache.
 
@@ -124,9 +133,9 @@ def _become(cache, decoder: nn.Module, mode: AttentionMode) -> None:
         raise InputError(
             f"LRSA was given a DynamicCache that holds {held} tokens already, none of them compressed. {OWN_CACHE}"
         )
-    own = mode.make_cache(decoder.config)
+    own = _new_cache(decoder, mode)
     cache.__class__ = type(own)
-    vars(cache).update(vars(own))
+    cache.__setstate__(vars(own))
 
 
 def _take_positions(given: dict[str, Any]) -> None:

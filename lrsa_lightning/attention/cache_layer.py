@@ -104,6 +104,11 @@ class LagKVLayer(DynamicLayer):
         self._compresses_fused = self.execution.compresses_fused(self.rule, key_states)
         self.is_initialized = True
 
+    @property
+    def begins_forward(self) -> bool:
+        """Whether the next `update` is the first one of a forward."""
+        return self._steps_taken == self._counts.steps
+
     def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
         """Writes any number of tokens at any offset and compresses the chunks they complete.
 
@@ -114,7 +119,7 @@ class LagKVLayer(DynamicLayer):
         Returns:
             the new keys and values, in the dtype of the storage. What the queries need is in `view`.
         """
-        if self._steps_taken == self._counts.steps:  # the first layer of a forward
+        if self.begins_forward:
             self._counts.advance(len(key_states), key_states.shape[2], key_states.device)
         self._steps_taken = self._counts.steps
         key_states, value_states = in_computed_dtype(key_states), in_computed_dtype(value_states)

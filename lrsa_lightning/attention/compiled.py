@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrsa_lightning.attention.compiled_cache import attend_cached
 from lrsa_lightning.attention.execution import Execution
 from lrsa_lightning.attention.packing import boundaries_from_starts
 from lrsa_lightning.attention.rows import TracedRows, check_causal, check_positions, refuse_mask, says_rows_are_known
@@ -21,34 +22,39 @@ from lrsa_lightning.attention.scorers import make_scorer
 
 
 def attend(
-    mode, module, states: Sequence[Tensor], mask, scale, cu_seqlens, arguments: dict[str, Any]
+    mode, module, states: Sequence[Tensor], mask, scale, cache, cu_seqlens, arguments: dict[str, Any]
 ) -> tuple[Tensor, None]:
-    """What `LRSA` computes of complete rows, as a node of a graph: [B, N, H, D], and no attention weights.
+    """What `LRSA` computes of complete rows, or of new tokens and a cache, as a node of a graph.
 
     Args:
         mode: an `LRSA`.
         module: the attention layer.
-        states: queries, keys and values of complete rows.
+        states: queries, keys and values of complete rows, or of the new tokens.
         mask: what `find_rows` returned, or a `mask_of_known_rows`.
         scale: of the logits; 1 / sqrt(D) when None.
+        cache: the `LagKVCache` in use, if any.
         cu_seqlens: boundaries of packed samples.
         arguments: of the call, by name: position_ids and use_cache.
+
+    Returns:
+        [B, N, H, D], and no attention weights.
     """
     positions = arguments.get("position_ids")
     rule = mode.rule(module.layer_idx)
     sizes = [rule.sink_size, rule.lag_size, rule.kept, rule.first_kv_head]
+    settings = sizes, mode.scorer, mode.v_weight, mode.seed, mode.backend, mode.chunks_per_fill, module.layer_idx, scale
     boundaries = None if cu_seqlens is None else list(chain.from_iterable(cu_seqlens))
     starts = causal = None
     if isinstance(mask, TracedRows):
         starts, causal = (mask.begins_BN if boundaries is None else None), mask.is_causal
     elif mask is not None and not says_rows_are_known(mask):
         refuse_mask(mask, module.layer_idx)
+    if cache is not None:
+        mask_BN = mask.arguments.get("attention_mask") if isinstance(mask, TracedRows) else None
+        return attend_cached(*states, mask_BN, causal, cache.number, *settings).transpose(1, 2).contiguous(), None
     if module.layer_idx > 0 or boundaries is not None or says_rows_are_known(mask):
         positions = None
-    out_BHND = _attend(
-        *states, starts, causal, positions, boundaries, sizes, mode.scorer, mode.v_weight, mode.seed, mode.backend,
-        mode.chunks_per_fill, module.layer_idx, scale,
-    )  # fmt: skip
+    out_BHND = _attend(*states, starts, causal, positions, boundaries, *settings)
     return out_BHND.transpose(1, 2).contiguous(), None
 
 

@@ -257,10 +257,12 @@ class LRSA(ElasticMode):
         layer_idx, num_queries = module.layer_idx, query.shape[2]
         if layer_idx in kept_layers:
             return attend_as_before(module, query, key, value, attention_mask, scaling, **arguments)
-        check_layer_call(module, key.shape[2] if kv_cache is None else kv_cache.get_seq_length(layer_idx), **arguments)
-        if torch.compiler.is_compiling() and kv_cache is None and num_queries == key.shape[2]:
+        traced = torch.compiler.is_compiling()
+        seen = key.shape[2] if kv_cache is None else kv_cache.get_seq_length(layer_idx) + traced * num_queries
+        check_layer_call(module, seen, **arguments)
+        if traced and num_queries == key.shape[2]:
             states = [in_computed_dtype(z) for z in (query, key, value)]
-            return compiled.attend(self, module, states, attention_mask, scaling, cu_seqlens, arguments)
+            return compiled.attend(self, module, states, attention_mask, scaling, kv_cache, cu_seqlens, arguments)
         if cu_seqlens is None:
             positions, use_cache = arguments.get("position_ids"), arguments.get("use_cache")
             cu_seqlens = boundaries_found(attention_mask, module, positions, use_cache, num_queries)

@@ -68,17 +68,6 @@ def test_rows_are_those_of_eager(model, arguments):
 
 
 @pytest.mark.slow
-@torch.no_grad()
-def test_a_compressed_cache_works_with_a_compiled_model(model):
-    forward, caches = torch.compile(model, backend="aot_eager"), []
-    for run in (forward, model):
-        cache = LRSA(**SIZES).make_cache(model.config)
-        pieces = [run(piece, past_key_values=cache).logits for piece in IDS[:, :45].split([44, 1], dim=1)]
-        caches.append(torch.cat(pieces, dim=1))
-    torch.testing.assert_close(*caches)
-
-
-@pytest.mark.slow
 def test_a_hybrid_model_compiles():
     model = build("gemma3_text", **PLAIN | WINDOW | MIXED).double()
     LRSA(**SIZES).install(model)

@@ -167,7 +167,8 @@ def test_a_device_without_known_rates_has_its_memory_planned_and_no_times(monkey
     assert plan.startswith("1 x NVIDIA GeForce RTX 4090, one device: ")
     assert plan.endswith("no times, since the rates of this device are unknown")
     monkeypatch.setattr(plan_command, "_device", lambda _: device)
-    fits = {"trainer__max_steps": 10, "data__seq_len": 512, "model__attention__lag_size": 64, "model__from_config": json.dumps(TINY_MODEL)}
+    fits = {"trainer__max_steps": 10, "data__seq_len": 512, "model__attention__lag_size": 64}
+    fits |= {"model__from_config": json.dumps(TINY_MODEL)}
     assert _plan(capsys, **fits)["seconds"] is None
     given = PAPER | {name.replace("__", "."): str(value) for name, value in fits.items()}
     main(command(given, "plan"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lrsa_lightning.attention.compiled_cache import attend_cached
 from lrsa_lightning.attention.execution import Execution
 from lrsa_lightning.attention.packing import boundaries_from_starts
-from lrsa_lightning.attention.rows import TracedRows, check_causal, check_positions, refuse_mask, says_rows_are_known
+from lrsa_lightning.attention.rows import TracedRows, check_traced, refuse_mask, says_rows_are_known
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.scorers import make_scorer
 
@@ -49,12 +49,13 @@ def attend(
         starts, causal = (mask.begins_BN if boundaries is None else None), mask.is_causal
     elif mask is not None and not says_rows_are_known(mask):
         refuse_mask(mask, module.layer_idx)
-    if cache is not None:
-        mask_BN = mask.arguments.get("attention_mask") if isinstance(mask, TracedRows) else None
-        return attend_cached(*states, mask_BN, causal, cache.number, *settings).transpose(1, 2).contiguous(), None
     if module.layer_idx > 0 or boundaries is not None or says_rows_are_known(mask):
         positions = None
-    out_BHND = _attend(*states, starts, causal, positions, boundaries, *settings)
+    if cache is None:
+        out_BHND = _attend(*states, starts, causal, positions, boundaries, *settings)
+    else:
+        mask_BN = mask.arguments.get("attention_mask") if isinstance(mask, TracedRows) else None
+        out_BHND = attend_cached(*states, mask_BN, starts, causal, positions, cache.number, *settings)
     return out_BHND.transpose(1, 2).contiguous(), None
 
 
@@ -64,9 +65,7 @@ def _attend(
     boundaries: Sequence[int] | None, sizes: Sequence[int], scorer: str, v_weight: float, seed: int, backend: str,
     chunks_per_fill: int, layer_idx: int, scale: float | None,
 ) -> Tensor:  # fmt: skip
-    check_causal(causal is None or bool(causal), layer_idx)
-    if positions is not None and (starts is None or not bool(starts.any())):
-        check_positions(positions, q.shape[2])
+    check_traced(causal, positions, starts, q.shape[2], layer_idx)
     rule = LagRule(*sizes[:3], make_scorer(scorer, v_weight, seed), sizes[3])
     rows = _rows(boundaries) if starts is None else boundaries_from_starts(starts.expand(len(q), -1))
     execution = Execution(backend, chunks_per_fill)

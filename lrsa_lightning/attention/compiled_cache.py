@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrsa_lightning.attention.execution import Execution
-from lrsa_lightning.attention.rows import check_causal
+from lrsa_lightning.attention.rows import check_traced
 from lrsa_lightning.attention.rule import LagRule
 from lrsa_lightning.attention.scorers import make_scorer
 
@@ -32,9 +32,9 @@ def number_of(cache) -> Tensor:
 
 @torch.library.custom_op("lrsa::attend_cached", mutates_args=())
 def attend_cached(
-    q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, mask_BN: Tensor | None, causal: Tensor | None, number: Tensor,
-    sizes: Sequence[int], scorer: str, v_weight: float, seed: int, backend: str, chunks_per_fill: int, layer_idx: int,
-    scale: float | None,
+    q_BHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, mask_BN: Tensor | None, begins_BN: Tensor | None,
+    causal: Tensor | None, positions: Tensor | None, number: Tensor, sizes: Sequence[int], scorer: str, v_weight: float,
+    seed: int, backend: str, chunks_per_fill: int, layer_idx: int, scale: float | None,
 ) -> Tensor:  # fmt: skip
     """Attention of new tokens over a cache, which takes them in: [B, H, n, D].
 
@@ -43,7 +43,9 @@ def attend_cached(
         k_BGnD: their keys.
         v_BGnD: their values.
         mask_BN: the attention mask of the forward; None where all columns are tokens.
-        causal: bool, whether the forward's mask is causal; None for yes.
+        begins_BN: of `check_traced`.
+        causal: of `check_traced`.
+        positions: of `check_traced`.
         number: of the cache.
         sizes: S, L, kept tokens a chunk and the first KV head.
         scorer: name of the rule's scorer.
@@ -55,9 +57,9 @@ def attend_cached(
         scale: of the logits; 1 / sqrt(D) when None.
 
     Raises:
-        InputError: the mask is not causal, or the cache follows another rule.
+        InputError: of `check_traced`, or the cache follows another rule.
     """
-    check_causal(causal is None or bool(causal), layer_idx)
+    check_traced(causal, positions, begins_BN, q_BHnD.shape[2], layer_idx)
     cache, rule = _CACHES[int(number)], LagRule(*sizes[:3], make_scorer(scorer, v_weight, seed), sizes[3])
     layer = cache.layers[layer_idx]
     if layer.begins_forward:

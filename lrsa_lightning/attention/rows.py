@@ -254,6 +254,26 @@ def check_causal(is_causal: bool, layer_idx: int) -> None:
         )
 
 
+def check_traced(
+    causal: Tensor | None, positions: Tensor | None, begins_BN: Tensor | None, num_queries: int, layer_idx: int
+) -> None:
+    """Refuses in an operator what `boundaries_found` refuses in eager, once there are values to look at.
+
+    Args:
+        causal: bool, whether tokens see their own sample up to themselves; None for yes.
+        positions: of the queries, int64 [B or 1, n]; None where no layer is to look at them.
+        begins_BN: where samples begin, as of `TracedRows`.
+        num_queries: n.
+        layer_idx: the decoder layer.
+
+    Raises:
+        InputError: the mask is not causal, or positions restart where nothing says that a sample begins.
+    """
+    check_causal(causal is None or bool(causal), layer_idx)
+    if positions is not None and num_queries > 1 and (begins_BN is None or not bool(begins_BN.any())):
+        check_positions(positions, num_queries)
+
+
 def check_positions(position_ids: Tensor | None, num_queries: int) -> None:
     """Refuses positions of packed rows without boundaries; positions of another number of tokens are not checked."""
     if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != num_queries:

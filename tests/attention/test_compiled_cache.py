@@ -111,6 +111,14 @@ def test_a_cache_of_another_rule_is_refused_as_in_eager(model):
         logits(forward, model.config, [20], rule=SIZES | {"retention_ratio": 0.25})
 
 
+@torch.no_grad()
+def test_packed_rows_without_boundaries_are_refused_as_in_eager(model):
+    forward, restarting = torch.compile(model, backend="aot_eager", fullgraph=True), torch.arange(35).repeat(2, 2)
+    for run in (model, forward):
+        with pytest.raises(InputError, match="do not rise by one"):
+            run(IDS, position_ids=restarting, past_key_values=LRSA(**SIZES).make_cache(model.config))
+
+
 def test_a_whole_graph_needs_a_cache_that_is_given(model):
     forward = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad(), pytest.raises(Exception, match=r"give the forward mode\.make_cache"):

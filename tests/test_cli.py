@@ -48,9 +48,8 @@ def test_every_yaml_parses_and_instantiates(file, arguments, tokenizer, tmp_path
     arguments |= dict.fromkeys(("model.name_or_path", "model.gguf_file"), "null")
     if file.parent.name == "attention":
         arguments["model.attention"] = str(file)
-    lora = (
-        str(file) if file.parent.name == "lora" else (yaml.safe_load(file.read_text()).get("model") or {}).get("lora")
-    )
+    model = yaml.safe_load(file.read_text()).get("model") or {}
+    lora = file.name if file.parent.name == "lora" else model.get("lora")
     if lora is not None:
         arguments = lora_run(arguments, save_base(tmp_path / "base", tokenizer))
         arguments["model.lora"] = str((file.parent / lora).resolve())

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    pipeline,
+)
 from transformers.generation.continuous_batching import continuous_api
 
 from lrsa_lightning import LRSA, LagKVCache, Vanilla
@@ -165,8 +172,10 @@ def test_continuous_batching_runs_full_attention_by_choice():
     expected = model.generate(IDS[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)[0, IDS.shape[1] :].tolist()
     MODE.install(model)
     Vanilla().install(model)
-    sizes = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1)
-    (answer,) = model.generate_batch([IDS[0].tolist()], generation_config=sizes).values()
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1)
+    small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=256)  # by default, all of the free memory
+    prompts = [IDS[0].tolist()]
+    (answer,) = model.generate_batch(prompts, generation_config=greedy, continuous_batching_config=small).values()
     assert answer.generated_tokens == expected
 
 

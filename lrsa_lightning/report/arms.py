@@ -1,6 +1,6 @@
 """Arms of an experiment: runs that differ in their seed alone, with errors over samples and over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, stdev
@@ -87,7 +87,7 @@ def estimate(arm: Sequence[Scores], weights: Weights) -> Estimate | None:
     """The mean of an arm's runs; None where they lack a task or length."""
     if not _has(arm, weights):
         return None
-    return Estimate(_mean(arm, weights), _of_samples(_over_seeds(arm), weights), _of_seeds(arm, weights))
+    return Estimate(_mean(arm, weights), _of_samples(_over_seeds(arm, weights), weights), _of_seeds(arm, weights))
 
 
 def difference(arm: Sequence[Scores], baseline: Sequence[Scores], weights: Weights) -> Estimate | None:
@@ -97,7 +97,7 @@ def difference(arm: Sequence[Scores], baseline: Sequence[Scores], weights: Weigh
     """
     if not (_has(arm, weights) and _has(baseline, weights)):
         return None
-    of_arm, of_baseline = _over_seeds(arm), _over_seeds(baseline)
+    of_arm, of_baseline = _over_seeds(arm, weights), _over_seeds(baseline, weights)
     paired = {
         cell: {i: score - of_baseline[cell][i] for i, score in of_arm[cell].items() if i in of_baseline[cell]}
         for cell in weights
@@ -125,8 +125,8 @@ def _mean(runs: Sequence[Scores], weights: Weights) -> float:
     return fmean(sum(weight * fmean(run[cell].values()) for cell, weight in weights.items()) for run in runs)
 
 
-def _over_seeds(runs: Sequence[Scores]) -> Scores:
-    return {cell: {sample: fmean(run[cell][sample] for run in runs) for sample in own} for cell, own in runs[0].items()}
+def _over_seeds(runs: Sequence[Scores], cells: Iterable[tuple[str, int]]) -> Scores:
+    return {cell: {sample: fmean(run[cell][sample] for run in runs) for sample in runs[0][cell]} for cell in cells}
 
 
 def _of_samples(scores: Scores, weights: Weights) -> float | None:

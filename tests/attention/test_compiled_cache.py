@@ -68,7 +68,7 @@ def test_a_few_graphs_serve_all_steps_of_all_caches(model, mask, num_graphs):
 
 @pytest.mark.slow
 def test_inductor_compiles_it(model):
-    forward, pieces = torch.compile(model, fullgraph=True), PIECES[:19]
+    forward, pieces = torch.compile(model, fullgraph=True), PIECES[:12]
     got, expected = (logits(run, model.config, pieces)[0] for run in (forward, model))
     # The model's own norms compute in float32, which inductor rounds otherwise.
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

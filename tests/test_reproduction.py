@@ -142,6 +142,14 @@ def test_the_scores_of_readme_are_those_of_the_page(report):
         assert f"| {cache} | " + " | ".join(f"{float(mean):.1f}" for mean in own) + " |" in readme
 
 
+def test_the_scores_of_the_second_architecture_are_those_of_its_records(tmp_path):
+    runs = sorted(map(str, (ROOT / "docs/results/qwen2_scratch").iterdir()))
+    main(["report", *runs, "--output", str(tmp_path)])
+    table = [line for line in (tmp_path / "table_arms.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 7 * 4
+    assert "\n".join(table) in PAGE
+
+
 def test_the_diagnosis_of_the_page_is_that_of_its_findings():
     rows = re.findall(r"^\| (\w+) \| (.*%) \|$", PAGE, re.MULTILINE)
     assert len(rows) >= 2

@@ -80,11 +80,12 @@ class LagKVCache(Cache):
         """
         if layer_idx not in self._lag_layers:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if torch.compiler.is_compiling():  # `attend_cached` takes them in
+        traced = torch.compiler.is_compiling()
+        if traced and callable(self._installed_rule()):  # `attend_cached` takes them in, and compares the rules
             return key_states, value_states
         places = [*self._lag_layers]
         place = places.index(layer_idx)
-        is_other = place == 0 and not self._is_installed()
+        is_other = traced or (place == 0 and not self._is_installed())
         # The layer before this one; for the first layer, the last one of the previous call.
         before = self.layers[places[place - 1]].view
         if is_other or (before is not None and not before.taken):
@@ -97,9 +98,12 @@ class LagKVCache(Cache):
     def _is_installed(self) -> bool:
         if self._config._attn_implementation is None:  # of a configuration without a model
             return True
-        # Sharded attention has a rule too, but as a value, and takes no cache.
-        rule = getattr(installed_mode(self._config), "rule", None)
+        rule = self._installed_rule()
         return callable(rule) and [rule(layer) for layer in range(len(self._rules))] == self._rules
+
+    def _installed_rule(self) -> Any:
+        """Gives the installed mode's rule of a layer. Sharded attention has a rule as a value, and takes no cache."""
+        return getattr(installed_mode(self._config), "rule", None)
 
     def has_room(self, num_tokens: int) -> bool:
         """Whether the longest row can grow by so many tokens without new storage in any layer."""

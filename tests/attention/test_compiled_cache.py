@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from lrsa_lightning import LRSA
+from lrsa_lightning import LRSA, Vanilla
 from lrsa_lightning.errors import InputError
 from tests.attention.architectures import MIXED, PLAIN, WINDOW, build
 from tests.conftest import make_model
@@ -109,6 +109,14 @@ def test_a_cache_of_another_rule_is_refused_as_in_eager(model):
     forward = torch.compile(model, backend="aot_eager", fullgraph=True)
     with pytest.raises(InputError, match="which is not installed in the model"):
         logits(forward, model.config, [20], rule=SIZES | {"retention_ratio": 0.25})
+
+
+def test_a_compiled_model_with_full_attention_refuses_the_cache(model):
+    """It would see the new tokens alone."""
+    Vanilla().install(model)
+    forward = torch.compile(model, backend="aot_eager")
+    with pytest.raises(Exception, match="which is not installed in the model"):
+        logits(forward, model.config, [20])
 
 
 @torch.no_grad()
